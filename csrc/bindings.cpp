@@ -1,0 +1,40 @@
+// What Python sees of the compiled code.
+#include "cpu/plan.h"
+
+namespace py = pybind11;
+
+PYBIND11_MODULE(_C, module) {
+  namespace cpu = fusedreg::cpu;
+  module.doc() = "fusedreg's compiled kernels. Use the optimizers in fusedreg; this is their CPU backend.";
+
+  py::class_<cpu::Plan>(module, "Plan")
+      .def(py::init<const std::string&, py::list, std::vector<int>, py::list, py::list>(), py::arg("rule"),
+           py::arg("params"), py::arg("groups"), py::arg("states"), py::arg("clocks"))
+      .def("set_groups", &cpu::Plan::set_groups)
+      .def("refresh", &cpu::Plan::refresh)
+      .def("sum_of_squares", &cpu::Plan::sum_of_squares)
+      .def("update", &cpu::Plan::update);
+
+  module.def("rules", [] {
+    py::dict rules;
+    for (int i = 0; i < fusedreg::Rules::kSize; ++i) {
+      fusedreg::Rules::visit(i, [&](auto host) {
+        py::dict rule;
+        rule["state_names"] = cpu::state_names(i);
+        rule["scalars"] = cpu::scalar_names(i);
+        rules[decltype(host)::kName] = rule;
+      });
+    }
+    return rules;
+  });
+
+  module.def("instruction_sets", [] {
+    std::vector<std::string> names;
+    for (const auto& set : cpu::instruction_sets()) names.emplace_back(set.name);
+    return names;
+  });
+  module.def("instruction_set", [] { return std::string(cpu::instruction_set().name); });
+  module.def("use_instruction_set", [](const std::string& name) {
+    if (!cpu::use_instruction_set(name)) throw std::invalid_argument("not usable here: " + name);
+  });
+}

@@ -1,0 +1,62 @@
+// The work list that every driver walks: tensors cut into chunks, chunks gathered into tasks.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+namespace fusedreg {
+
+struct Chunk {
+  std::int32_t tensor;
+  std::int64_t begin;
+  std::int64_t count;
+};
+
+// Fixed, so that a sum over chunks does not depend on the number of threads. 16 Ki elements of fp32 Adam are 448 KiB:
+// enough to amortise a call, little enough to share out evenly.
+constexpr std::int64_t kChunkElements = 16 * 1024;
+
+class WorkList {
+ public:
+  void clear() {
+    chunks_.clear();
+    tasks_.assign(1, 0);
+    elements_ = pending_ = 0;
+  }
+
+  void add_tensor(std::int32_t tensor, std::int64_t numel) {
+    for (std::int64_t begin = 0; begin < numel; begin += kChunkElements) {
+      const std::int64_t count = std::min(kChunkElements, numel - begin);
+      chunks_.push_back({tensor, begin, count});
+      elements_ += count;
+      pending_ += count;
+      if (pending_ >= kChunkElements) close_task();
+    }
+  }
+
+  void finish() {
+    if (pending_ > 0) close_task();
+  }
+
+  const std::vector<Chunk>& chunks() const { return chunks_; }
+  std::int64_t elements() const { return elements_; }
+
+  // A task is a run of chunks worth handing to a thread: many small tensors, or one chunk of a large one.
+  std::int64_t tasks() const { return static_cast<std::int64_t>(tasks_.size()) - 1; }
+  std::int64_t task_begin(std::int64_t task) const { return tasks_[task]; }
+  std::int64_t task_end(std::int64_t task) const { return tasks_[task + 1]; }
+
+ private:
+  void close_task() {
+    tasks_.push_back(static_cast<std::int64_t>(chunks_.size()));
+    pending_ = 0;
+  }
+
+  std::vector<Chunk> chunks_;
+  std::vector<std::int64_t> tasks_ = {0};
+  std::int64_t elements_ = 0;
+  std::int64_t pending_ = 0;
+};
+
+}  // namespace fusedreg

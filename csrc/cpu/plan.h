@@ -1,0 +1,73 @@
+// A plan holds what does not change from step to step: the parameters, their state, the work list, the groups' scalars.
+// It checks in every step that this still is so, and says when it is not: then Python, which knows how to create state
+// and how to complain, makes a new one.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <torch/csrc/utils/pybind.h>
+
+#include <string>
+#include <vector>
+
+#include "driver.h"
+
+namespace fusedreg::cpu {
+
+namespace py = pybind11;
+
+class Plan {
+ public:
+  // One entry a parameter, with or without a gradient; `states[i]` is opt.state[params[i]], or None where the parameter
+  // has no gradient. `clocks[i]` is the 0-dim tensor with the rule's clock, or None where the rule keeps none.
+  Plan(const std::string& rule, py::list params, std::vector<int> groups, py::list states, py::list clocks);
+
+  // Takes the groups' scalars, in the order of scalar_names(rule). False: another number of state tensors is needed.
+  bool set_groups(const std::vector<std::vector<double>>& groups);
+
+  // Reads the gradients. False: something that the plan rests on has changed, nothing was touched.
+  bool refresh();
+
+  // Sum of squares of the gradients after stages 1 and 2, in a fixed order.
+  double sum_of_squares(double grad_scale);
+
+  // Stages 1 to 6 for every parameter with a gradient.
+  void update(double grad_scale, double clip_coef);
+
+ private:
+  struct Entry {
+    py::object param_object;
+    at::Tensor param;
+    int group;
+    DType dtype;
+    bool active;
+    bool dense;
+    py::object state_dict;  // the dict is checked for having been replaced, its entries likewise
+    std::vector<std::pair<py::object, py::object>> watched;
+    std::vector<at::Tensor> state;
+    at::Tensor clock;
+    // of the current step
+    bool staged;
+    at::Tensor staged_tensors[2 + kMaxStates];  // w, g, state: contiguous copies where a layout is not the fast one
+    Pointers pointers;
+    UpdateKernel kernel;
+    int hyper;
+  };
+
+  bool is_current(const Entry& entry) const;
+  void bind(Entry& entry);
+  void stage(Entry& entry, const at::Tensor& grad);
+  void unstage(Entry& entry);
+
+  int rule_;
+  std::vector<Entry> entries_;
+  std::vector<Group> groups_;
+  std::vector<Hyper<double>> hypers_;
+  std::vector<double> partial_sums_;
+  WorkList work_;
+};
+
+int rule_index(const std::string& name);
+std::vector<std::string> state_names(int rule);
+std::vector<std::string> scalar_names(int rule);
+
+}  // namespace fusedreg::cpu

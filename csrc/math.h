@@ -1,0 +1,124 @@
+// Scalar building blocks: dtypes with their loads and stores, and the few functions the update is made of.
+// Everything in the maths headers compiles for the host and for CUDA, and knows nothing of torch.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#if defined(__CUDACC__)
+#define FUSEDREG_HD __host__ __device__ __forceinline__
+#else
+// always_inline: the helpers take the instruction set of the loop that they are inlined into.
+#define FUSEDREG_HD inline __attribute__((always_inline))
+#endif
+
+namespace fusedreg {
+
+struct BFloat16 {
+  std::uint16_t bits;
+};
+struct Float16 {
+  std::uint16_t bits;
+};
+
+// The type that arithmetic on parameters of type T is done in.
+template <class T>
+struct Arithmetic {
+  using type = float;
+};
+template <>
+struct Arithmetic<double> {
+  using type = double;
+};
+template <class T>
+using ArithmeticOf = typename Arithmetic<T>::type;
+
+template <class To, class From>
+FUSEDREG_HD To bit_cast(const From& from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  std::memcpy(&to, &from, sizeof(To));
+  return to;
+}
+
+FUSEDREG_HD float load(const float& x) { return x; }
+FUSEDREG_HD double load(const double& x) { return x; }
+
+FUSEDREG_HD float load(const BFloat16& x) {
+  return bit_cast<float>(static_cast<std::uint32_t>(x.bits) << 16);
+}
+
+// Integer arithmetic and selects rather than half-precision instructions: it vectorises on every instruction set.
+FUSEDREG_HD float load(const Float16& x) {
+  const std::uint32_t sign = static_cast<std::uint32_t>(x.bits & 0x8000u) << 16;
+  const std::uint32_t magnitude = static_cast<std::uint32_t>(x.bits & 0x7fffu) << 13;
+  const std::uint32_t exponent = magnitude & 0x0f800000u;
+  const std::uint32_t normal = magnitude + ((127u - 15u) << 23);
+  const std::uint32_t inf_or_nan = magnitude | 0x7f800000u;
+  const std::uint32_t subnormal =
+      bit_cast<std::uint32_t>(bit_cast<float>(magnitude + (113u << 23)) - bit_cast<float>(113u << 23));
+  const std::uint32_t bits = exponent == 0x0f800000u ? inf_or_nan : exponent == 0 ? subnormal : normal;
+  return bit_cast<float>(sign | bits);
+}
+
+FUSEDREG_HD void store(float& to, float x) { to = x; }
+FUSEDREG_HD void store(double& to, double x) { to = x; }
+
+// Round to nearest, ties to even; NaN stays NaN.
+FUSEDREG_HD void store(BFloat16& to, float x) {
+  const std::uint32_t bits = bit_cast<std::uint32_t>(x);
+  const std::uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  to.bits = static_cast<std::uint16_t>((bits & 0x7fffffffu) > 0x7f800000u ? 0x7fc0u : rounded);
+}
+
+FUSEDREG_HD void store(Float16& to, float x) {
+  const std::uint32_t bits = bit_cast<std::uint32_t>(x);
+  const std::uint32_t sign = bits & 0x80000000u;
+  const std::uint32_t magnitude = bits ^ sign;
+  // Adding 0.5 makes the float unit round a half-precision subnormal to the place where its last bit is.
+  const std::uint32_t half_bits = 126u << 23;
+  const std::uint32_t subnormal =
+      bit_cast<std::uint32_t>(bit_cast<float>(magnitude) + bit_cast<float>(half_bits)) - half_bits;
+  const std::uint32_t normal = (magnitude - ((127u - 15u) << 23) + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
+  const std::uint32_t inf_or_nan = magnitude > 0x7f800000u ? 0x7e00u : 0x7c00u;
+  const std::uint32_t small = magnitude < (113u << 23) ? subnormal : normal;
+  to.bits = static_cast<std::uint16_t>((magnitude >= (143u << 23) ? inf_or_nan : small) | (sign >> 16));
+}
+
+FUSEDREG_HD float absolute(float x) { return bit_cast<float>(bit_cast<std::uint32_t>(x) & 0x7fffffffu); }
+FUSEDREG_HD double absolute(double x) {
+  return bit_cast<double>(bit_cast<std::uint64_t>(x) & 0x7fffffffffffffffull);
+}
+
+FUSEDREG_HD float square_root(float x) { return sqrtf(x); }
+FUSEDREG_HD double square_root(double x) { return sqrt(x); }
+
+FUSEDREG_HD float copy_sign(float magnitude, float sign) { return copysignf(magnitude, sign); }
+FUSEDREG_HD double copy_sign(double magnitude, double sign) { return copysign(magnitude, sign); }
+
+// fmax drops a NaN; this maximum keeps one in either argument, as torch.maximum does.
+template <class A>
+FUSEDREG_HD A max_keeping_nan(A a, A b) {
+  return b > a || b != b ? b : a;
+}
+
+// clamp(x, -bound, bound); a NaN stays NaN, and bound = infinity is the identity.
+template <class A>
+FUSEDREG_HD A clamp_symmetric(A x, A bound) {
+  x = x > bound ? bound : x;
+  return x < -bound ? -bound : x;
+}
+
+template <class A>
+FUSEDREG_HD A sign(A x) {
+  return static_cast<A>(x > A(0)) - static_cast<A>(x < A(0));
+}
+
+// soft(z, t) = sign(z) * max(|z| - t, 0). The zeros are +0.0, a NaN in z or t stays NaN.
+template <class A>
+FUSEDREG_HD A soft_threshold(A z, A t) {
+  return absolute(z) <= t ? A(0) : z - copy_sign(t, z);
+}
+
+}  // namespace fusedreg

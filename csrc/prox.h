@@ -1,0 +1,41 @@
+// Stage 6: the proximal operator of l1 * |w| + (l2 / 2) * w^2.
+#pragma once
+
+#include "hyper.h"
+
+namespace fusedreg {
+
+enum class ProxKind {
+  kNone,     // no penalty, or one that enters through the gradient
+  kMetric,   // tau = lr / d, element by element: the metric of an adaptive step
+  kUniform,  // one tau: SGD's step, and l1_mode="decoupled"
+};
+
+template <ProxKind kKind, class A>
+FUSEDREG_HD A prox(A z, A w_old, A d, const Hyper<A>& h) {
+  if constexpr (kKind == ProxKind::kNone) {
+    return z;
+  } else {
+    A tau = h.tau;
+    if constexpr (kKind == ProxKind::kMetric) {
+      // The floor keeps a weight that never saw a gradient (d = eps) from vanishing at once: the penalty moves no
+      // weight by more than 2 * lr a step. With a factor above 1/2 the elastic net's solutions are no longer exact.
+      const A d_prox = max_keeping_nan(d, A(0.5) * (h.l1 + h.l2 * absolute(w_old)));
+      tau = tau / d_prox;
+    }
+    return soft_threshold(z, tau * h.l1) / (A(1) + tau * h.l2);
+  }
+}
+
+inline ProxKind prox_kind(const Group& group, bool rule_has_metric) {
+  if ((group.l1 == 0 && group.l2 == 0) || group.mode() == L1Mode::kSubgradient) return ProxKind::kNone;
+  return rule_has_metric && group.mode() == L1Mode::kProximal ? ProxKind::kMetric : ProxKind::kUniform;
+}
+
+inline void fill_prox_hyper(Hyper<double>& h, const Group& group) {
+  if (group.mode() == L1Mode::kDecoupled) h.tau = group.lr;
+  h.l1 = group.l1;
+  h.l2 = group.l2;
+}
+
+}  // namespace fusedreg

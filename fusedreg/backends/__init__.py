@@ -1,0 +1,60 @@
+"""Who carries out a step. A backend is one module with a ``Backend``; this is the list of them."""
+
+from __future__ import annotations
+
+import logging
+
+from torch import Tensor
+
+from .base import Backend, Entry, Plan, StepScalars
+from .cpp import CppBackend
+from .reference import ReferenceBackend
+
+__all__ = ["BACKENDS", "NAMES", "Backend", "Entry", "Plan", "StepScalars", "check_name", "choose"]
+
+logger = logging.getLogger("fusedreg")
+
+# The one list of backends, the fastest first: "auto" takes the first that accepts a parameter.
+BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (CppBackend(), ReferenceBackend())}
+PLANNED = ("cuda", "triton")
+NAMES = ("auto", *BACKENDS, *PLANNED)
+
+_said: set[str] = set()
+
+
+def check_name(name: str) -> None:
+    """Raises ValueError for an unknown backend, RuntimeError for one that cannot run here, with the reason."""
+    if name not in NAMES:
+        raise ValueError(f"Invalid backend value: {name!r} (allowed: {', '.join(map(repr, NAMES))})")
+    if name in PLANNED:
+        raise RuntimeError(f"backend {name!r} cannot run: it is not part of this version of fusedreg")
+    if name != "auto":
+        reason = BACKENDS[name].unavailable_reason()
+        if reason is not None:
+            raise RuntimeError(f"backend {name!r} cannot run: {reason}")
+
+
+def choose(name: str, param: Tensor, states: list[Tensor], differentiable: bool) -> Backend:
+    """The backend for one parameter.
+
+    Raises:
+        RuntimeError: ``name`` is a backend's own name and that one cannot take this parameter.
+    """
+    if differentiable:
+        return BACKENDS["reference"]
+    if name != "auto":
+        reason = BACKENDS[name].unavailable_reason() or BACKENDS[name].rejection(param, states)
+        if reason is not None:
+            raise RuntimeError(f"backend {name!r} cannot run: {reason}")
+        return BACKENDS[name]
+    reasons = []
+    for backend in BACKENDS.values():
+        reason = backend.unavailable_reason() or backend.rejection(param, states)
+        if reason is None:
+            break
+        reasons.append(f"backend {backend.name!r} is not used: {reason}")
+    for said in reasons:
+        if said not in _said:
+            _said.add(said)
+            logger.warning("%s. Using backend %r.", said, backend.name)
+    return backend

@@ -1,0 +1,361 @@
+"""The plumbing around a step, once for all optimizers: param groups, lazy state, AMP, plans, checkpoints.
+
+A step goes ``step()`` -> hyperparameters checked and turned into doubles -> a plan per backend (kept between steps) ->
+norm pass if asked for -> update pass. Everything that can fail comes before anything that changes.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable
+from typing import Any, ClassVar, cast
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from . import backends
+from .backends import Entry, Plan, StepScalars
+from .groups import REGULARIZERS, L1_MODES, check_group, check_no_l1_on_complex, check_one_max_grad_norm
+from .reference import clip_coefficient
+
+COMMON_SCALARS = ("lr", "weight_decay", "maximize", "decoupled_weight_decay", "l1", "l2", "l1_mode", "clip_value")
+
+REGULARIZER_DOC = """
+    On top of the twin's arguments, per group unless said otherwise:
+
+    Args:
+        l1 (float): strength of the penalty ``l1 * sum |w|``, >= 0. Default: 0.
+        l2 (float): strength of the penalty ``l2 / 2 * sum w^2``, >= 0. Default: 0.
+        l1_mode (str): how the penalties act. ``"proximal"`` (default): a proximal step in the optimizer's own metric, the
+            exact minimiser of ``loss + penalty``, with exact zeros. ``"decoupled"``: a proximal step of size ``lr``,
+            scale-free as AdamW's decay, exact zeros, but not the Lasso. ``"subgradient"``: both penalties as gradients,
+            what ``loss += l1 * w.abs().sum() + l2 / 2 * w.square().sum()`` does; no exact zeros.
+        clip_value (float, optional): clamps every gradient element to ``[-clip_value, clip_value]``, as
+            ``clip_grad_value_``, without writing ``p.grad``.
+        max_grad_norm (float, optional): scales all gradients down to this total norm, as ``clip_grad_norm_`` after
+            ``clip_grad_value_``, without writing ``p.grad``. One number for the whole optimizer; ``inf`` only measures.
+        backend (str): ``"auto"``, or the name of a backend that must be used: ``"cpp"``, ``"reference"``.
+            One for the whole optimizer.
+
+    Raises:
+        ValueError: a strength, mode, clip or backend name that is not allowed; groups that disagree on
+            ``max_grad_norm``; ``l1 > 0`` on complex parameters. From ``step()``: a gradient on another device, of another
+            dtype or shape than its parameter, a parameter that overlaps itself in memory.
+        RuntimeError: a backend asked for by name that cannot run. From ``step()``: a sparse gradient.
+        Whatever raises, no parameter, state or step count has changed.
+"""
+
+
+class FusedRegOptimizer(Optimizer):
+    """Base of the fusedreg optimizers; always mixed with a torch.optim twin, which comes second.
+
+    A subclass names its ``rule`` (registered in csrc/rules/registry.h and reference.py), the state tensors that the rule
+    keeps, the rule's scalars, and how to read them out of a group.
+    """
+
+    rule: ClassVar[str]
+    state_names: ClassVar[tuple[str, ...]]
+    scalars: ClassVar[tuple[str, ...]]
+    group_keys: ClassVar[tuple[str, ...]]
+    """The keys of a group that the rule's scalars are read from."""
+
+    # Tells GradScaler to leave unscaling and skipping to us: it sets `grad_scale` and `found_inf` before a step.
+    _step_supports_amp_scaling = True
+
+    _backend: str = "auto"
+    _plans: list[Plan] | None = None
+    _grad_norm: float | Tensor | None = None
+
+    # -- what a rule says of itself
+
+    @classmethod
+    def states_of(cls, group: dict[str, Any]) -> tuple[str, ...]:
+        """The names, in order, of the state tensors that the rule needs under this group's options."""
+        raise NotImplementedError
+
+    @classmethod
+    def rule_scalars(cls, group: dict[str, Any]) -> tuple[float, ...]:
+        """The values of ``scalars``, in that order."""
+        raise NotImplementedError
+
+    def make_clock(self, group: dict[str, Any], position: int) -> Tensor | None:
+        """The rule's clock for ``group["params"][position]``, created where it is missing."""
+        raise NotImplementedError
+
+    # -- param groups
+
+    def _set_regularizers(self, backend: str, **regularizers: Any) -> None:
+        """Called before the twin's ``__init__``, which adds the param groups."""
+        backends.check_name(backend)
+        check_group(regularizers)
+        self._backend = backend
+        self._regularizers = regularizers
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As ``torch.optim.Optimizer.add_param_group``; the group may set its own strengths.
+
+        Raises:
+            ValueError: a strength or mode that is not allowed, or another ``max_grad_norm`` than the other groups'.
+        """
+        # The twin builds `defaults` in its own __init__, just before it adds the first group.
+        for key, value in self.__dict__.pop("_regularizers", {}).items():
+            self.defaults[key] = value
+        for key in REGULARIZERS:
+            param_group.setdefault(key, self.defaults[key])
+        check_group(param_group)
+        check_one_max_grad_norm([*self.param_groups, param_group])
+        super().add_param_group(param_group)
+        try:
+            check_no_l1_on_complex(self.param_groups[-1])
+        except ValueError:
+            self.param_groups.pop()
+            raise
+        self._plans = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_backend": self._backend}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        own_groups = self.__dict__.get("param_groups", [])
+        super().__setstate__(state)
+        for i, group in enumerate(self.param_groups):
+            # Groups out of a plain torch checkpoint keep the strengths that this optimizer was made with.
+            own = own_groups[i] if i < len(own_groups) else self.defaults
+            for key, default in REGULARIZERS.items():
+                group.setdefault(key, own.get(key, default))
+        self._plans = None
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As the twin's, from either class. Groups that lack our keys keep the ones they have here.
+
+        Raises:
+            ValueError: the state dict does not fit this optimizer's groups, or holds strengths that are not allowed.
+        """
+        for saved in state_dict["param_groups"]:
+            check_group({**REGULARIZERS, **saved})
+        super().load_state_dict(state_dict)
+
+    # -- a step
+
+    @property
+    def grad_norm(self) -> Tensor | None:
+        """The total gradient norm of the last step, before norm clipping: 0-dim, on the parameters' device.
+
+        float64 where all parameters are, else float32. None before the first step, and where ``max_grad_norm`` is None.
+        """
+        if isinstance(self._grad_norm, float):
+            params = [param for group in self.param_groups for param in group["params"]]
+            dtype = torch.float64 if all(param.dtype == torch.float64 for param in params) else torch.float32
+            self._grad_norm = torch.tensor(self._grad_norm, dtype=dtype, device=params[0].device)
+        return self._grad_norm
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Performs one step.
+
+        Args:
+            closure: reevaluates the model and returns the loss, which is then returned.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        found_inf = getattr(self, "found_inf", None)
+        # Any nonzero value skips: it is a sum over devices.
+        if found_inf is None or float(found_inf) == 0:
+            self._step()
+        return loss
+
+    def _step(self) -> None:
+        plans = self._current_plans()
+        step = StepScalars()
+        grad_scale = getattr(self, "grad_scale", None)
+        if grad_scale is not None:
+            step.inv_grad_scale = 1.0 / float(grad_scale)
+        max_grad_norm = self.param_groups[0]["max_grad_norm"]
+        if max_grad_norm is not None:
+            step.clip_coef = self._clip(plans, step, float(max_grad_norm))
+        else:
+            self._grad_norm = None
+        for plan in plans:
+            plan.update(step)
+
+    def _clip(self, plans: list[Plan], step: StepScalars, max_grad_norm: float) -> float | Tensor:
+        sums = [plan.sum_of_squares(step) for plan in plans]
+        if all(isinstance(value, float) for value in sums):
+            norm = math.sqrt(sum(cast(list[float], sums)))
+            self._grad_norm = norm
+            coefficient = max_grad_norm / (norm + 1e-6)
+            return 1.0 if coefficient > 1.0 else coefficient  # NaN stays
+        device = next(value.device for value in sums if isinstance(value, Tensor))
+        total = torch.stack([torch.as_tensor(value, device=device, dtype=torch.float64) for value in sums]).sum().sqrt()
+        everything_is_double = all(p.dtype == torch.float64 for group in self.param_groups for p in group["params"])
+        self._grad_norm = total.detach().to(torch.float64 if everything_is_double else torch.float32)
+        return clip_coefficient(total, max_grad_norm)
+
+    # -- plans
+
+    def _current_plans(self) -> list[Plan]:
+        """Plans with this step's hyperparameters and gradients. Changes nothing if it raises."""
+        changed = self._read_groups()
+        plans = self._plans
+        if (
+            plans is not None
+            and self._planned_state is self.state
+            and len(self._planned_params) == len(self.param_groups)
+            and all(map(_same_objects, self._planned_params, map(_PARAMS, self.param_groups)))
+            and (not changed or all([plan.set_groups(self.param_groups, self._scalars) for plan in plans]))
+            and all([plan.refresh() for plan in plans])
+        ):
+            return plans
+        self._plans = None
+        plans = self._make_plans()
+        for plan in plans:
+            if not (plan.set_groups(self.param_groups, self._scalars) and plan.refresh()):
+                raise RuntimeError("fusedreg made a plan that does not fit its own optimizer; please report this")
+        self._planned_state = self.state
+        self._planned_params = [list(group["params"]) for group in self.param_groups]
+        self._plans = plans
+        return plans
+
+    def _read_groups(self) -> bool:
+        """Checks the hyperparameters and reads them into ``self._scalars``; False if they are as they were."""
+        raw = [self._read_group(group) for group in self.param_groups]
+        if self._plans is not None and not self._has_tensor_scalars and raw == self._raw:
+            return False
+        for group in self.param_groups:
+            check_group(group)
+        check_one_max_grad_norm(self.param_groups)
+        self._scalars = [self._read_scalars(group) for group in self.param_groups]
+        self._has_tensor_scalars = any(isinstance(value, Tensor) for value in _flatten(raw))
+        self._raw = raw
+        with_l1 = [group["l1"] != 0 for group in self.param_groups]
+        if with_l1 != getattr(self, "_with_l1", None):
+            self._with_l1 = with_l1
+            self._plans = None  # whether the parameters allow it is checked where plans are made
+        return True
+
+    @classmethod
+    def _read_group(cls, group: dict[str, Any]) -> tuple[Any, ...]:
+        return operator.itemgetter(*cls.group_keys, *REGULARIZERS)(group)
+
+    @classmethod
+    def _read_scalars(cls, group: dict[str, Any]) -> tuple[float, ...]:
+        """The group's values of COMMON_SCALARS, then of the rule's scalars."""
+        clip_value = group["clip_value"]
+        return (
+            float(group["lr"]),
+            float(group["weight_decay"]),
+            float(group["maximize"]),
+            float(group.get("decoupled_weight_decay", False)),
+            float(group["l1"]),
+            float(group["l2"]),
+            float(L1_MODES.index(group["l1_mode"])),
+            math.inf if clip_value is None else float(clip_value),
+            *cls.rule_scalars(group),
+        )
+
+    def _make_plans(self) -> list[Plan]:
+        for group in self.param_groups:
+            check_no_l1_on_complex(group)
+        differentiable = self.defaults["differentiable"]
+        chosen: dict[Tensor, str] = {}
+        for group in self.param_groups:
+            for param in group["params"]:
+                if param.grad is not None:
+                    check_gradient(param, type(self).__name__)
+                    states = self.state[param].values() if param in self.state else ()
+                    like_param = [value for value in states if isinstance(value, Tensor) and value.ndim == param.ndim]
+                    chosen[param] = backends.choose(self._backend, param, like_param, differentiable).name
+        self._send_shared_memory_to_reference(chosen)
+        # Nothing below fails: from here on state is created.
+        entries: dict[str, list[Entry]] = {}
+        for index, group in enumerate(self.param_groups):
+            for position, param in enumerate(group["params"]):
+                if param in chosen:
+                    clock = self.make_clock(group, position)
+                    state = self.state[param]
+                    for name in self.states_of(group):
+                        if state.get(name) is None:
+                            state[name] = torch.zeros_like(param, memory_format=torch.preserve_format)
+                    entries.setdefault(chosen[param], []).append(Entry(param, index, state, clock))
+                else:
+                    # Watched by the fast backend, which looks fastest whether a gradient has come.
+                    watcher = next(iter(chosen.values()), "reference")
+                    entries.setdefault(watcher, []).append(Entry(param, index, None, None))
+        return [backends.BACKENDS[name].make_plan(self.rule, some, differentiable) for name, some in entries.items()]
+
+    def _send_shared_memory_to_reference(self, chosen: dict[Tensor, str]) -> None:
+        """Parameters that share memory are updated one after the other, as torch does, not side by side."""
+        spans = []
+        for group in self.param_groups:
+            for param in group["params"]:
+                if param in chosen and chosen[param] != "reference" and param.numel() > 0:
+                    begin = param.data_ptr()
+                    spans.append((begin, begin + memory_extent(param) * param.element_size(), param))
+        spans.sort(key=operator.itemgetter(0, 1))
+        for (_, end, earlier), (begin, _, later) in zip(spans, spans[1:], strict=False):
+            if begin < end:
+                if self._backend != "auto":
+                    raise RuntimeError(
+                        f"backend {self._backend!r} cannot run: two parameters share memory, of shapes "
+                        f"{tuple(earlier.shape)} and {tuple(later.shape)}"
+                    )
+                chosen[earlier] = chosen[later] = "reference"
+
+
+_PARAMS = operator.itemgetter("params")
+
+
+def _same_objects(a: list[Any], b: list[Any]) -> bool:
+    return len(a) == len(b) and all(map(operator.is_, a, b))
+
+
+def _flatten(values: Any) -> Any:
+    for value in values:
+        if isinstance(value, (tuple, list)):
+            yield from _flatten(value)
+        else:
+            yield value
+
+
+def memory_extent(tensor: Tensor) -> int:
+    """How many elements lie between a tensor's first and last, both included."""
+    return 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+
+
+def overlaps_itself(tensor: Tensor) -> bool:
+    """Whether two of a tensor's elements share memory, as those of an expanded tensor do."""
+    dims = sorted((stride, size) for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if size > 1)
+    extent = 1
+    for stride, size in dims:
+        if stride < extent:
+            break
+        extent += (size - 1) * stride
+    else:
+        return False
+    if any(stride == 0 for stride, _ in dims):
+        return True
+    # Strides that interleave need not overlap: count.
+    offsets = torch.zeros(1, dtype=torch.int64)
+    for stride, size in dims:
+        offsets = (offsets[:, None] + torch.arange(size) * stride).flatten()
+    return offsets.unique().numel() != offsets.numel()
+
+
+def check_gradient(param: Tensor, optimizer: str) -> None:
+    """Raises if a step cannot be taken on ``param`` with ``param.grad``, before anything has changed."""
+    grad = param.grad
+    assert grad is not None
+    if grad.layout != torch.strided:
+        raise RuntimeError(f"{optimizer} does not support sparse gradients, and one has layout {grad.layout}")
+    for what in ("device", "dtype", "shape"):
+        ours, theirs = getattr(param, what), getattr(grad, what)
+        if ours != theirs:
+            raise ValueError(f"Invalid gradient: its {what} is {theirs}, its parameter's {ours} (allowed: the same)")
+    if overlaps_itself(param):
+        raise ValueError(
+            f"Invalid parameter: elements of it share memory, shape {tuple(param.shape)}, strides {param.stride()} "
+            "(allowed: one place in memory for each element; use .contiguous())"
+        )
