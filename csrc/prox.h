@@ -11,24 +11,24 @@ enum class ProxKind {
   kUniform,  // one tau: SGD's step, and l1_mode="decoupled"
 };
 
+// soft(z, tau * l1) / (1 + tau * l2). In a metric d, tau = lr / d, it is multiplied out: one division, not two.
 template <ProxKind kKind, class A>
 FUSEDREG_HD A prox(A z, A w_old, A d, const Hyper<A>& h) {
   if constexpr (kKind == ProxKind::kNone) {
     return z;
+  } else if constexpr (kKind == ProxKind::kUniform) {
+    return soft_threshold(z, h.tau * h.l1) / (A(1) + h.tau * h.l2);
   } else {
-    A tau = h.tau;
-    if constexpr (kKind == ProxKind::kMetric) {
-      // The floor keeps a weight that never saw a gradient (d = eps) from vanishing at once: the penalty moves no
-      // weight by more than 2 * lr a step. With a factor above 1/2 the elastic net's solutions are no longer exact.
-      const A d_prox = max_keeping_nan(d, A(0.5) * (h.l1 + h.l2 * absolute(w_old)));
-      tau = tau / d_prox;
-    }
-    return soft_threshold(z, tau * h.l1) / (A(1) + tau * h.l2);
+    // The floor keeps a weight that never saw a gradient (d = eps) from vanishing at once: the penalty moves no
+    // weight by more than 2 * lr a step. With a factor above 1/2 the elastic net's solutions are no longer exact.
+    const A d_prox = max_keeping_nan(d, A(0.5) * (h.l1 + h.l2 * absolute(w_old)));
+    return soft_threshold(d_prox * z, h.tau * h.l1) / (d_prox + h.tau * h.l2);
   }
 }
 
 inline ProxKind prox_kind(const Group& group, bool rule_has_metric) {
-  if ((group.l1 == 0 && group.l2 == 0) || group.mode() == L1Mode::kSubgradient) return ProxKind::kNone;
+  const bool no_penalty = group.lr == 0 || (group.l1 == 0 && group.l2 == 0);
+  if (no_penalty || group.mode() == L1Mode::kSubgradient) return ProxKind::kNone;
   return rule_has_metric && group.mode() == L1Mode::kProximal ? ProxKind::kMetric : ProxKind::kUniform;
 }
 

@@ -49,7 +49,7 @@ struct AdamHost {
     h.inv_sqrt_bias_correction2 = 1 / std::sqrt(1 - std::pow(group.beta2, clock));
     h.eps = group.eps;
     h.step_size = group.lr / (1 - std::pow(group.beta1, clock));
-    h.tau = group.lr;  // over d where the prox uses the metric: m_hat is unbiased, so no bias correction here
+    h.tau = group.lr;  // over d, in the prox: m_hat is unbiased already, so without its bias correction
   }
 };
 

@@ -108,7 +108,7 @@ class ReferencePlan(Plan):
         for name, value in result.state.items():
             _real_view(state[name]).copy_(value)
         if entry.clock is not None:
-            entry.clock.copy_(torch.as_tensor(result.clock))
+            entry.clock.copy_(result.clock) if isinstance(result.clock, Tensor) else entry.clock.fill_(result.clock)
 
 
 def _real_view(tensor: Tensor) -> Tensor:
