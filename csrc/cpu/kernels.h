@@ -24,7 +24,7 @@ struct InstructionSet {
   const char* name;
   bool (*is_supported)();
   UpdateKernel (*update)(int rule, const Group&, DType);
-  SquaresKernel (*sum_of_squares)(DType);
+  SquaresKernel (*sum_of_squares)(const Group&, DType);
 };
 
 // The instruction sets that this build has and this processor supports, the best first.

@@ -8,20 +8,20 @@
 
 namespace fusedreg::cpu::FUSEDREG_ISA {
 
-// The loop is left to the compiler's vectoriser, which handles full vectors and the tail apart. `ivdep`, not
-// `restrict`: a gradient may share its parameter's memory element by element.
+// The loop is left to the compiler's vectoriser. `ivdep`, not `restrict`: a gradient may share its parameter's memory
+// element by element.
 template <class U, class T>
 FUSEDREG_TARGET void update_chunk(const Pointers& at, std::int64_t begin, std::int64_t count,
                                   const Hyper<double>& hyper) {
   using A = ArithmeticOf<T>;
+  static_assert(kMaxStates == 3);
   constexpr int kStates = U::Rule::kStates;
   const Hyper<A> h = hyper.as<A>();
   T* const w = static_cast<T*>(at.w) + begin;
   const T* const g = static_cast<const T*>(at.g) + begin;
-  T* const s0 = static_cast<T*>(at.state[0]) + (kStates > 0 ? begin : 0);
-  T* const s1 = static_cast<T*>(at.state[1]) + (kStates > 1 ? begin : 0);
-  T* const s2 = static_cast<T*>(at.state[2]) + (kStates > 2 ? begin : 0);
-  static_assert(kMaxStates == 3);
+  T* const s0 = kStates > 0 ? static_cast<T*>(at.state[0]) + begin : nullptr;
+  T* const s1 = kStates > 1 ? static_cast<T*>(at.state[1]) + begin : nullptr;
+  T* const s2 = kStates > 2 ? static_cast<T*>(at.state[2]) + begin : nullptr;
 #pragma GCC ivdep
   for (std::int64_t i = 0; i < count; ++i) {
     A weight = load(w[i]);
@@ -38,29 +38,31 @@ FUSEDREG_TARGET void update_chunk(const Pointers& at, std::int64_t begin, std::i
 }
 
 // Sums in double, in a fixed number of lanes: the same to the bit on every instruction set and for any threads.
-template <class T>
+template <bool kClamp, class T>
 FUSEDREG_TARGET double sum_squares_of_chunk(const void* gradient, std::int64_t begin, std::int64_t count,
                                             const Hyper<double>& hyper) {
   using A = ArithmeticOf<T>;
   constexpr int kLanes = 32;
   const Hyper<A> h = hyper.as<A>();
-  const T* const g = static_cast<const T*>(gradient) + begin;
+  const T* g = static_cast<const T*>(gradient) + begin;
+  const auto element = [&h](const T& x) __attribute__((always_inline)) -> double {
+    const A value = load(x);
+    return kClamp ? clip_gradient_value(value, h) : value;
+  };
   double lanes[kLanes] = {};
-  std::int64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) {
-    for (int lane = 0; lane < kLanes; ++lane) {
-      const double x = clip_gradient_value(static_cast<A>(load(g[i + lane])), h);
-      lanes[lane] += x * x;
+  for (; count >= kLanes; count -= kLanes, g += kLanes) {
+    // A page ahead: 1.4 times the bandwidth on a Cascade Lake Xeon. The update loop got slower with prefetches.
+    for (int offset = 0; offset < kLanes * static_cast<int>(sizeof(T)); offset += 64) {
+      __builtin_prefetch(reinterpret_cast<const char*>(g) + 4096 + offset);
     }
+    for (int lane = 0; lane < kLanes; ++lane) lanes[lane] += element(g[lane]) * element(g[lane]);
   }
-  for (int lane = 0; i < count; ++i, ++lane) {
-    const double x = clip_gradient_value(static_cast<A>(load(g[i])), h);
-    lanes[lane] += x * x;
-  }
+  for (std::int64_t i = 0; i < count; ++i) lanes[i] += element(g[i]) * element(g[i]);
   for (int width = kLanes / 2; width > 0; width /= 2) {
     for (int lane = 0; lane < width; ++lane) lanes[lane] += lanes[lane + width];
   }
-  return lanes[0];
+  // Without a value clip, the scale comes out of the sum.
+  return kClamp ? lanes[0] : lanes[0] * hyper.grad_scale * hyper.grad_scale;
 }
 
 template <class T>
@@ -86,18 +88,23 @@ inline UpdateKernel update_kernel(int rule, const Group& group, DType dtype) {
   return nullptr;
 }
 
-inline SquaresKernel squares_kernel(DType dtype) {
+template <bool kClamp>
+SquaresKernel squares_kernel_of(DType dtype) {
   switch (dtype) {
     case DType::kFloat32:
-      return sum_squares_of_chunk<float>;
+      return sum_squares_of_chunk<kClamp, float>;
     case DType::kFloat64:
-      return sum_squares_of_chunk<double>;
+      return sum_squares_of_chunk<kClamp, double>;
     case DType::kBFloat16:
-      return sum_squares_of_chunk<BFloat16>;
+      return sum_squares_of_chunk<kClamp, BFloat16>;
     case DType::kFloat16:
-      return sum_squares_of_chunk<Float16>;
+      return sum_squares_of_chunk<kClamp, Float16>;
   }
   return nullptr;
+}
+
+inline SquaresKernel squares_kernel(const Group& group, DType dtype) {
+  return std::isinf(group.clip_value) ? squares_kernel_of<false>(dtype) : squares_kernel_of<true>(dtype);
 }
 
 }  // namespace fusedreg::cpu::FUSEDREG_ISA

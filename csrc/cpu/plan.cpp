@@ -149,7 +149,8 @@ bool Plan::set_groups(const std::vector<std::vector<double>>& groups) {
     int needed = 0;
     Rules::visit(rule_, [&](auto host) { needed = decltype(host)::state_count(group); });
     if (static_cast<int>(entry.state.size()) < needed) return false;
-    entry.kernel = instruction_set().update(rule_, group, entry.dtype);
+    entry.update_kernel = instruction_set().update(rule_, group, entry.dtype);
+    entry.squares_kernel = instruction_set().sum_of_squares(group, entry.dtype);
   }
   return true;
 }
@@ -227,8 +228,7 @@ double Plan::sum_of_squares(double grad_scale) {
     for_each_chunk(work_, [&](std::int64_t i) {
       const Chunk& chunk = chunks[i];
       const Entry& entry = entries_[chunk.tensor];
-      const SquaresKernel kernel = instruction_set().sum_of_squares(entry.dtype);
-      partial_sums_[i] = kernel(entry.pointers.g, chunk.begin, chunk.count, hypers[entry.group]);
+      partial_sums_[i] = entry.squares_kernel(entry.pointers.g, chunk.begin, chunk.count, hypers[entry.group]);
     });
   }
   double sum = 0;
@@ -261,7 +261,7 @@ void Plan::update(double grad_scale, double clip_coef) {
     for_each_chunk(work_, [&](std::int64_t i) {
       const Chunk& chunk = chunks[i];
       const Entry& entry = entries_[chunk.tensor];
-      entry.kernel(entry.pointers, chunk.begin, chunk.count, hypers_[entry.hyper]);
+      entry.update_kernel(entry.pointers, chunk.begin, chunk.count, hypers_[entry.hyper]);
     });
   }
   for (Entry& entry : entries_) {

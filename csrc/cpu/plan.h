@@ -15,7 +15,8 @@ namespace fusedreg::cpu {
 
 namespace py = pybind11;
 
-class Plan {
+// hidden, as pybind11 and all that holds its objects
+class __attribute__((visibility("hidden"))) Plan {
  public:
   // One entry a parameter, with or without a gradient; `states[i]` is opt.state[params[i]], or None where the parameter
   // has no gradient. `clocks[i]` is the 0-dim tensor with the rule's clock, or None where the rule keeps none.
@@ -49,7 +50,8 @@ class Plan {
     bool staged;
     at::Tensor staged_tensors[2 + kMaxStates];  // w, g, state: contiguous copies where a layout is not the fast one
     Pointers pointers;
-    UpdateKernel kernel;
+    UpdateKernel update_kernel;
+    SquaresKernel squares_kernel;
     int hyper;
   };
 
