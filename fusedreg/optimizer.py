@@ -265,9 +265,9 @@ class FusedRegOptimizer(Optimizer):
             for param in group["params"]:
                 if param.grad is not None:
                     check_gradient(param, type(self).__name__)
-                    states = self.state[param].values() if param in self.state else ()
-                    like_param = [value for value in states if isinstance(value, Tensor) and value.ndim == param.ndim]
-                    chosen[param] = backends.choose(self._backend, param, like_param, differentiable).name
+                    own = self.state[param] if param in self.state else {}
+                    states = [own[name] for name in self.states_of(group) if own.get(name) is not None]
+                    chosen[param] = backends.choose(self._backend, param, states, differentiable).name
         self._send_shared_memory_to_reference(chosen)
         # Nothing below fails: from here on state is created.
         entries: dict[str, list[Entry]] = {}
