@@ -104,7 +104,8 @@ def error_in_eps(case: Case, shapes: tuple[tuple[int, ...], ...] = SHAPES, steps
         if truth is not None and truth.numel() > 0:
             if not torch.isfinite(ours).all():
                 return float("inf")
-            unit = torch.finfo(case.dtype).eps * max(truth.abs().max().item(), old.double().abs().max().item())
+            largest = max(truth.abs().max().item(), old.abs().max().item(), torch.finfo(case.dtype).tiny)
+            unit = torch.finfo(case.dtype).eps * largest
             worst = max(worst, (ours.double() - truth).abs().max().item() / unit)
     return worst
 
