@@ -1,0 +1,59 @@
+"""Small builders for the suites."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fusedreg import FusedRegAdam, FusedRegAdamW, FusedRegSGD
+from fusedreg.parity import FLAGS, OPTIMIZERS, REGULARIZED
+
+TWINS = {FusedRegAdam: torch.optim.Adam, FusedRegAdamW: torch.optim.AdamW, FusedRegSGD: torch.optim.SGD}
+SHAPES = ((7, 13), (33,), (), (2, 3, 5), (0, 4))
+OPTIMIZER_FLAGS = [(cls, name) for cls in OPTIMIZERS for name in FLAGS[cls]]
+IDS = [f"{cls.__name__}-{name}" for cls, name in OPTIMIZER_FLAGS]
+
+
+def flags_of(cls: type, name: str) -> dict[str, Any]:
+    return FLAGS[cls][name]
+
+
+def make_params(shapes=SHAPES, dtype=torch.float32, seed: int = 1) -> list[torch.nn.Parameter]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.nn.Parameter(torch.randn(s, generator=generator, dtype=torch.float64).to(dtype)) for s in shapes]
+
+
+def set_grads(params: list[Tensor], seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for param in params:
+        param.grad = torch.randn(param.shape, generator=generator, dtype=torch.float64).to(param.dtype)
+
+
+def run(optimizer: torch.optim.Optimizer, params: list[Tensor], steps: int, first_seed: int = 100) -> None:
+    for i in range(steps):
+        set_grads(params, first_seed + i)
+        optimizer.step()
+
+
+def snapshot(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """Copies of every parameter, every state tensor and the groups' own tensors."""
+    found = []
+    for group in optimizer.param_groups:
+        for param in group["params"]:
+            found.append(param.detach().clone())
+            found += [v.clone() for v in optimizer.state.get(param, {}).values() if isinstance(v, Tensor)]
+        found += [value.clone() for value in group.values() if isinstance(value, Tensor)]
+    return found
+
+
+def assert_same_bits(a: list[Tensor], b: list[Tensor]) -> None:
+    assert len(a) == len(b)
+    for x, y in zip(a, b, strict=True):
+        assert x.dtype == y.dtype
+        assert x.shape == y.shape
+        assert x.contiguous().view(-1).view(torch.uint8).equal(y.contiguous().view(-1).view(torch.uint8))
+
+
+__all__ = ["IDS", "OPTIMIZERS", "OPTIMIZER_FLAGS", "REGULARIZED", "SHAPES", "TWINS", "FusedRegAdam", "FusedRegAdamW", "FusedRegSGD"]
