@@ -164,7 +164,10 @@ class FusedRegOptimizer(Optimizer):
         found_inf = getattr(self, "found_inf", None)
         # Any nonzero value skips: it is a sum over devices.
         if found_inf is None or float(found_inf) == 0:
-            self._step()
+            if torch.compiler.is_compiling():
+                _step_uncompiled(self)
+            else:
+                self._step()
         return loss
 
     def _step(self) -> None:
@@ -304,6 +307,9 @@ class FusedRegOptimizer(Optimizer):
                     )
                 chosen[earlier] = chosen[later] = "reference"
 
+
+# Inside torch.compile a step is one call into eager code, as torch's own fused step is.
+_step_uncompiled = torch._disable_dynamo(FusedRegOptimizer._step)
 
 _PARAMS = operator.itemgetter("params")
 
