@@ -201,8 +201,8 @@ def torch_optimizer(params: list[Tensor], weight_decay: float) -> torch.optim.Ad
     return torch.optim.AdamW(params, lr=LR, weight_decay=weight_decay, fused=True)
 
 
-# The two steps below shrink by lr * l1, and leave L2 to the weight decay, where it costs nothing. FusedRegAdamW does more
-# work: it divides l1 and l2 by Adam's own metric, for which a shrink by hand would have to read the second moment too.
+# The two steps below shrink by lr * l1, and leave L2 to the weight decay, where it costs nothing. FusedRegAdamW does
+# more work: it divides l1 and l2 by Adam's own metric, for which a shrink by hand would have to read the second moment.
 
 
 def by_hand_step(problem: Problem, shrink: Shrink) -> Step:

@@ -15,10 +15,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-# Okabe and Ito's palette, which stays apart for colour-blind eyes; line styles repeat the distinction.
-GREY, ORANGE, BLUE = "#6e6e6e", "#D55E00", "#0072B2"
+# Okabe and Ito's palette, which stays apart for colour-blind eyes; the dashes let a curve below them show.
+GREY, ORANGE, BLUE = "#9a9a9a", "#D55E00", "#0072B2"
 STYLES: dict[str, tuple[str, str]] = {
-    "plain Adam": (GREY, ":"),
+    "plain Adam": (GREY, "-"),
     "L1 in the loss": (ORANGE, "--"),
     "FusedRegAdam": (BLUE, "-"),
 }
@@ -57,7 +57,7 @@ def save(figure: Figure, path: Path) -> Path:
 
 def draw(axes: Axes, name: str, x: Sequence[float], y: Sequence[float]) -> None:
     colour, line = STYLES[name]
-    axes.plot(x, y, color=colour, linestyle=line, label=name)
+    axes.plot(x, y, color=colour, linestyle=line, label=name, zorder=3 if line == "--" else 2)
 
 
 def training_curves(histories: Mapping[str, Curves], path: Path) -> Path:
@@ -103,9 +103,12 @@ def weight_histogram(weights: Mapping[str, np.ndarray], l1: float, path: Path) -
     for axes, (name, values) in zip(np.atleast_1d(panels), weights.items(), strict=True):
         colour, _ = STYLES[name]
         zeros = int((values == 0).sum())
-        axes.hist(values[values != 0], bins=edges, color=colour, alpha=0.75)
-        if zeros:
-            axes.bar(0, zeros, width=width, color="black")
+        counts, _ = np.histogram(values[values != 0], bins=edges)
+        # The exact zeros stand at the bottom of the middle bin, so that small nonzero weights show above them.
+        bottoms = np.zeros_like(counts)
+        bottoms[len(counts) // 2] = zeros
+        axes.bar(edges[:-1], counts, bottom=bottoms, width=width, align="edge", color=colour)
+        axes.bar(0, zeros, width=width, color="black")
         text = f"{zeros:,} of {values.size:,} weights are exactly 0"
         axes.annotate(
             text,
@@ -115,7 +118,7 @@ def weight_histogram(weights: Mapping[str, np.ndarray], l1: float, path: Path) -
             fontweight="bold" if zeros else "normal",
             backgroundcolor="white",
         )
-        axes.set(title=name, ylabel="weights per bin", yscale="log")
+        axes.set(title=name, ylabel="weights per bin", yscale="log", ylim=(0.7, 10 ** np.ceil(np.log10(values.size))))
     axes.set(xlabel="value of the weight", xlim=(-limit, limit))
     figure.suptitle(f"Trained weights, digits, lambda = {l1:g} (bins {width:.3f} wide, exact zeros black)", fontsize=14)
     return save(figure, path)
@@ -153,7 +156,10 @@ def lasso_comparison(
         xlabel="feature (standardised)",
         ylabel="coefficient (units of the target per std)",
     )
-    left.legend()
+    # Headroom for the legend, which would otherwise lie on a bar.
+    low, high = left.get_ylim()
+    left.set_ylim(low, high + 0.35 * (high - low))
+    left.legend(loc="upper right")
     for name, (steps, distances) in convergence.items():
         draw(right, name, steps, distances)
     right.set(
@@ -162,5 +168,5 @@ def lasso_comparison(
         ylabel="largest absolute difference",
         yscale="log",
     )
-    right.legend(title="fitted with", loc="lower left")
+    right.legend(title="fitted with", loc="center right")
     return save(figure, path)

@@ -1,0 +1,63 @@
+# Every target sets up what it needs, once, in .venv. Variables:
+#   PYTHON  the interpreter to make the virtual environment with     make test PYTHON=python3.12
+#   TORCH   what pip installs as torch: a version, a wheel, a folder  make test TORCH=torch==2.12.0
+#   PYTEST  more arguments for pytest                                 make test PYTEST="-k parity -x"
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
+
+.PHONY: demo test lint typecheck format bench info parity clean
+
+demo: $(VENV)/.demo
+	$(BIN)/python examples/demo.py
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest $(PYTEST)
+
+lint: $(VENV)/.lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu')
+
+typecheck: $(VENV)/.lint
+	$(BIN)/mypy
+
+format: $(VENV)/.lint
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu')
+
+bench: $(VENV)/.built
+	$(BIN)/python benchmarks/cpu_step.py
+
+info parity: $(VENV)/.built
+	$(BIN)/python -m fusedreg $@
+
+$(VENV)/.torch:
+	$(PYTHON) -m venv $(VENV) || { echo "make: no virtual environment; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+	$(PIP) --upgrade pip "setuptools>=64" wheel ninja
+	$(PIP) "$(TORCH)"
+	touch $@
+
+# Built in place; rebuilt when a source changes.
+$(VENV)/.built: $(VENV)/.torch $(SOURCES)
+	$(PIP) --no-build-isolation --editable .
+	touch $@
+
+$(VENV)/.demo: $(VENV)/.built
+	$(PIP) --no-build-isolation --editable ".[demo]"
+	touch $@
+
+$(VENV)/.test: $(VENV)/.built
+	$(PIP) --no-build-isolation --editable ".[test,demo]"
+	touch $@
+
+$(VENV)/.lint: $(VENV)/.torch
+	$(PIP) ruff==0.17.5 clang-format==23.1.5 mypy==2.4.1 rich
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info fusedreg/_C*.so fusedreg/_built_with.py demo-output

@@ -1,0 +1,141 @@
+"""The build: vectorised loops, headers that nvcc takes, and clear words where the extension is missing or does not fit."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import needs_cpp
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(*command: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command, capture_output=True, text=True, cwd=cwd, env={**os.environ, **environment}, timeout=300
+    )
+
+
+X86_64_GCC = platform.machine() == "x86_64" and shutil.which("g++") is not None
+
+
+@pytest.mark.skipif(not X86_64_GCC, reason="needs g++ on x86-64")
+@pytest.mark.parametrize(("isa", "register"), [("x86_64_v4", "zmm"), ("x86_64_v3", "ymm"), ("baseline", "xmm")])
+def test_the_update_loop_is_vectorised(isa, register, tmp_path) -> None:
+    """The main loop of fp32 Adam with its prox has packed square roots and divisions of the full width."""
+    source = tmp_path / "loop.cpp"
+    target = "" if isa == "baseline" else f'__attribute__((target("arch={isa.replace("86_64_", "86-64-")}")))'
+    source.write_text(f"""
+#define FUSEDREG_ISA {isa}
+#define FUSEDREG_TARGET {target}
+#include "{ROOT}/csrc/cpu/loop.h"
+using namespace fusedreg;
+template void cpu::{isa}::update_chunk<Update<Adam<true>, ProxKind::kMetric, true>, float>(
+    const cpu::Pointers&, std::int64_t, std::int64_t, const Hyper<double>&);
+template void cpu::{isa}::update_chunk<Update<Sgd<true>, ProxKind::kUniform, true>, float>(
+    const cpu::Pointers&, std::int64_t, std::int64_t, const Hyper<double>&);
+""")
+    flags = re.search(r"FLAGS = \[([^\]]*)\]", (ROOT / "setup.py").read_text())[1].replace('"', "").split(", ")
+    version = int(run("g++", "-dumpversion").stdout.split(".")[0])
+    if version < 12 and isa != "baseline":
+        pytest.skip(f"g++ {version} has no x86-64 levels for single functions; 12 has")
+    built = run("g++", "-std=c++20", *flags, "-S", str(source), "-o", str(tmp_path / "loop.s"))
+    assert built.returncode == 0, built.stderr
+    assembly = (tmp_path / "loop.s").read_text()
+    for instruction in ("sqrtps", "divps"):
+        assert re.search(rf"v?{instruction}\s.*%{register}", assembly), f"no packed {instruction} on {register}"
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90", "sm_100"])
+def test_nvcc_takes_the_maths_headers(architecture, tmp_path) -> None:
+    built = run(
+        "nvcc", "-std=c++17", "-c", f"-arch={architecture}", "--extended-lambda", "-Xptxas=-v",
+        str(ROOT / "tests/cuda/maths_headers.cu"), "-o", str(tmp_path / "maths.o"),
+    )  # fmt: skip
+    assert built.returncode == 0, built.stderr
+    spills = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", built.stderr)
+    assert len(spills) >= 4 * 20, "an instance of the update is missing"
+    assert set(spills) == {("0", "0", "0")}
+
+
+# An editable install's finder would answer for the modules that a copy of the package lacks.
+TRAIN = """
+import sys
+sys.meta_path = [finder for finder in sys.meta_path if "editable" not in repr(finder).lower()]
+import torch, fusedreg
+p = torch.nn.Parameter(torch.ones(3)); p.grad = torch.ones(3)
+for _ in range(2):
+    fusedreg.FusedRegAdam([p], l1=0.1, lr=0.1).step()
+print(p.tolist())
+"""
+
+
+def copy_of_the_package(folder: Path, built_with: str | None) -> None:
+    """fusedreg without its compiled module, and with another note of the torch that it was built with."""
+    ignored = shutil.ignore_patterns("*.so", "_built_with.py", "__pycache__")
+    shutil.copytree(ROOT / "fusedreg", folder / "fusedreg", ignore=ignored)
+    if built_with is not None:
+        (folder / "fusedreg" / "_built_with.py").write_text(f"TORCH_VERSION = {built_with!r}\n")
+
+
+@pytest.mark.parametrize(
+    ("built_with", "words"),
+    [
+        (None, "the compiled extension is not there: rebuild it with"),
+        ("1.0.0", f"it was compiled for torch 1.0.0, and this is torch {torch.__version__}: rebuild it with"),
+        (torch.__version__, "the compiled extension does not load"),
+    ],
+    ids=["missing", "another-torch", "broken"],
+)
+def test_without_a_fitting_extension_it_says_so_once_and_works(built_with, words, tmp_path) -> None:
+    copy_of_the_package(tmp_path, built_with)
+    fallen_back = run(sys.executable, "-c", TRAIN, cwd=tmp_path)
+    assert fallen_back.returncode == 0, fallen_back.stderr
+    assert fallen_back.stderr.count(words) == 1
+    assert "Using backend 'reference'" in fallen_back.stderr
+    with_extension = run(sys.executable, "-c", TRAIN, cwd=ROOT)
+    expected = [float(x) for x in with_extension.stdout.strip("[]\n").split(",")]
+    assert [float(x) for x in fallen_back.stdout.strip("[]\n").split(",")] == pytest.approx(expected, rel=1e-6)
+
+    asked_for = run(sys.executable, "-c", TRAIN.replace("l1=0.1", "l1=0.1, backend='cpp'"), cwd=tmp_path)
+    assert "RuntimeError: backend 'cpp' cannot run: " in asked_for.stderr
+    assert words in asked_for.stderr
+
+
+def setup_py(tmp_path: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    for name in ("setup.py", "pyproject.toml", "README.md"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    shutil.copytree(ROOT / "fusedreg", tmp_path / "fusedreg", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    return run(sys.executable, "setup.py", "build_ext", "--inplace", cwd=tmp_path, **environment)
+
+
+def test_building_without_a_compiler_says_what_to_do(tmp_path) -> None:
+    failed = setup_py(tmp_path, CXX="no-such-compiler")
+    assert failed.returncode != 0
+    assert "no C++ compiler: `no-such-compiler` is not on the PATH" in " ".join(failed.stderr.split())
+    assert "Traceback" not in failed.stderr
+
+
+def test_building_without_torch_says_what_to_do(tmp_path) -> None:
+    hidden = tmp_path / "hidden"
+    hidden.mkdir()
+    (hidden / "torch.py").write_text("raise ModuleNotFoundError(\"No module named 'torch'\")\n")
+    failed = setup_py(tmp_path, PYTHONPATH=str(hidden))
+    assert failed.returncode != 0
+    assert "pip install --no-build-isolation ." in " ".join(failed.stderr.split())
+    assert "Traceback" not in failed.stderr
+
+
+@needs_cpp
+def test_the_extension_here_fits_this_torch() -> None:
+    from fusedreg._built_with import TORCH_VERSION
+
+    assert TORCH_VERSION == torch.__version__
