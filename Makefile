@@ -47,16 +47,16 @@ $(VENV)/.built: $(VENV)/.torch $(SOURCES)
 	$(PIP) --no-build-isolation --editable .
 	touch $@
 
-$(VENV)/.demo: $(VENV)/.built
-	$(PIP) --no-build-isolation --editable ".[demo]"
+$(VENV)/.demo: $(VENV)/.built requirements/demo.txt
+	$(PIP) -r requirements/demo.txt
 	touch $@
 
-$(VENV)/.test: $(VENV)/.built
-	$(PIP) --no-build-isolation --editable ".[test,demo]"
+$(VENV)/.test: $(VENV)/.built requirements/test.txt
+	$(PIP) -r requirements/test.txt
 	touch $@
 
-$(VENV)/.lint: $(VENV)/.torch
-	$(PIP) ruff==0.17.5 clang-format==23.1.5 mypy==2.4.1 rich
+$(VENV)/.lint: $(VENV)/.built requirements/lint.txt
+	$(PIP) -r requirements/lint.txt
 	touch $@
 
 clean:

@@ -113,6 +113,7 @@ def test_without_a_fitting_extension_it_says_so_once_and_works(built_with, words
 def setup_py(tmp_path: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     for name in ("setup.py", "pyproject.toml", "README.md"):
         shutil.copy(ROOT / name, tmp_path / name)
+    shutil.copytree(ROOT / "requirements", tmp_path / "requirements")
     shutil.copytree(ROOT / "fusedreg", tmp_path / "fusedreg", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
     return run(sys.executable, "setup.py", "build_ext", "--inplace", cwd=tmp_path, **environment)
 
