@@ -45,9 +45,7 @@ FUSEDREG_HD To bit_cast(const From& from) {
 FUSEDREG_HD float load(const float& x) { return x; }
 FUSEDREG_HD double load(const double& x) { return x; }
 
-FUSEDREG_HD float load(const BFloat16& x) {
-  return bit_cast<float>(static_cast<std::uint32_t>(x.bits) << 16);
-}
+FUSEDREG_HD float load(const BFloat16& x) { return bit_cast<float>(static_cast<std::uint32_t>(x.bits) << 16); }
 
 // Integer arithmetic and selects rather than half-precision instructions: it vectorises on every instruction set.
 FUSEDREG_HD float load(const Float16& x) {
@@ -87,9 +85,7 @@ FUSEDREG_HD void store(Float16& to, float x) {
 }
 
 FUSEDREG_HD float absolute(float x) { return bit_cast<float>(bit_cast<std::uint32_t>(x) & 0x7fffffffu); }
-FUSEDREG_HD double absolute(double x) {
-  return bit_cast<double>(bit_cast<std::uint64_t>(x) & 0x7fffffffffffffffull);
-}
+FUSEDREG_HD double absolute(double x) { return bit_cast<double>(bit_cast<std::uint64_t>(x) & 0x7fffffffffffffffull); }
 
 FUSEDREG_HD float square_root(float x) { return sqrtf(x); }
 FUSEDREG_HD double square_root(double x) { return sqrt(x); }

@@ -243,7 +243,7 @@ def run_digits(console: Console, epochs: int, l1: float, seed: int, output: Path
         wide = mlp(1024, 2048, 2048, 10)
         wide_batch = (torch.randn(16, 1024), torch.randint(10, (16,)))
         digits_batch = (digits.train_x[:BATCH_SIZE], digits.train_y[:BATCH_SIZE])
-        for model, (inputs, targets), rounds in ((initial, digits_batch, 500), (wide, wide_batch, 25)):
+        for model, (inputs, targets), rounds in ((initial, digits_batch, 300), (wide, wide_batch, 15)):
             size = sum(param.numel() for param in model.parameters())
             label = f"{size / 1e3:.0f}k weights" if size < 1e6 else f"{size / 1e6:.1f}M weights"
             competitors = make_ways(model, l1, TIMING_LR)

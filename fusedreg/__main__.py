@@ -27,7 +27,9 @@ def info(console: Console) -> int:
     versions.add_row("threads", str(torch.get_num_threads()))
     if extension is not None:
         others = [name for name in extension.instruction_sets() if name != extension.instruction_set()]
-        versions.add_row("instruction set", f"{extension.instruction_set()} (usable too: {', '.join(others) or 'none'})")
+        versions.add_row(
+            "instruction set", f"{extension.instruction_set()} (usable too: {', '.join(others) or 'none'})"
+        )
     console.print(versions)
 
     table = Table("backend", "usable", "why not", title="Backends, the fastest first")

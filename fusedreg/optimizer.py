@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from . import backends
 from .backends import Entry, Plan, StepScalars
-from .groups import REGULARIZERS, L1_MODES, check_group, check_no_l1_on_complex, check_one_max_grad_norm
+from .groups import L1_MODES, REGULARIZERS, check_group, check_no_l1_on_complex, check_one_max_grad_norm
 from .reference import clip_coefficient
 
 COMMON_SCALARS = ("lr", "weight_decay", "maximize", "decoupled_weight_decay", "l1", "l2", "l1_mode", "clip_value")
@@ -28,10 +28,10 @@ REGULARIZER_DOC = """
     Args:
         l1 (float): strength of the penalty ``l1 * sum |w|``, >= 0. Default: 0.
         l2 (float): strength of the penalty ``l2 / 2 * sum w^2``, >= 0. Default: 0.
-        l1_mode (str): how the penalties act. ``"proximal"`` (default): a proximal step in the optimizer's own metric, the
-            exact minimiser of ``loss + penalty``, with exact zeros. ``"decoupled"``: a proximal step of size ``lr``,
-            scale-free as AdamW's decay, exact zeros, but not the Lasso. ``"subgradient"``: both penalties as gradients,
-            what ``loss += l1 * w.abs().sum() + l2 / 2 * w.square().sum()`` does; no exact zeros.
+        l1_mode (str): how the penalties act. ``"proximal"`` (default): a proximal step in the optimizer's own metric,
+            which ends at the exact minimiser of ``loss + penalty``, with exact zeros. ``"decoupled"``: a proximal step
+            of size ``lr``, scale-free as AdamW's decay, with exact zeros, but not the Lasso. ``"subgradient"``: both
+            penalties as gradients, as ``loss += l1 * w.abs().sum() + l2 / 2 * w.square().sum()``; no exact zeros.
         clip_value (float, optional): clamps every gradient element to ``[-clip_value, clip_value]``, as
             ``clip_grad_value_``, without writing ``p.grad``.
         max_grad_norm (float, optional): scales all gradients down to this total norm, as ``clip_grad_norm_`` after
@@ -41,8 +41,8 @@ REGULARIZER_DOC = """
 
     Raises:
         ValueError: a strength, mode, clip or backend name that is not allowed; groups that disagree on
-            ``max_grad_norm``; ``l1 > 0`` on complex parameters. From ``step()``: a gradient on another device, of another
-            dtype or shape than its parameter, a parameter that overlaps itself in memory.
+            ``max_grad_norm``; ``l1 > 0`` on complex parameters. From ``step()``: a gradient on another device, of
+            another dtype or shape than its parameter, a parameter that overlaps itself in memory.
         RuntimeError: a backend asked for by name that cannot run. From ``step()``: a sparse gradient.
         Whatever raises, no parameter, state or step count has changed.
 """
@@ -51,8 +51,8 @@ REGULARIZER_DOC = """
 class FusedRegOptimizer(Optimizer):
     """Base of the fusedreg optimizers; always mixed with a torch.optim twin, which comes second.
 
-    A subclass names its ``rule`` (registered in csrc/rules/registry.h and reference.py), the state tensors that the rule
-    keeps, the rule's scalars, and how to read them out of a group.
+    A subclass names its ``rule`` (registered in csrc/rules/registry.h and reference.py), the state tensors that the
+    rule keeps, the rule's scalars, and how to read them out of a group.
     """
 
     rule: ClassVar[str]
@@ -65,8 +65,16 @@ class FusedRegOptimizer(Optimizer):
     _step_supports_amp_scaling = True
 
     _backend: str = "auto"
-    _plans: list[Plan] | None = None
     _grad_norm: float | Tensor | None = None
+
+    # What steps keep: the plans, what they rest on, and the hyperparameters as they were last read.
+    _plans: list[Plan] | None = None
+    _planned_state: Any = None
+    _planned_params: list[list[Tensor]]
+    _raw: list[tuple[Any, ...]]
+    _scalars: list[tuple[float, ...]]
+    _has_tensor_scalars = False
+    _with_l1: list[bool]
 
     # -- what a rule says of itself
 
@@ -234,9 +242,9 @@ class FusedRegOptimizer(Optimizer):
         self._has_tensor_scalars = any(isinstance(value, Tensor) for value in _flatten(raw))
         self._raw = raw
         with_l1 = [group["l1"] != 0 for group in self.param_groups]
-        if with_l1 != getattr(self, "_with_l1", None):
-            self._with_l1 = with_l1
+        if self._plans is not None and with_l1 != self._with_l1:
             self._plans = None  # whether the parameters allow it is checked where plans are made
+        self._with_l1 = with_l1
         return True
 
     @classmethod
@@ -268,7 +276,7 @@ class FusedRegOptimizer(Optimizer):
             for param in group["params"]:
                 if param.grad is not None:
                     check_gradient(param, type(self).__name__)
-                    own = self.state[param] if param in self.state else {}
+                    own = self.state.get(param, {})
                     states = [own[name] for name in self.states_of(group) if own.get(name) is not None]
                     chosen[param] = backends.choose(self._backend, param, states, differentiable).name
         self._send_shared_memory_to_reference(chosen)
@@ -298,14 +306,17 @@ class FusedRegOptimizer(Optimizer):
                     begin = param.data_ptr()
                     spans.append((begin, begin + memory_extent(param) * param.element_size(), param))
         spans.sort(key=operator.itemgetter(0, 1))
-        for (_, end, earlier), (begin, _, later) in zip(spans, spans[1:], strict=False):
-            if begin < end:
+        farthest_end, its_param = 0, None
+        for begin, end, param in spans:
+            if begin < farthest_end and its_param is not None:
                 if self._backend != "auto":
                     raise RuntimeError(
                         f"backend {self._backend!r} cannot run: two parameters share memory, of shapes "
-                        f"{tuple(earlier.shape)} and {tuple(later.shape)}"
+                        f"{tuple(its_param.shape)} and {tuple(param.shape)}"
                     )
-                chosen[earlier] = chosen[later] = "reference"
+                chosen[its_param] = chosen[param] = "reference"
+            if end > farthest_end:
+                farthest_end, its_param = end, param
 
 
 # Inside torch.compile a step is one call into eager code, as torch's own fused step is.

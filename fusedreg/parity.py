@@ -73,7 +73,9 @@ def cases(backend: str, device: str = "cpu") -> Iterator[Case]:
             yield Case(optimizer, flags, mode, dtype, backend, device)
 
 
-def error_in_eps(case: Case, shapes: tuple[tuple[int, ...], ...] = SHAPES, steps_before: int = 3, seed: int = 0) -> float:
+def error_in_eps(
+    case: Case, shapes: tuple[tuple[int, ...], ...] = SHAPES, steps_before: int = 3, seed: int = 0
+) -> float:
     """The largest error of a step, over weights and state, after some steps that have filled the state."""
     generator = torch.Generator().manual_seed(seed)
 

@@ -1,6 +1,6 @@
 """One step, straight from the formulas, in plain PyTorch: the oracle that the fast backends are tested against.
 
-The stages and their symbols are those of docs/formulas.md. Nothing here is shared with the compiled code. Tensors come in
+The stages and their symbols are those of docs/formulas.md. Nothing here is shared with the compiled code. Tensors come
 in the arithmetic dtype (float32, float64 for float64 parameters); every function returns new ones.
 """
 

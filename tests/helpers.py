@@ -56,4 +56,14 @@ def assert_same_bits(a: list[Tensor], b: list[Tensor]) -> None:
         assert x.contiguous().view(-1).view(torch.uint8).equal(y.contiguous().view(-1).view(torch.uint8))
 
 
-__all__ = ["IDS", "OPTIMIZERS", "OPTIMIZER_FLAGS", "REGULARIZED", "SHAPES", "TWINS", "FusedRegAdam", "FusedRegAdamW", "FusedRegSGD"]
+__all__ = [
+    "IDS",
+    "OPTIMIZERS",
+    "OPTIMIZER_FLAGS",
+    "REGULARIZED",
+    "SHAPES",
+    "TWINS",
+    "FusedRegAdam",
+    "FusedRegAdamW",
+    "FusedRegSGD",
+]

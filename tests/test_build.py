@@ -1,4 +1,4 @@
-"""The build: vectorised loops, headers that nvcc takes, and clear words where the extension is missing or does not fit."""
+"""The build: vectorised loops, headers that nvcc takes, clear words where the extension is missing or does not fit."""
 
 from __future__ import annotations
 
@@ -139,4 +139,4 @@ def test_building_without_torch_says_what_to_do(tmp_path) -> None:
 def test_the_extension_here_fits_this_torch() -> None:
     from fusedreg._built_with import TORCH_VERSION
 
-    assert TORCH_VERSION == torch.__version__
+    assert torch.__version__ == TORCH_VERSION

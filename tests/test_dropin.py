@@ -1,4 +1,4 @@
-"""With no regularizer on, each class is its torch twin: same steps, state dicts both ways, schedulers, AMP, pickling."""
+"""With no regularizer on, each class is its torch twin: steps, state dicts both ways, schedulers, AMP, pickling."""
 
 from __future__ import annotations
 
@@ -281,7 +281,7 @@ def test_gradient_accumulation(backend) -> None:
 @backends
 @every_optimizer
 def test_what_a_plan_rests_on_may_change(cls, flags, backend) -> None:
-    """p.data swapped, added groups, replaced and loaded state, gradients that come and go: all seen in the next step."""
+    """p.data swapped, added groups, replaced or loaded state, gradients that come and go: the next step sees it."""
     results = []
     for make in (
         lambda p: cls(p, lr=0.05, weight_decay=0.1, backend=backend, **flags_of(cls, flags)),

@@ -240,7 +240,9 @@ def test_the_norm_has_the_same_bits_on_every_instruction_set() -> None:
             params = make_params(((1003, 7), (31,)), torch.float32)
             optimizer = FusedRegSGD(params, max_grad_norm=1.0, backend="cpp")
             run(optimizer, params, 1)
-            norms.append(optimizer._grad_norm if isinstance(optimizer._grad_norm, float) else optimizer.grad_norm.item())
+            norms.append(
+                optimizer._grad_norm if isinstance(optimizer._grad_norm, float) else optimizer.grad_norm.item()
+            )
     finally:
         EXTENSION.use_instruction_set(before)
     assert len(set(norms)) == 1

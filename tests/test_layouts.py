@@ -164,9 +164,10 @@ def test_parameters_that_share_memory_go_one_after_the_other(backend) -> None:
     results = []
     for cls, options in ((torch.optim.SGD, {}), (FusedRegSGD, {"backend": backend})):
         base = torch.arange(1.0, 11.0)
-        whole, part = base[:].requires_grad_(), base[3:7].requires_grad_()
-        whole.grad, part.grad = torch.full((10,), 0.5), torch.full((4,), 0.25)
-        cls([whole, part], lr=0.1, weight_decay=0.1, **options).step()
+        views = [base[part].requires_grad_() for part in (slice(0, 10), slice(1, 3), slice(5, 9), slice(8, 10))]
+        for i, view in enumerate(views):
+            view.grad = torch.full(view.shape, 0.5 + i)
+        cls([views[i] for i in (2, 0, 3, 1)], lr=0.1, weight_decay=0.1, **options).step()
         results.append(base)
     torch.testing.assert_close(*results)
 

@@ -54,7 +54,10 @@ def test_groups_with_other_strengths_dtypes_and_modes() -> None:
         pytest.skip("no compiled extension")
     results = []
     for backend in ("cpp", "reference"):
-        a, b, c = (make_params(((19, 3), (5,)), dtype, seed) for seed, dtype in enumerate((torch.float64,) * 2 + (torch.float32,)))
+        a, b, c = (
+            make_params(((19, 3), (5,)), dtype, seed)
+            for seed, dtype in enumerate((torch.float64,) * 2 + (torch.float32,))
+        )
         groups = [
             {"params": a, "l1": 0.1, "lr": 0.01},
             {"params": b, "l2": 0.3, "weight_decay": 0.2, "l1_mode": "decoupled", "betas": (0.8, 0.9)},

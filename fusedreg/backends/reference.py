@@ -11,7 +11,6 @@ from torch import Tensor
 from .. import reference
 from .base import Entry, Plan, StepScalars
 
-
 NOT_HYPERPARAMETERS = ("params", "param_names", "momentum_gain")
 
 
