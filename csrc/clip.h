@@ -5,10 +5,10 @@
 
 namespace fusedreg {
 
-// 1. AMP's unscaling and maximize (both in grad_scale), 2. value clip. The norm is taken over what this returns.
+// 1. AMP's unscaling and maximize (the sign of inv_grad_scale), 2. value clip. The norm is taken over what this returns.
 template <class A>
 FUSEDREG_HD A clip_gradient_value(A g, const Hyper<A>& h) {
-  return clamp_symmetric(g * h.grad_scale, h.clip_value);
+  return clamp_symmetric(g * h.inv_grad_scale, h.clip_value);
 }
 
 // 3. norm clip, 4. the penalties that enter through the gradient: coupled decay and l1_mode="subgradient".
@@ -26,10 +26,10 @@ inline bool penalizes_gradient(const Group& group) {
   return coupled || subgradient;
 }
 
-inline void fill_gradient_hyper(Hyper<double>& h, const Group& group, double grad_scale, double clip_coef) {
+inline void fill_gradient_hyper(Hyper<double>& h, const Group& group, double inv_grad_scale, double clip_coef) {
   const bool subgradient = group.mode() == L1Mode::kSubgradient;
   const bool decoupled = group.decoupled_weight_decay != 0;
-  h.grad_scale = group.maximize != 0 ? -grad_scale : grad_scale;
+  h.inv_grad_scale = group.maximize != 0 ? -inv_grad_scale : inv_grad_scale;
   h.clip_value = group.clip_value;
   h.clip_coef = clip_coef;
   h.l1_gradient = subgradient ? group.l1 : 0;

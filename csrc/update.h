@@ -44,9 +44,9 @@ void visit_update(const Group& group, Visitor&& visitor) {
 
 // One parameter's scalars for one step; moves the rule's clock on.
 template <class RuleHost>
-Hyper<double> make_hyper(const Group& group, double grad_scale, double clip_coef, double& clock) {
+Hyper<double> make_hyper(const Group& group, double inv_grad_scale, double clip_coef, double& clock) {
   Hyper<double> h;
-  fill_gradient_hyper(h, group, grad_scale, clip_coef);
+  fill_gradient_hyper(h, group, inv_grad_scale, clip_coef);
   RuleHost::fill(h, group, clock);
   fill_prox_hyper(h, group);
   return h;

@@ -62,7 +62,7 @@ FUSEDREG_TARGET double sum_squares_of_chunk(const void* gradient, std::int64_t b
     for (int lane = 0; lane < width; ++lane) lanes[lane] += lanes[lane + width];
   }
   // Without a value clip, the scale comes out of the sum.
-  return kClamp ? lanes[0] : lanes[0] * hyper.grad_scale * hyper.grad_scale;
+  return kClamp ? lanes[0] : lanes[0] * hyper.inv_grad_scale * hyper.inv_grad_scale;
 }
 
 template <class T>

@@ -29,6 +29,10 @@ DType dtype_of(const at::Tensor& tensor) {
   }
 }
 
+py::object interned(const std::string& name) {
+  return py::reinterpret_steal<py::object>(PyUnicode_InternFromString(name.c_str()));
+}
+
 std::int64_t real_numel(const at::Tensor& tensor) { return tensor.numel() * (tensor.is_complex() ? 2 : 1); }
 
 bool is_plain(const at::Tensor& tensor) { return !tensor.is_conj() && !tensor.is_neg(); }
@@ -87,9 +91,7 @@ Group make_group(const std::vector<std::string>& names, const std::vector<double
   for (std::size_t i = 0; i < names.size(); ++i) {
 #define FUSEDREG_SET(name) \
   if (names[i] == #name) group.name = values[i];
-    FUSEDREG_COMMON_SCALARS(FUSEDREG_SET)
-    FUSEDREG_ADAM_SCALARS(FUSEDREG_SET)
-    FUSEDREG_SGD_SCALARS(FUSEDREG_SET)
+    FUSEDREG_ALL_SCALARS(FUSEDREG_SET)
 #undef FUSEDREG_SET
   }
   return group;
@@ -97,40 +99,37 @@ Group make_group(const std::vector<std::string>& names, const std::vector<double
 
 }  // namespace
 
+Plan::~Plan() = default;
+
 Plan::Plan(const std::string& rule, py::list params, std::vector<int> groups, py::list states, py::list clocks)
     : rule_(rule_index(rule)) {
   const std::vector<std::string> names = state_names(rule_);
+  for (const std::string& name : names) watched_keys_.push_back(interned(name));
+  watched_keys_.push_back(interned("step"));
   entries_.reserve(params.size());
   for (std::size_t i = 0; i < params.size(); ++i) {
-    Entry entry{};
-    entry.param_object = params[i];
+    Entry& entry = entries_.emplace_back();
     entry.param = params[i].cast<at::Tensor>();
-    entry.group = groups[i];
     if (!entry.param.is_cpu() || !is_supported(entry.param.scalar_type())) {
       throw std::invalid_argument("a CPU plan takes floating point and complex CPU tensors");
     }
+    entry.group = groups[i];
     entry.dtype = dtype_of(entry.param);
     entry.active = !states[i].is_none();
-    if (entry.active) {
-      entry.state_dict = states[i];
-      const auto watch = [&](const std::string& name) -> at::Tensor {
-        const py::object key = py::reinterpret_steal<py::object>(PyUnicode_InternFromString(name.c_str()));
-        PyObject* value = PyDict_GetItem(entry.state_dict.ptr(), key.ptr());
-        if (value == nullptr) return {};
-        entry.watched.emplace_back(key, py::reinterpret_borrow<py::object>(value));
-        return py::reinterpret_borrow<py::object>(value).cast<at::Tensor>();
-      };
-      for (const std::string& name : names) {
-        at::Tensor state = watch(name);
-        if (!state.defined()) break;
-        entry.state.push_back(std::move(state));
+    entry.states = 0;
+    entry.watched.fill(nullptr);
+    if (!entry.active) continue;
+    entry.data = entry.param.const_data_ptr();
+    entry.strides = entry.param.strides().vec();
+    entry.state_dict = states[i];
+    for (std::size_t k = 0; k < watched_keys_.size(); ++k) {
+      entry.watched[k] = PyDict_GetItem(entry.state_dict.ptr(), watched_keys_[k].ptr());
+      if (k < names.size() && k == static_cast<std::size_t>(entry.states) && entry.watched[k] != nullptr) {
+        entry.state[entry.states++] = py::reinterpret_borrow<py::object>(entry.watched[k]).cast<at::Tensor>();
       }
-      if (!clocks[i].is_none()) entry.clock = clocks[i].cast<at::Tensor>();
-      watch("step");
     }
-    entries_.push_back(std::move(entry));
-    const Entry& added = entries_.back();
-    if (added.active) work_.add_tensor(static_cast<std::int32_t>(i), real_numel(added.param));
+    if (!clocks[i].is_none()) entry.clock = clocks[i].cast<at::Tensor>();
+    work_.add_tensor(static_cast<std::int32_t>(i), real_numel(entry.param));
   }
   work_.finish();
   partial_sums_.resize(work_.chunks().size());
@@ -148,7 +147,7 @@ bool Plan::set_groups(const std::vector<std::vector<double>>& groups) {
     const Group& group = groups_.at(entry.group);
     int needed = 0;
     Rules::visit(rule_, [&](auto host) { needed = decltype(host)::state_count(group); });
-    if (static_cast<int>(entry.state.size()) < needed) return false;
+    if (entry.states < needed) return false;
     entry.update_kernel = instruction_set().update(rule_, group, entry.dtype);
     entry.squares_kernel = instruction_set().sum_of_squares(group, entry.dtype);
   }
@@ -160,41 +159,57 @@ bool Plan::is_current(const Entry& entry) const {
   if (grad.defined() != entry.active) return false;
   if (!entry.active) return true;
   if (!same_shape_and_dtype(grad, entry.param) || dtype_of(entry.param) != entry.dtype) return false;
+  if (entry.param.const_data_ptr() != entry.data || entry.param.strides() != entry.strides) return false;
   // opt.state and this entry hold the dict; where only this entry is left, opt.state has got another one.
   if (Py_REFCNT(entry.state_dict.ptr()) < 2) return false;
-  for (const auto& [key, value] : entry.watched) {
-    if (PyDict_GetItem(entry.state_dict.ptr(), key.ptr()) != value.ptr()) return false;
+  for (std::size_t k = 0; k < watched_keys_.size(); ++k) {
+    if (PyDict_GetItem(entry.state_dict.ptr(), watched_keys_[k].ptr()) != entry.watched[k]) return false;
   }
-  for (const at::Tensor& state : entry.state) {
-    if (!same_shape_and_dtype(state, entry.param)) return false;
+  for (int i = 0; i < entry.states; ++i) {
+    if (!same_shape_and_dtype(entry.state[i], entry.param)) return false;
   }
   return true;
+}
+
+// Between two steps a training loop has driven all this out of the caches; asking ahead overlaps the misses.
+void Plan::prefetch(std::size_t i) const {
+  constexpr std::size_t kAhead = 6;
+  if (i + kAhead >= entries_.size()) return;
+  const Entry& entry = entries_[i + kAhead];
+  const auto touch = [](const void* at) {
+    __builtin_prefetch(at);
+    __builtin_prefetch(static_cast<const char*>(at) + 64);
+    __builtin_prefetch(static_cast<const char*>(at) + 128);
+  };
+  touch(entry.param.unsafeGetTensorImpl());
+  touch(entry.state_dict.ptr());
+  for (int k = 0; k < entry.states; ++k) touch(entry.state[k].unsafeGetTensorImpl());
+  if (entry.clock.defined()) touch(entry.clock.unsafeGetTensorImpl());
 }
 
 bool Plan::refresh() {
   std::int64_t elements = 0;
-  for (const Entry& entry : entries_) {
+  for (std::size_t i = 0; i < entries_.size(); ++i) {
+    prefetch(i);
+    Entry& entry = entries_[i];
     if (!is_current(entry)) return false;
-    if (entry.active) elements += real_numel(entry.param);
+    if (!entry.active) continue;
+    elements += real_numel(entry.param);
+    bind(entry);
   }
-  if (elements != work_.elements()) return false;
-  for (Entry& entry : entries_) {
-    if (entry.active) bind(entry);
-  }
-  return true;
+  return elements == work_.elements();
 }
 
 void Plan::bind(Entry& entry) {
   const at::Tensor& grad = entry.param.grad();
-  const auto strides = entry.param.strides();
-  bool fast = entry.param.is_non_overlapping_and_dense() && grad.strides() == strides && is_plain(grad) &&
+  bool fast = entry.param.is_non_overlapping_and_dense() && grad.strides() == entry.strides && is_plain(grad) &&
               is_plain(entry.param);
-  for (const at::Tensor& state : entry.state) fast = fast && state.strides() == strides;
-  entry.staged = !fast;
-  if (entry.staged) return stage(entry, grad);
+  for (int i = 0; i < entry.states; ++i) fast = fast && entry.state[i].strides() == entry.strides;
+  if (!fast) return stage(entry, grad);
+  entry.staged.reset();
   entry.pointers.w = entry.param.data_ptr();
   entry.pointers.g = grad.const_data_ptr();
-  for (std::size_t i = 0; i < entry.state.size(); ++i) entry.pointers.state[i] = entry.state[i].data_ptr();
+  for (int i = 0; i < entry.states; ++i) entry.pointers.state[i] = entry.state[i].data_ptr();
 }
 
 void Plan::stage(Entry& entry, const at::Tensor& grad) {
@@ -204,24 +219,25 @@ void Plan::stage(Entry& entry, const at::Tensor& grad) {
     to.copy_(from);
     return to;
   };
-  entry.pointers.w = (entry.staged_tensors[0] = copy(entry.param)).data_ptr();
-  entry.pointers.g = (entry.staged_tensors[1] = copy(grad)).const_data_ptr();
-  for (std::size_t i = 0; i < entry.state.size(); ++i) {
-    entry.pointers.state[i] = (entry.staged_tensors[2 + i] = copy(entry.state[i])).data_ptr();
+  entry.staged = std::make_unique<Staged>();
+  entry.pointers.w = (entry.staged->param = copy(entry.param)).data_ptr();
+  entry.pointers.g = (entry.staged->grad = copy(grad)).const_data_ptr();
+  for (int i = 0; i < entry.states; ++i) {
+    entry.pointers.state[i] = (entry.staged->state[i] = copy(entry.state[i])).data_ptr();
   }
 }
 
 void Plan::unstage(Entry& entry) {
   const c10::NoGradGuard no_grad;
   // detach(): an in-place copy into a leaf, or into a view of one, is what autograd would forbid.
-  entry.param.detach().copy_(entry.staged_tensors[0]);
-  for (std::size_t i = 0; i < entry.state.size(); ++i) entry.state[i].detach().copy_(entry.staged_tensors[2 + i]);
-  for (at::Tensor& tensor : entry.staged_tensors) tensor.reset();
+  entry.param.detach().copy_(entry.staged->param);
+  for (int i = 0; i < entry.states; ++i) entry.state[i].detach().copy_(entry.staged->state[i]);
+  entry.staged.reset();
 }
 
-double Plan::sum_of_squares(double grad_scale) {
+double Plan::sum_of_squares(double inv_grad_scale) {
   std::vector<Hyper<double>> hypers(groups_.size());
-  for (std::size_t i = 0; i < groups_.size(); ++i) fill_gradient_hyper(hypers[i], groups_[i], grad_scale, 1);
+  for (std::size_t i = 0; i < groups_.size(); ++i) fill_gradient_hyper(hypers[i], groups_[i], inv_grad_scale, 1);
   const std::vector<Chunk>& chunks = work_.chunks();
   {
     const py::gil_scoped_release no_gil;
@@ -236,12 +252,14 @@ double Plan::sum_of_squares(double grad_scale) {
   return sum;
 }
 
-void Plan::update(double grad_scale, double clip_coef) {
+void Plan::update(double inv_grad_scale, double clip_coef) {
   hypers_.clear();
   double previous_clock = 0;
   int previous_group = -1;
   double next_clock = 0;
-  for (Entry& entry : entries_) {
+  for (std::size_t i = 0; i < entries_.size(); ++i) {
+    prefetch(i);
+    Entry& entry = entries_[i];
     if (!entry.active) continue;
     double clock = entry.clock.defined() ? read_scalar(entry.clock) : 0;
     // Most parameters of a group are at the same step, and so share their scalars.
@@ -249,7 +267,7 @@ void Plan::update(double grad_scale, double clip_coef) {
       previous_group = entry.group;
       previous_clock = next_clock = clock;
       Rules::visit(rule_, [&](auto host) {
-        hypers_.push_back(make_hyper<decltype(host)>(groups_[entry.group], grad_scale, clip_coef, next_clock));
+        hypers_.push_back(make_hyper<decltype(host)>(groups_[entry.group], inv_grad_scale, clip_coef, next_clock));
       });
     }
     entry.hyper = static_cast<int>(hypers_.size()) - 1;
@@ -264,7 +282,9 @@ void Plan::update(double grad_scale, double clip_coef) {
       entry.update_kernel(entry.pointers, chunk.begin, chunk.count, hypers_[entry.hyper]);
     });
   }
-  for (Entry& entry : entries_) {
+  for (std::size_t i = 0; i < entries_.size(); ++i) {
+    prefetch(i);
+    Entry& entry = entries_[i];
     if (!entry.active) continue;
     if (entry.staged) {
       unstage(entry);
@@ -272,7 +292,7 @@ void Plan::update(double grad_scale, double clip_coef) {
     }
     // Raw pointers bypass autograd's check of in-place changes; the version counters keep it honest.
     entry.param.unsafeGetTensorImpl()->bump_version();
-    for (const at::Tensor& state : entry.state) state.unsafeGetTensorImpl()->bump_version();
+    for (int k = 0; k < entry.states; ++k) entry.state[k].unsafeGetTensorImpl()->bump_version();
   }
 }
 

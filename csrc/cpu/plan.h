@@ -6,6 +6,8 @@
 #include <ATen/core/Tensor.h>
 #include <torch/csrc/utils/pybind.h>
 
+#include <array>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -21,6 +23,8 @@ class __attribute__((visibility("hidden"))) Plan {
   // One entry a parameter, with or without a gradient; `states[i]` is opt.state[params[i]], or None where the parameter
   // has no gradient. `clocks[i]` is the 0-dim tensor with the rule's clock, or None where the rule keeps none.
   Plan(const std::string& rule, py::list params, std::vector<int> groups, py::list states, py::list clocks);
+  Plan(const Plan&) = delete;
+  ~Plan();
 
   // Takes the groups' scalars, in the order of scalar_names(rule). False: another number of state tensors is needed.
   bool set_groups(const std::vector<std::vector<double>>& groups);
@@ -29,38 +33,48 @@ class __attribute__((visibility("hidden"))) Plan {
   bool refresh();
 
   // Sum of squares of the gradients after stages 1 and 2, in a fixed order.
-  double sum_of_squares(double grad_scale);
+  double sum_of_squares(double inv_grad_scale);
 
   // Stages 1 to 6 for every parameter with a gradient.
-  void update(double grad_scale, double clip_coef);
+  void update(double inv_grad_scale, double clip_coef);
 
  private:
+  struct Staged;
   struct Entry {
-    py::object param_object;
     at::Tensor param;
     int group;
     DType dtype;
-    bool active;
-    bool dense;
-    py::object state_dict;  // the dict is checked for having been replaced, its entries likewise
-    std::vector<std::pair<py::object, py::object>> watched;
-    std::vector<at::Tensor> state;
+    bool active;  // has a gradient
+    int states;
+    // What it looked like when the plan was made: another place or layout in memory needs Python's checks again.
+    const void* data;
+    std::vector<std::int64_t> strides;
+    // opt.state[param], and what it held under watched_keys_: looked up in every step, in case it was replaced.
+    py::object state_dict;
+    std::array<PyObject*, kMaxStates + 1> watched;
+    at::Tensor state[kMaxStates];
     at::Tensor clock;
     // of the current step
-    bool staged;
-    at::Tensor staged_tensors[2 + kMaxStates];  // w, g, state: contiguous copies where a layout is not the fast one
     Pointers pointers;
     UpdateKernel update_kernel;
     SquaresKernel squares_kernel;
     int hyper;
+    std::unique_ptr<Staged> staged;
+  };
+
+  // Contiguous copies of what is not laid out as the kernels need it.
+  struct Staged {
+    at::Tensor param, grad, state[kMaxStates];
   };
 
   bool is_current(const Entry& entry) const;
   void bind(Entry& entry);
   void stage(Entry& entry, const at::Tensor& grad);
   void unstage(Entry& entry);
+  void prefetch(std::size_t entry) const;
 
   int rule_;
+  std::vector<py::object> watched_keys_;  // the rule's state names, and "step"
   std::vector<Entry> entries_;
   std::vector<Group> groups_;
   std::vector<Hyper<double>> hypers_;
