@@ -7,7 +7,7 @@ import re
 
 import pytest
 import torch
-from conftest import CPU_BACKENDS
+from conftest import CPU_BACKENDS, needs_cpp
 from helpers import (
     IDS,
     OPTIMIZER_FLAGS,
@@ -181,6 +181,37 @@ def test_parameters_that_overlap_themselves(overlapping, backend) -> None:
         optimizer.step()
     assert (other == 1).all()
     assert not optimizer.state
+
+
+@pytest.mark.parametrize("backend", CPU_BACKENDS)
+def test_a_parameter_that_comes_to_overlap_in_mid_training(backend) -> None:
+    params = make_params(((3, 4), (5,)))
+    optimizer = FusedRegAdam(params[::-1], backend=backend, **REGULARIZED)
+    run(optimizer, params, 2)
+    params[0].data = torch.ones(1, 4).expand(3, 4)
+    set_grads(params, 3)
+    before = snapshot(optimizer)
+    with pytest.raises(ValueError, match="elements of it share memory"):
+        optimizer.step()
+    assert_same_bits(before, snapshot(optimizer))
+
+
+@needs_cpp
+@pytest.mark.parametrize("backend", ["auto", "cpp"])
+def test_parameters_that_come_to_share_memory_in_mid_training(backend) -> None:
+    params = make_params(((8,), (8,)))
+    optimizer = FusedRegSGD(params, lr=0.1, backend=backend)
+    run(optimizer, params, 1)
+    params[1].data = params[0].data[:]
+    for param in params:
+        param.grad = torch.ones(8)
+    expected = params[0].detach() - 0.2
+    if backend == "cpp":
+        with pytest.raises(RuntimeError, match="backend 'cpp' cannot run: two parameters share memory"):
+            optimizer.step()
+    else:
+        optimizer.step()
+        torch.testing.assert_close(params[0].detach(), expected)
 
 
 def test_strides_that_interleave_without_overlap_are_fine() -> None:

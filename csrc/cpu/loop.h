@@ -8,20 +8,26 @@
 
 namespace fusedreg::cpu::FUSEDREG_ISA {
 
+// A prox keeps the processor too busy to look far ahead by itself. Asked for in time, memory streams as fast as without
+// one: 41 ms instead of 53 for 50M parameters on a Cascade Lake Xeon. Blocks four times as long lose half of that, and
+// so does asking for a whole page ahead.
+constexpr std::int64_t kBlockBytes = 256;
+constexpr std::int64_t kAheadBytes = 2048;
+
+template <class T>
+FUSEDREG_HD void prefetch_block(const T* at) {
+  for (std::int64_t line = 0; line < kBlockBytes; line += 64) {
+    __builtin_prefetch(reinterpret_cast<const char*>(at) + kAheadBytes + line);
+  }
+}
+
 // The loop is left to the compiler's vectoriser. `ivdep`, not `restrict`: a gradient may share its parameter's memory
 // element by element.
 template <class U, class T>
-FUSEDREG_TARGET void update_chunk(const Pointers& at, std::int64_t begin, std::int64_t count,
-                                  const Hyper<double>& hyper) {
+FUSEDREG_HD void update_elements(T* w, const T* g, T* s0, T* s1, T* s2, std::int64_t count,
+                                 const Hyper<ArithmeticOf<T>>& h) {
   using A = ArithmeticOf<T>;
-  static_assert(kMaxStates == 3);
   constexpr int kStates = U::Rule::kStates;
-  const Hyper<A> h = hyper.as<A>();
-  T* const w = static_cast<T*>(at.w) + begin;
-  const T* const g = static_cast<const T*>(at.g) + begin;
-  T* const s0 = kStates > 0 ? static_cast<T*>(at.state[0]) + begin : nullptr;
-  T* const s1 = kStates > 1 ? static_cast<T*>(at.state[1]) + begin : nullptr;
-  T* const s2 = kStates > 2 ? static_cast<T*>(at.state[2]) + begin : nullptr;
 #pragma GCC ivdep
   for (std::int64_t i = 0; i < count; ++i) {
     A weight = load(w[i]);
@@ -37,6 +43,37 @@ FUSEDREG_TARGET void update_chunk(const Pointers& at, std::int64_t begin, std::i
   }
 }
 
+template <class U, class T>
+FUSEDREG_TARGET void update_chunk(const Pointers& at, std::int64_t begin, std::int64_t count,
+                                  const Hyper<double>& hyper) {
+  static_assert(kMaxStates == 3);
+  constexpr int kStates = U::Rule::kStates;
+  constexpr std::int64_t kBlock = kBlockBytes / sizeof(T);
+  const Hyper<ArithmeticOf<T>> h = hyper.as<ArithmeticOf<T>>();
+  T* w = static_cast<T*>(at.w) + begin;
+  const T* g = static_cast<const T*>(at.g) + begin;
+  T* s0 = kStates > 0 ? static_cast<T*>(at.state[0]) + begin : nullptr;
+  T* s1 = kStates > 1 ? static_cast<T*>(at.state[1]) + begin : nullptr;
+  T* s2 = kStates > 2 ? static_cast<T*>(at.state[2]) + begin : nullptr;
+  for (; count >= kBlock; count -= kBlock) {
+    prefetch_block(w);
+    prefetch_block(g);
+    if constexpr (kStates > 0) prefetch_block(s0);
+    if constexpr (kStates > 1) prefetch_block(s1);
+    if constexpr (kStates > 2) prefetch_block(s2);
+    update_elements<U>(w, g, s0, s1, s2, kBlock, h);
+    w += kBlock;
+    g += kBlock;
+    if constexpr (kStates > 0) s0 += kBlock;
+    if constexpr (kStates > 1) s1 += kBlock;
+    if constexpr (kStates > 2) s2 += kBlock;
+  }
+  update_elements<U>(w, g, s0, s1, s2, count, h);
+}
+
+// The norm pass reads one stream, and wants it a page ahead: 1.4 times the bandwidth on the same machine.
+constexpr std::int64_t kNormAheadBytes = 4096;
+
 // Sums in double, in a fixed number of lanes: the same to the bit on every instruction set and for any threads.
 template <bool kClamp, class T>
 FUSEDREG_TARGET double sum_squares_of_chunk(const void* gradient, std::int64_t begin, std::int64_t count,
@@ -51,9 +88,8 @@ FUSEDREG_TARGET double sum_squares_of_chunk(const void* gradient, std::int64_t b
   };
   double lanes[kLanes] = {};
   for (; count >= kLanes; count -= kLanes, g += kLanes) {
-    // A page ahead: 1.4 times the bandwidth on a Cascade Lake Xeon. The update loop got slower with prefetches.
     for (int offset = 0; offset < kLanes * static_cast<int>(sizeof(T)); offset += 64) {
-      __builtin_prefetch(reinterpret_cast<const char*>(g) + 4096 + offset);
+      __builtin_prefetch(reinterpret_cast<const char*>(g) + kNormAheadBytes + offset);
     }
     for (int lane = 0; lane < kLanes; ++lane) lanes[lane] += element(g[lane]) * element(g[lane]);
   }

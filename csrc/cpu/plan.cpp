@@ -163,6 +163,7 @@ bool Plan::is_current(const Entry& entry) const {
   // opt.state and this entry hold the dict; where only this entry is left, opt.state has got another one.
   if (Py_REFCNT(entry.state_dict.ptr()) < 2) return false;
   for (std::size_t k = 0; k < watched_keys_.size(); ++k) {
+    if (entry.watched[k] == nullptr) continue;  // not there, and not needed
     if (PyDict_GetItem(entry.state_dict.ptr(), watched_keys_[k].ptr()) != entry.watched[k]) return false;
   }
   for (int i = 0; i < entry.states; ++i) {
