@@ -5,7 +5,8 @@
 
 namespace fusedreg {
 
-// 1. AMP's unscaling and maximize (the sign of inv_grad_scale), 2. value clip. The norm is taken over what this returns.
+// 1. AMP's unscaling and maximize (the sign of inv_grad_scale), 2. value clip. The norm is taken over what this
+// returns.
 template <class A>
 FUSEDREG_HD A clip_gradient_value(A g, const Hyper<A>& h) {
   return clamp_symmetric(g * h.inv_grad_scale, h.clip_value);

@@ -1,0 +1,23 @@
+"""Every Python snippet in the README runs as it is printed."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SNIPPETS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+# The loop that a reader comes with is a fragment; what replaces it must run.
+RUNNABLE = [snippet for snippet in SNIPPETS if "import" in snippet]
+
+
+def test_there_are_snippets() -> None:
+    assert len(RUNNABLE) == len(SNIPPETS) - 1 == 2
+
+
+@pytest.mark.parametrize("snippet", RUNNABLE, ids=lambda snippet: snippet.splitlines()[1])
+def test_readme(snippet: str, capsys) -> None:
+    exec(compile(snippet, "README.md", "exec"), {})
+    assert capsys.readouterr().out
