@@ -314,6 +314,7 @@ class FusedRegOptimizer(Optimizer):
                         f"backend {self._backend!r} cannot run: two parameters share memory, of shapes "
                         f"{tuple(its_param.shape)} and {tuple(param.shape)}"
                     )
+                backends.log_once("parameters that share memory are stepped one by one, by backend 'reference'")
                 chosen[its_param] = chosen[param] = "reference"
             if end > farthest_end:
                 farthest_end, its_param = end, param

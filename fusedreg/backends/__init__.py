@@ -10,7 +10,7 @@ from .base import Backend, Entry, Plan, StepScalars
 from .cpp import CppBackend
 from .reference import ReferenceBackend
 
-__all__ = ["BACKENDS", "NAMES", "Backend", "Entry", "Plan", "StepScalars", "check_name", "choose"]
+__all__ = ["BACKENDS", "NAMES", "Backend", "Entry", "Plan", "StepScalars", "check_name", "choose", "log_once"]
 
 logger = logging.getLogger("fusedreg")
 
@@ -53,8 +53,13 @@ def choose(name: str, param: Tensor, states: list[Tensor], differentiable: bool)
         if reason is None:
             break
         reasons.append(f"backend {backend.name!r} is not used: {reason}")
-    for said in reasons:
-        if said not in _said:
-            _said.add(said)
-            logger.warning("%s. Using backend %r.", said, backend.name)
+    for reason in reasons:
+        log_once(f"{reason}. Using backend {backend.name!r}.")
     return backend
+
+
+def log_once(message: str) -> None:
+    """Logs a warning the first time that this process comes to it."""
+    if message not in _said:
+        _said.add(message)
+        logger.warning(message)
