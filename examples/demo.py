@@ -1,6 +1,6 @@
 """What fusedreg does, on data that ships with scikit-learn: a sparse digits classifier, and the Lasso.
 
-Run it with ``python examples/demo.py``; it needs ``pip install fusedreg[demo]``. Tables go to the terminal, plots to
+Run it with ``python examples/demo.py``; ``make demo`` installs what it needs. Tables go to the terminal, plots to
 ``demo-output/``.
 """
 

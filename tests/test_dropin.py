@@ -14,7 +14,6 @@ from helpers import (
     IDS,
     OPTIMIZER_FLAGS,
     REGULARIZED,
-    SHAPES,
     TWINS,
     FusedRegAdam,
     FusedRegSGD,
@@ -384,11 +383,6 @@ def test_named_parameters() -> None:
     optimizer = FusedRegAdam(model.named_parameters(), l1=0.1)
     run(optimizer, list(model.parameters()), 1)
     assert optimizer.param_groups[0]["param_names"] == ["weight", "bias"]
-
-
-def test_zero_size_and_0_dim() -> None:
-    assert () in SHAPES
-    assert (0, 4) in SHAPES
 
 
 def test_torch_compile_of_the_model_and_a_step() -> None:
