@@ -2,28 +2,41 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import torch
 
-from fusedreg import backends
 from fusedreg.backends.cpp import load_extension
 
 EXTENSION, NO_EXTENSION_REASON = load_extension()
 
 needs_cpp = pytest.mark.skipif(EXTENSION is None, reason=f"no compiled extension: {NO_EXTENSION_REASON}")
-CPU_BACKENDS = [pytest.param(name, marks=needs_cpp if name == "cpp" else ()) for name in backends.BACKENDS]
+# (backend, device), for every suite that takes the fixture `backend`
+TARGETS = [
+    pytest.param(("cpp", "cpu"), marks=needs_cpp, id="cpp"),
+    pytest.param(("reference", "cpu"), id="reference"),
+    pytest.param(("reference", "cuda"), marks=pytest.mark.gpu, id="reference-on-cuda"),
+]
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if not torch.cuda.is_available():
-        for item in items:
-            if item.get_closest_marker("gpu"):
-                item.add_marker(pytest.mark.skip(reason="needs a CUDA device, and there is none"))
+@pytest.fixture(autouse=True)
+def _skip_without_gpu(request) -> None:
+    if request.node.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device, and there is none")
 
 
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(params=TARGETS)
+def backend(request):
+    """The name of a backend; the device that it runs on is torch's default device meanwhile."""
+    name, device = request.param
+    with torch.device(device) if device != "cpu" else contextlib.nullcontext():
+        yield name
 
 
 @pytest.fixture

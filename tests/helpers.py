@@ -1,4 +1,4 @@
-"""Small builders for the suites."""
+"""Small builders for the suites. What they make is on torch's default device, with the same values on each."""
 
 from __future__ import annotations
 
@@ -20,15 +20,19 @@ def flags_of(cls: type, name: str) -> dict[str, Any]:
     return FLAGS[cls][name]
 
 
+def random(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    return torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
+
+
 def make_params(shapes=SHAPES, dtype=torch.float32, seed: int = 1) -> list[torch.nn.Parameter]:
     generator = torch.Generator().manual_seed(seed)
-    return [torch.nn.Parameter(torch.randn(s, generator=generator, dtype=torch.float64).to(dtype)) for s in shapes]
+    return [torch.nn.Parameter(random(shape, generator).to(torch.get_default_device(), dtype)) for shape in shapes]
 
 
 def set_grads(params: list[Tensor], seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     for param in params:
-        param.grad = torch.randn(param.shape, generator=generator, dtype=torch.float64).to(param.dtype)
+        param.grad = random(param.shape, generator).to(param.device, param.dtype)
 
 
 def run(optimizer: torch.optim.Optimizer, params: list[Tensor], steps: int, first_seed: int = 100) -> None:

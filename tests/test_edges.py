@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from conftest import CPU_BACKENDS, needs_cpp
+from conftest import needs_cpp
 from helpers import (
     IDS,
     OPTIMIZER_FLAGS,
@@ -24,11 +24,9 @@ from helpers import (
 
 from fusedreg.groups import L1_MODES
 
-backends = pytest.mark.parametrize("backend", CPU_BACKENDS)
 every_optimizer = pytest.mark.parametrize(("cls", "flags"), OPTIMIZER_FLAGS, ids=IDS)
 
 
-@backends
 @every_optimizer
 def test_no_penalty_is_bitwise_no_prox(cls, flags, backend) -> None:
     """l1 = l2 = 0 in every mode gives the same bits, -0.0 included."""
@@ -43,7 +41,6 @@ def test_no_penalty_is_bitwise_no_prox(cls, flags, backend) -> None:
     assert_same_bits(results[0], results[2])
 
 
-@backends
 @every_optimizer
 @pytest.mark.parametrize("mode", L1_MODES)
 def test_lr_zero_moves_nothing(cls, flags, mode, backend) -> None:
@@ -54,7 +51,6 @@ def test_lr_zero_moves_nothing(cls, flags, mode, backend) -> None:
     assert_same_bits(before, [param.detach() for param in params])
 
 
-@backends
 @every_optimizer
 @pytest.mark.parametrize("mode", ["proximal", "decoupled"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
@@ -67,7 +63,6 @@ def test_zeros_are_exact_and_positive(cls, flags, mode, dtype, backend) -> None:
     assert not torch.signbit(params[0].detach()[zero]).any()
 
 
-@backends
 @every_optimizer
 @pytest.mark.parametrize("mode", L1_MODES)
 def test_nan_survives(cls, flags, mode, backend) -> None:
@@ -85,7 +80,6 @@ def test_nan_survives(cls, flags, mode, backend) -> None:
     assert params[1].isnan().nonzero().flatten().tolist() == [33]
 
 
-@backends
 def test_infinite_weights_and_gradients_equal_torch(backend) -> None:
     results = []
     for cls, options in ((torch.optim.SGD, {}), (FusedRegSGD, {"backend": backend})):
@@ -100,7 +94,6 @@ def test_infinite_weights_and_gradients_equal_torch(backend) -> None:
     torch.testing.assert_close(results[0], results[1], equal_nan=True)
 
 
-@backends
 @every_optimizer
 def test_a_parameter_without_gradient_is_untouched(cls, flags, backend) -> None:
     params = make_params()
@@ -121,7 +114,6 @@ def test_a_parameter_without_gradient_is_untouched(cls, flags, backend) -> None:
         assert optimizer.state[params[0]]["step"] == 4
 
 
-@backends
 def test_no_gradient_at_all(backend) -> None:
     params = make_params()
     optimizer = FusedRegAdam(params, max_grad_norm=1.0, l1=0.1, backend=backend)
@@ -131,7 +123,6 @@ def test_no_gradient_at_all(backend) -> None:
     assert optimizer.grad_norm == 0
 
 
-@backends
 @every_optimizer
 def test_p_grad_is_never_written(cls, flags, backend) -> None:
     params = make_params()
@@ -143,7 +134,6 @@ def test_p_grad_is_never_written(cls, flags, backend) -> None:
     assert_same_bits(grads, [param.grad for param in params])
 
 
-@backends
 @every_optimizer
 @pytest.mark.parametrize("found_inf", [1.0, 2.0, 0.5, math.nan])
 def test_found_inf_skips_everything(cls, flags, found_inf, backend) -> None:
@@ -158,7 +148,6 @@ def test_found_inf_skips_everything(cls, flags, found_inf, backend) -> None:
     assert_same_bits(before, snapshot(optimizer))
 
 
-@backends
 @every_optimizer
 def test_grad_scale_divides_before_the_clips(cls, flags, backend) -> None:
     results = []
@@ -176,7 +165,6 @@ def test_grad_scale_divides_before_the_clips(cls, flags, backend) -> None:
     assert results[0][1] == results[1][1]
 
 
-@backends
 @pytest.mark.parametrize("clip_value", [None, 0.7])
 def test_clipping_is_torchs(backend, clip_value) -> None:
     """clip_grad_value_, then clip_grad_norm_, then a step of the twin."""
@@ -196,7 +184,6 @@ def test_clipping_is_torchs(backend, clip_value) -> None:
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-13)
 
 
-@backends
 def test_grad_norm_is_a_0_dim_tensor_of_the_last_step(backend) -> None:
     params = make_params()
     optimizer = FusedRegSGD(params, max_grad_norm=math.inf, backend=backend)
@@ -248,7 +235,6 @@ def test_the_norm_has_the_same_bits_on_every_instruction_set() -> None:
     assert len(set(norms)) == 1
 
 
-@backends
 @pytest.mark.parametrize("cls", [FusedRegAdam, FusedRegAdamW])
 def test_a_weight_that_never_saw_a_gradient_moves_by_at_most_two_lr(cls, backend) -> None:
     """An unused embedding row: v = 0, d = eps, and an unguarded lr * l1 / d would wipe it out at once."""
@@ -264,7 +250,6 @@ def test_a_weight_that_never_saw_a_gradient_moves_by_at_most_two_lr(cls, backend
     assert (embedding[3:] != 0).all()
 
 
-@backends
 def test_sgd_prox_follows_the_momentum(backend) -> None:
     """The prox's step size is lr * s_t, s_t the momentum recurrence on a constant 1: checked on a pure shrink."""
     weight = torch.nn.Parameter(torch.full((3,), 10.0, dtype=torch.float64))
@@ -278,7 +263,6 @@ def test_sgd_prox_follows_the_momentum(backend) -> None:
         torch.testing.assert_close(weight.detach(), torch.full((3,), expected, dtype=torch.float64), rtol=1e-13, atol=0)
 
 
-@backends
 def test_a_momentum_buffer_from_torch_takes_the_stationary_gain(backend) -> None:
     weight = torch.nn.Parameter(torch.full((3,), 10.0, dtype=torch.float64))
     twin = torch.optim.SGD([weight], lr=0.1, momentum=0.5)

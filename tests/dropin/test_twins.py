@@ -9,7 +9,6 @@ import pickle
 
 import pytest
 import torch
-from conftest import CPU_BACKENDS
 from helpers import (
     IDS,
     OPTIMIZER_FLAGS,
@@ -25,7 +24,6 @@ from helpers import (
     snapshot,
 )
 
-backends = pytest.mark.parametrize("backend", CPU_BACKENDS)
 every_optimizer = pytest.mark.parametrize(("cls", "flags"), OPTIMIZER_FLAGS, ids=IDS)
 # After 10 steps. float32: torch's for-loop rounds in another order, a few eps of 1.2e-7 in each step.
 TWIN_TOLERANCE = {torch.float64: dict(rtol=1e-13, atol=1e-14), torch.float32: dict(rtol=5e-6, atol=1e-6)}
@@ -43,7 +41,6 @@ def test_signature_is_the_twins_with_ours_behind(cls) -> None:
     assert issubclass(cls, TWINS[cls])
 
 
-@backends
 @every_optimizer
 @pytest.mark.parametrize("dtype", TWIN_TOLERANCE, ids=str)
 def test_identity_with_the_twin(cls, flags, dtype, backend) -> None:
@@ -64,7 +61,6 @@ def snapshot_without_gain(optimizer):
     return tensors
 
 
-@backends
 @every_optimizer
 @pytest.mark.parametrize("direction", ["to_torch", "from_torch"])
 def test_state_dicts_go_both_ways_in_mid_training(cls, flags, direction, backend) -> None:
@@ -96,7 +92,6 @@ def test_state_dicts_go_both_ways_in_mid_training(cls, flags, direction, backend
         }
 
 
-@backends
 @every_optimizer
 def test_our_own_state_dict_resumes_to_the_bit(cls, flags, backend) -> None:
     options = {**REGULARIZED, **flags_of(cls, flags), "backend": backend}
@@ -123,7 +118,6 @@ def test_groups_of_a_torch_checkpoint_keep_our_strengths() -> None:
     assert [group["max_grad_norm"] for group in optimizer.param_groups] == [2.0, 2.0]
 
 
-@backends
 @every_optimizer
 @pytest.mark.parametrize("copier", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))], ids=["deepcopy", "pickle"])
 def test_copies_go_on_alike(cls, flags, copier, backend) -> None:
@@ -138,7 +132,6 @@ def test_copies_go_on_alike(cls, flags, copier, backend) -> None:
     assert_same_bits(snapshot(optimizer), snapshot(copied))
 
 
-@backends
 @pytest.mark.parametrize(
     "make_scheduler",
     [
@@ -166,7 +159,6 @@ def test_schedulers(cls, make_scheduler, backend) -> None:
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-13)
 
 
-@backends
 @pytest.mark.parametrize("cls", [FusedRegAdam, FusedRegSGD])
 def test_tensor_lr_moved_in_place(cls, backend) -> None:
     results = []
@@ -181,7 +173,6 @@ def test_tensor_lr_moved_in_place(cls, backend) -> None:
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-13)
 
 
-@backends
 def test_tensor_betas(backend) -> None:
     results = []
     betas = (torch.tensor(0.8, dtype=torch.float64), torch.tensor(0.95, dtype=torch.float64))
@@ -196,7 +187,6 @@ def test_tensor_betas(backend) -> None:
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-13)
 
 
-@backends
 def test_closure(backend) -> None:
     params = make_params(((5,),))
     optimizer = FusedRegAdam(params, lr=0.1, backend=backend)
@@ -217,7 +207,6 @@ def test_closure(backend) -> None:
     assert not params[0].equal(before)
 
 
-@backends
 def test_step_hooks_run_once_each(backend) -> None:
     params = make_params()
     optimizer = FusedRegAdam(params, backend=backend)
@@ -228,7 +217,6 @@ def test_step_hooks_run_once_each(backend) -> None:
     assert seen == ["pre", "post"] * 2
 
 
-@backends
 @pytest.mark.parametrize("cls", [FusedRegAdam, FusedRegSGD])
 def test_grad_scaler_with_forced_infs(cls, backend) -> None:
     """The scaler must see its infs, back off, and skip; the steps between equal the twin's."""
@@ -250,7 +238,6 @@ def test_grad_scaler_with_forced_infs(cls, backend) -> None:
     torch.testing.assert_close(results[0][0], results[1][0], rtol=1e-5, atol=1e-6)
 
 
-@backends
 def test_grad_scaler_after_unscale(backend) -> None:
     params = make_params(((6, 3),))
     optimizer = FusedRegAdam(params, lr=0.1, max_grad_norm=1.0, backend=backend)
@@ -262,7 +249,6 @@ def test_grad_scaler_after_unscale(backend) -> None:
     torch.testing.assert_close(optimizer.grad_norm, expected)
 
 
-@backends
 def test_gradient_accumulation(backend) -> None:
     results = []
     for make in (lambda p: FusedRegAdam(p, lr=0.1, backend=backend), lambda p: torch.optim.Adam(p, lr=0.1)):
@@ -277,7 +263,6 @@ def test_gradient_accumulation(backend) -> None:
     torch.testing.assert_close(*results, rtol=1e-13, atol=1e-14)
 
 
-@backends
 @every_optimizer
 def test_what_a_plan_rests_on_may_change(cls, flags, backend) -> None:
     """p.data swapped, added groups, replaced or loaded state, gradients that come and go: the next step sees it."""
@@ -316,7 +301,6 @@ def test_what_a_plan_rests_on_may_change(cls, flags, backend) -> None:
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-13)
 
 
-@backends
 def test_a_model_moved_to_another_dtype(backend) -> None:
     """Its state moves with load_state_dict, as with torch."""
     params = make_params()

@@ -7,7 +7,7 @@ import re
 
 import pytest
 import torch
-from conftest import CPU_BACKENDS, needs_cpp
+from conftest import needs_cpp
 from helpers import (
     IDS,
     OPTIMIZER_FLAGS,
@@ -57,7 +57,6 @@ def test_group_values(key, value, shown) -> None:
     assert len(optimizer.param_groups) == 1
 
 
-@pytest.mark.parametrize("backend", CPU_BACKENDS)
 @bad_values
 def test_a_value_set_between_steps_moves_nothing(key, value, shown, backend) -> None:
     params = make_params()
@@ -141,7 +140,6 @@ def raises_after(optimizer, params, error, match) -> None:
     assert keys == {id(p): set(optimizer.state.get(p, {})) for p in params}
 
 
-@pytest.mark.parametrize("backend", CPU_BACKENDS)
 @pytest.mark.parametrize("steps_before", [0, 2])
 @pytest.mark.parametrize(("cls", "flags"), OPTIMIZER_FLAGS, ids=IDS)
 def test_bad_gradients_move_nothing(cls, flags, steps_before, backend) -> None:
@@ -166,7 +164,6 @@ def test_bad_gradients_move_nothing(cls, flags, steps_before, backend) -> None:
     optimizer.step()
 
 
-@pytest.mark.parametrize("backend", CPU_BACKENDS)
 @pytest.mark.parametrize(
     "overlapping",
     [lambda: torch.ones(1, 4).expand(3, 4), lambda: torch.ones(10).as_strided((4, 4), (2, 1))],
@@ -183,7 +180,6 @@ def test_parameters_that_overlap_themselves(overlapping, backend) -> None:
     assert not optimizer.state
 
 
-@pytest.mark.parametrize("backend", CPU_BACKENDS)
 def test_a_parameter_that_comes_to_overlap_in_mid_training(backend) -> None:
     params = make_params(((3, 4), (5,)))
     optimizer = FusedRegAdam(params[::-1], backend=backend, **REGULARIZED)
@@ -235,7 +231,6 @@ def test_complex_with_l1() -> None:
     assert_same_bits(before, snapshot(optimizer))
 
 
-@pytest.mark.parametrize("backend", CPU_BACKENDS)
 def test_an_exception_in_a_closure_moves_nothing(backend) -> None:
     params = make_params()
     optimizer = FusedRegAdam(params, backend=backend, **REGULARIZED)
