@@ -20,10 +20,15 @@ TARGETS = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def _skip_without_gpu(request) -> None:
-    if request.node.get_closest_marker("gpu") and not torch.cuda.is_available():
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="run the tests marked slow too")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         pytest.skip("needs a CUDA device, and there is none")
+    if item.get_closest_marker("slow") and not item.config.getoption("slow"):
+        pytest.skip("slow: run with --slow")
 
 
 @pytest.fixture(autouse=True)
