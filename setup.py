@@ -1,9 +1,11 @@
-"""Builds the compiled CPU backend. The metadata is in pyproject.toml."""
+"""Builds the compiled backends: the CPU's, and CUDA's where that can be built. The metadata is in pyproject.toml."""
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
+import subprocess
 import sys
 import sysconfig
 import textwrap
@@ -22,7 +24,7 @@ if os.environ.get("FUSEDREG_NO_EXTENSION"):
 
 try:
     import torch
-    from torch.utils.cpp_extension import BuildExtension, CppExtension
+    from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
 except ImportError as error:
     stop(
         f"""torch cannot be imported where the build runs ({error}). The compiled extension must be built with the very
@@ -43,31 +45,77 @@ if not (Path(sysconfig.get_paths()["include"]) / "Python.h").exists():
         (`apt-get install python3-dev`), then build again. {NO_EXTENSION}"""
     )
 
-SOURCES = ["csrc/bindings.cpp", *sorted(str(path) for path in Path("csrc/cpu").glob("*.cpp"))]
+HEADERS = [str(path) for path in Path("csrc").rglob("*.h")]
+PLAN = ["csrc/plan/parameters.cpp"]
 # math-errno and trapping-math stand in the way of vectorised square roots and selects. -fopenmp without linking it:
 # at::parallel_for then runs on torch's own pool.
 FLAGS = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wextra", "-Wno-unknown-pragmas"]
 OPENMP = ["-fopenmp"] if sys.platform.startswith("linux") else []
 
+# Extensions that are left out, and why: what `python -m fusedreg info` says.
+NOT_BUILT: dict[str, str] = {}
+
+
+def no_cuda_reason() -> str | None:
+    """Why the CUDA extension is left out, or None. A visible GPU is not asked for: one may build for another machine."""
+    if os.environ.get("FUSEDREG_NO_CUDA"):
+        return "it was built with FUSEDREG_NO_CUDA set"
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} was built without CUDA when fusedreg was built"
+    nvcc = Path(CUDA_HOME or "") / "bin" / "nvcc"
+    if not nvcc.exists():
+        return "there was no CUDA toolkit when fusedreg was built: CUDA_HOME names none, and nvcc is not on the PATH"
+    version = re.search(r"release (\d+)\.(\d+)", subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout)
+    if version is None or version[1] != torch.version.cuda.split(".")[0]:
+        found = ".".join(version.groups()) if version else "a version that it does not tell"
+        return (
+            f"torch {torch.__version__} was built with CUDA {torch.version.cuda}, and the toolkit in {CUDA_HOME} is "
+            f"{found}: kernels need the same major version. Point CUDA_HOME to a CUDA "
+            f"{torch.version.cuda.split('.')[0]} toolkit and install fusedreg again"
+        )
+    return None
+
 
 class Build(BuildExtension):
+    def build_extension(self, extension) -> None:
+        try:
+            super().build_extension(extension)
+        except Exception as error:
+            if extension.name != "fusedreg._cuda":
+                raise
+            NOT_BUILT["_cuda"] = f"its kernels did not compile when fusedreg was built ({type(error).__name__}: {error})"
+
     def run(self) -> None:
         super().run()
-        # Compared with the torch that is imported, before the extension is: see fusedreg/backends/cpp.py.
+        # Compared with the torch that is imported, before an extension is: see fusedreg/backends/cpp.py.
         folder = Path("fusedreg") if self.inplace else Path(self.build_lib) / "fusedreg"
         (folder / "_built_with.py").write_text(
-            f'"""Written by setup.py."""\n\nTORCH_VERSION = {str(torch.__version__)!r}\n'
+            f'"""Written by setup.py."""\n\nTORCH_VERSION = {str(torch.__version__)!r}\nNOT_BUILT = {NOT_BUILT!r}\n'
         )
+        for reason in NOT_BUILT.values():
+            print("\n" + textwrap.fill(f"fusedreg: the CUDA backend is left out: {reason}.", width=100) + "\n")
 
 
-setup(
-    ext_modules=[
-        CppExtension(
-            "fusedreg._C",
-            SOURCES,
-            extra_compile_args=[*FLAGS, *OPENMP],
-            depends=[str(path) for path in Path("csrc").rglob("*.h")],
+extensions = [
+    CppExtension(
+        "fusedreg._C",
+        ["csrc/bindings.cpp", *PLAN, *sorted(str(path) for path in Path("csrc/cpu").glob("*.cpp"))],
+        extra_compile_args=[*FLAGS, *OPENMP],
+        depends=HEADERS,
+    )
+]
+reason = no_cuda_reason()
+if reason is None:
+    extensions.append(
+        CUDAExtension(
+            "fusedreg._cuda",
+            ["csrc/cuda/bindings.cpp", "csrc/cuda/plan.cpp", "csrc/cuda/kernels.cu", *PLAN],
+            extra_compile_args={"cxx": FLAGS, "nvcc": ["-O3", "-lineinfo"]},
+            depends=HEADERS,
+            optional=True,
         )
-    ],
-    cmdclass={"build_ext": Build},
-)
+    )
+else:
+    NOT_BUILT["_cuda"] = reason
+
+setup(ext_modules=extensions, cmdclass={"build_ext": Build})

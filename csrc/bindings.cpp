@@ -8,7 +8,7 @@ PYBIND11_MODULE(_C, module) {
   module.doc() = "fusedreg's compiled kernels. Use the optimizers in fusedreg; this is their CPU backend.";
 
   py::class_<cpu::Plan>(module, "Plan")
-      .def(py::init<const std::string&, py::list, std::vector<int>, py::list, py::list>(), py::arg("rule"),
+      .def(py::init<const std::string&, const py::list&, const std::vector<int>&, const py::list&, const py::list&>(), py::arg("rule"),
            py::arg("params"), py::arg("groups"), py::arg("states"), py::arg("clocks"))
       .def("set_groups", &cpu::Plan::set_groups)
       .def("refresh", &cpu::Plan::refresh)
@@ -20,8 +20,8 @@ PYBIND11_MODULE(_C, module) {
     for (int i = 0; i < fusedreg::Rules::kSize; ++i) {
       fusedreg::Rules::visit(i, [&](auto host) {
         py::dict rule;
-        rule["state_names"] = cpu::state_names(i);
-        rule["scalars"] = cpu::scalar_names(i);
+        rule["state_names"] = fusedreg::state_names(i);
+        rule["scalars"] = fusedreg::scalar_names(i);
         rules[decltype(host)::kName] = rule;
       });
     }

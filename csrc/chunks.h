@@ -5,7 +5,16 @@
 #include <cstdint>
 #include <vector>
 
+#include "rules/registry.h"
+
 namespace fusedreg {
+
+// Where a tensor's elements are: parameter, gradient and the rule's state, dense and in the same order.
+struct Pointers {
+  void* w = nullptr;
+  const void* g = nullptr;
+  void* state[kMaxStates] = {};
+};
 
 struct Chunk {
   std::int32_t tensor;
@@ -13,12 +22,11 @@ struct Chunk {
   std::int64_t count;
 };
 
-// Fixed, so that a sum over chunks does not depend on the number of threads. 32 Ki elements of fp32 Adam are 896 KiB:
-// enough to amortise a call, little enough to share out evenly.
-constexpr std::int64_t kChunkElements = 32 * 1024;
-
+// The size of a chunk is fixed for a driver, so that a sum over chunks does not depend on who takes which.
 class WorkList {
  public:
+  explicit WorkList(std::int64_t chunk_elements) : chunk_elements_(chunk_elements) {}
+
   void clear() {
     chunks_.clear();
     tasks_.assign(1, 0);
@@ -26,12 +34,12 @@ class WorkList {
   }
 
   void add_tensor(std::int32_t tensor, std::int64_t numel) {
-    for (std::int64_t begin = 0; begin < numel; begin += kChunkElements) {
-      const std::int64_t count = std::min(kChunkElements, numel - begin);
+    for (std::int64_t begin = 0; begin < numel; begin += chunk_elements_) {
+      const std::int64_t count = std::min(chunk_elements_, numel - begin);
       chunks_.push_back({tensor, begin, count});
       elements_ += count;
       pending_ += count;
-      if (pending_ >= kChunkElements) close_task();
+      if (pending_ >= chunk_elements_) close_task();
     }
   }
 
@@ -53,6 +61,7 @@ class WorkList {
     pending_ = 0;
   }
 
+  std::int64_t chunk_elements_;
   std::vector<Chunk> chunks_;
   std::vector<std::int64_t> tasks_ = {0};
   std::int64_t elements_ = 0;

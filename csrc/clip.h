@@ -21,13 +21,13 @@ FUSEDREG_HD A transform_gradient(A g, A w, const Hyper<A>& h) {
   return g;
 }
 
-inline bool penalizes_gradient(const Group& group) {
+FUSEDREG_HD bool penalizes_gradient(const Group& group) {
   const bool coupled = group.weight_decay != 0 && group.decoupled_weight_decay == 0;
   const bool subgradient = group.mode() == L1Mode::kSubgradient && (group.l1 != 0 || group.l2 != 0);
   return coupled || subgradient;
 }
 
-inline void fill_gradient_hyper(Hyper<double>& h, const Group& group, double inv_grad_scale, double clip_coef) {
+FUSEDREG_HD void fill_gradient_hyper(Hyper<double>& h, const Group& group, double inv_grad_scale, double clip_coef) {
   const bool subgradient = group.mode() == L1Mode::kSubgradient;
   const bool decoupled = group.decoupled_weight_decay != 0;
   h.inv_grad_scale = group.maximize != 0 ? -inv_grad_scale : inv_grad_scale;

@@ -23,8 +23,12 @@ struct Group {
   FUSEDREG_ALL_SCALARS(FUSEDREG_FIELD)
 #undef FUSEDREG_FIELD
 
-  L1Mode mode() const { return static_cast<L1Mode>(static_cast<int>(l1_mode)); }
+  FUSEDREG_HD L1Mode mode() const { return static_cast<L1Mode>(static_cast<int>(l1_mode)); }
 };
+
+#define FUSEDREG_COUNT(name) +1
+static_assert(sizeof(Group) == sizeof(double) * (FUSEDREG_ALL_SCALARS(FUSEDREG_COUNT)), "Group is an array of doubles");
+#undef FUSEDREG_COUNT
 
 // One parameter's scalars in one step: filled on the host in double, read by a kernel in the arithmetic type A.
 // clang-format off

@@ -26,13 +26,13 @@ FUSEDREG_HD A prox(A z, A w_old, A d, const Hyper<A>& h) {
   }
 }
 
-inline ProxKind prox_kind(const Group& group, bool rule_has_metric) {
+FUSEDREG_HD ProxKind prox_kind(const Group& group, bool rule_has_metric) {
   const bool no_penalty = group.lr == 0 || (group.l1 == 0 && group.l2 == 0);
   if (no_penalty || group.mode() == L1Mode::kSubgradient) return ProxKind::kNone;
   return rule_has_metric && group.mode() == L1Mode::kProximal ? ProxKind::kMetric : ProxKind::kUniform;
 }
 
-inline void fill_prox_hyper(Hyper<double>& h, const Group& group) {
+FUSEDREG_HD void fill_prox_hyper(Hyper<double>& h, const Group& group) {
   if (group.mode() == L1Mode::kDecoupled) h.tau = group.lr;
   h.l1 = group.l1;
   h.l2 = group.l2;

@@ -28,7 +28,7 @@ struct Update {
 
 // Calls visitor(Update<...>{}) with the one instance that a group's switches select. What it can reach is compiled.
 template <class RuleHost, class Visitor>
-void visit_update(const Group& group, Visitor&& visitor) {
+FUSEDREG_HD void visit_update(const Group& group, Visitor&& visitor) {
   RuleHost::visit(group, [&](auto rule) {
     using Rule = decltype(rule);
     const ProxKind prox = prox_kind(group, Rule::kHasMetric);
@@ -42,9 +42,9 @@ void visit_update(const Group& group, Visitor&& visitor) {
   });
 }
 
-// One parameter's scalars for one step; moves the rule's clock on.
+// One parameter's scalars for one step; `clock` is the rule's clock before it.
 template <class RuleHost>
-Hyper<double> make_hyper(const Group& group, double inv_grad_scale, double clip_coef, double& clock) {
+FUSEDREG_HD Hyper<double> make_hyper(const Group& group, double inv_grad_scale, double clip_coef, double clock) {
   Hyper<double> h;
   fill_gradient_hyper(h, group, inv_grad_scale, clip_coef);
   RuleHost::fill(h, group, clock);

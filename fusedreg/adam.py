@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from .optimizer import REGULARIZER_DOC, FusedRegOptimizer
+from .optimizer import REGULARIZER_DOC, FusedRegOptimizer, scalar
 
 
 class AdamRule(FusedRegOptimizer):
@@ -24,22 +24,25 @@ class AdamRule(FusedRegOptimizer):
         return cls.state_names if group["amsgrad"] else cls.state_names[:2]
 
     @classmethod
-    def rule_scalars(cls, group: dict[str, Any]) -> tuple[float, ...]:
+    def rule_scalars(cls, group: dict[str, Any]) -> tuple[float | Tensor, ...]:
         beta1, beta2 = group["betas"]
-        return float(beta1), float(beta2), float(group["eps"]), float(group["amsgrad"])
+        return scalar(beta1), scalar(beta2), scalar(group["eps"]), float(group["amsgrad"])
 
     def make_clock(self, group: dict[str, Any], position: int) -> Tensor:
-        """The step count, where torch keeps it: in ``state["step"]``, on the CPU unless capturable or fused."""
+        """The step count, where torch keeps it: ``state["step"]``, on the CPU unless capturable, fused or under AMP."""
         param = group["params"][position]
         state = self.state[param]
         step = state.get("step")
+        on_device = group["capturable"] or group["fused"] or self._clocks_on_device
         if step is None or not isinstance(step, Tensor) or step.dtype not in (torch.float32, torch.float64):
             default = torch.get_default_dtype()
             dtype = torch.float64 if default == torch.float64 and not group["fused"] else torch.float32
-            device = param.device if group["capturable"] or group["fused"] else "cpu"
-            state["step"] = torch.tensor(0.0 if step is None else float(step), dtype=dtype, device=device)
+            device = param.device if on_device else "cpu"
+            state["step"] = torch.full((), 0.0 if step is None else float(step), dtype=dtype, device=device)
         elif self.defaults["differentiable"] and step.requires_grad:
             raise RuntimeError("`requires_grad` is not supported for `step` in differentiable mode")
+        elif on_device and step.device != param.device:
+            state["step"] = step.to(param.device)
         return state["step"]
 
 

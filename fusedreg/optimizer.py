@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from . import backends
-from .backends import Entry, Plan, StepScalars
-from .groups import L1_MODES, REGULARIZERS, check_group, check_no_l1_on_complex, check_one_max_grad_norm
+from .backends import DeviceNorm, Entry, Plan, StepScalars
+from .groups import L1_MODES, REGULARIZERS, check_group, check_no_l1_on_complex, check_one_max_grad_norm, on_gpu
 from .reference import clip_coefficient
 
 COMMON_SCALARS = ("lr", "weight_decay", "maximize", "decoupled_weight_decay", "l1", "l2", "l1_mode", "clip_value")
@@ -65,14 +65,15 @@ class FusedRegOptimizer(Optimizer):
     _step_supports_amp_scaling = True
 
     _backend: str = "auto"
-    _grad_norm: float | Tensor | None = None
+    _grad_norm: float | Tensor | None = None  # float64 where it is a tensor
+    _clocks_on_device = False
 
     # What steps keep: the plans, what they rest on, and the hyperparameters as they were last read.
     _plans: list[Plan] | None = None
     _planned_state: Any = None
     _planned_params: list[list[Tensor]]
     _raw: list[tuple[Any, ...]]
-    _scalars: list[tuple[float, ...]]
+    _scalars: list[tuple[float | Tensor, ...]]
     _has_tensor_scalars = False
     _with_l1: list[bool]
 
@@ -84,8 +85,8 @@ class FusedRegOptimizer(Optimizer):
         raise NotImplementedError
 
     @classmethod
-    def rule_scalars(cls, group: dict[str, Any]) -> tuple[float, ...]:
-        """The values of ``scalars``, in that order."""
+    def rule_scalars(cls, group: dict[str, Any]) -> tuple[float | Tensor, ...]:
+        """The values of ``scalars``, in that order: ``scalar`` of each that may be a tensor on a GPU, else floats."""
         raise NotImplementedError
 
     def make_clock(self, group: dict[str, Any], position: int) -> Tensor | None:
@@ -153,11 +154,13 @@ class FusedRegOptimizer(Optimizer):
 
         float64 where all parameters are, else float32. None before the first step, and where ``max_grad_norm`` is None.
         """
+        if self._grad_norm is None:
+            return None
+        params = [param for group in self.param_groups for param in group["params"]]
+        dtype = torch.float64 if all(param.dtype == torch.float64 for param in params) else torch.float32
         if isinstance(self._grad_norm, float):
-            params = [param for group in self.param_groups for param in group["params"]]
-            dtype = torch.float64 if all(param.dtype == torch.float64 for param in params) else torch.float32
-            self._grad_norm = torch.tensor(self._grad_norm, dtype=dtype, device=params[0].device)
-        return self._grad_norm
+            return torch.tensor(self._grad_norm, dtype=dtype, device=params[0].device)
+        return self._grad_norm.to(dtype, copy=True)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Performs one step.
@@ -169,41 +172,60 @@ class FusedRegOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        found_inf = getattr(self, "found_inf", None)
-        # Any nonzero value skips: it is a sum over devices.
-        if found_inf is None or float(found_inf) == 0:
-            if torch.compiler.is_compiling():
-                _step_uncompiled(self)
-            else:
-                self._step()
+        if torch.compiler.is_compiling():
+            _step_uncompiled(self)
+        else:
+            self._step()
         return loss
 
     def _step(self) -> None:
+        found_inf = getattr(self, "found_inf", None)
+        stays_on_device = on_gpu(found_inf)
+        # Any nonzero value skips: it is a sum over devices.
+        if found_inf is not None and not stays_on_device and float(found_inf) != 0:
+            return
+        if stays_on_device and not self._clocks_on_device:
+            # As torch's fused optimizers have it: the host does not know whether a step is skipped.
+            self._clocks_on_device, self._plans = True, None
         plans = self._current_plans()
-        step = StepScalars()
-        grad_scale = getattr(self, "grad_scale", None)
-        if grad_scale is not None:
-            step.inv_grad_scale = 1.0 / float(grad_scale)
+        step = StepScalars(grad_scale=getattr(self, "grad_scale", None))
+        if stays_on_device:
+            if all(plan.stays_on_device for plan in plans):
+                step.found_inf = found_inf
+            elif float(found_inf) != 0:
+                return
+        if "capturable" in self.defaults and any(plan.stays_on_device for plan in plans):
+            _check_graph_capture(self)
         max_grad_norm = self.param_groups[0]["max_grad_norm"]
         if max_grad_norm is not None:
-            step.clip_coef = self._clip(plans, step, float(max_grad_norm))
+            self._clip(plans, step, max_grad_norm)
         else:
             self._grad_norm = None
         for plan in plans:
             plan.update(step)
 
-    def _clip(self, plans: list[Plan], step: StepScalars, max_grad_norm: float) -> float | Tensor:
+    def _clip(self, plans: list[Plan], step: StepScalars, max_grad_norm: float | Tensor) -> None:
+        """Takes the norm over all plans, and puts what they need to clip with it into ``step``."""
         sums = [plan.sum_of_squares(step) for plan in plans]
         if all(isinstance(value, float) for value in sums):
             norm = math.sqrt(sum(cast(list[float], sums)))
             self._grad_norm = norm
-            coefficient = max_grad_norm / (norm + 1e-6)
-            return 1.0 if coefficient > 1.0 else coefficient  # NaN stays
+            coefficient = float(max_grad_norm) / (norm + 1e-6)
+            step.clip_coef = 1.0 if coefficient > 1.0 else coefficient  # NaN stays
+            return
         device = next(value.device for value in sums if isinstance(value, Tensor))
-        total = torch.stack([torch.as_tensor(value, device=device, dtype=torch.float64) for value in sums]).sum().sqrt()
-        everything_is_double = all(p.dtype == torch.float64 for group in self.param_groups for p in group["params"])
-        self._grad_norm = total.detach().to(torch.float64 if everything_is_double else torch.float32)
-        return clip_coefficient(total, max_grad_norm)
+        parts = [torch.as_tensor(value, dtype=torch.float64).to(device).reshape(-1) for value in sums]
+        squares = parts[0] if len(parts) == 1 else torch.cat(parts)
+        limit = max_grad_norm if on_gpu(max_grad_norm) else float(max_grad_norm)
+        if any(plan.stays_on_device for plan in plans):
+            # One buffer for all steps, so that a CUDA graph writes where `grad_norm` reads.
+            if not isinstance(self._grad_norm, Tensor) or self._grad_norm.device != device:
+                self._grad_norm = torch.zeros((), dtype=torch.float64, device=device)
+            step.norm = DeviceNorm(squares, limit, self._grad_norm)
+        if not all(plan.stays_on_device for plan in plans):
+            norm = squares.sum().sqrt()
+            self._grad_norm = norm.detach()
+            step.clip_coef = clip_coefficient(norm, limit)
 
     # -- plans
 
@@ -241,7 +263,7 @@ class FusedRegOptimizer(Optimizer):
         self._scalars = [self._read_scalars(group) for group in self.param_groups]
         self._has_tensor_scalars = any(isinstance(value, Tensor) for value in _flatten(raw))
         self._raw = raw
-        with_l1 = [group["l1"] != 0 for group in self.param_groups]
+        with_l1 = [on_gpu(group["l1"]) or group["l1"] != 0 for group in self.param_groups]
         if self._plans is not None and with_l1 != self._with_l1:
             self._plans = None  # whether the parameters allow it is checked where plans are made
         self._with_l1 = with_l1
@@ -252,18 +274,18 @@ class FusedRegOptimizer(Optimizer):
         return operator.itemgetter(*cls.group_keys, *REGULARIZERS)(group)
 
     @classmethod
-    def _read_scalars(cls, group: dict[str, Any]) -> tuple[float, ...]:
+    def _read_scalars(cls, group: dict[str, Any]) -> tuple[float | Tensor, ...]:
         """The group's values of COMMON_SCALARS, then of the rule's scalars."""
         clip_value = group["clip_value"]
         return (
-            float(group["lr"]),
-            float(group["weight_decay"]),
+            scalar(group["lr"]),
+            scalar(group["weight_decay"]),
             float(group["maximize"]),
             float(group.get("decoupled_weight_decay", False)),
-            float(group["l1"]),
-            float(group["l2"]),
+            scalar(group["l1"]),
+            scalar(group["l2"]),
             float(L1_MODES.index(group["l1_mode"])),
-            math.inf if clip_value is None else float(clip_value),
+            math.inf if clip_value is None else scalar(clip_value),
             *cls.rule_scalars(group),
         )
 
@@ -281,7 +303,8 @@ class FusedRegOptimizer(Optimizer):
                     chosen[param] = backends.choose(self._backend, param, states, differentiable).name
         self._send_shared_memory_to_reference(chosen)
         # Nothing below fails: from here on state is created.
-        entries: dict[str, list[Entry]] = {}
+        watched: list[Entry] = []
+        entries: dict[tuple[str, torch.device], list[Entry]] = {}
         for index, group in enumerate(self.param_groups):
             for position, param in enumerate(group["params"]):
                 if param in chosen:
@@ -290,12 +313,17 @@ class FusedRegOptimizer(Optimizer):
                     for name in self.states_of(group):
                         if state.get(name) is None:
                             state[name] = torch.zeros_like(param, memory_format=torch.preserve_format)
-                    entries.setdefault(chosen[param], []).append(Entry(param, index, state, clock))
+                    entries.setdefault((chosen[param], param.device), []).append(Entry(param, index, state, clock))
                 else:
-                    # Watched by the fast backend, which looks fastest whether a gradient has come.
-                    watcher = next(iter(chosen.values()), "reference")
-                    entries.setdefault(watcher, []).append(Entry(param, index, None, None))
-        return [backends.BACKENDS[name].make_plan(self.rule, some, differentiable) for name, some in entries.items()]
+                    watched.append(Entry(param, index, None, None))
+        for entry in watched:
+            # By a fast backend, which looks fastest whether a gradient has come; one of the same device, if there is.
+            same_device = [key for key in entries if key[1] == entry.param.device]
+            key = next(iter(same_device), ("reference", entry.param.device))
+            entries.setdefault(key, []).append(entry)
+        return [
+            backends.BACKENDS[name].make_plan(self.rule, some, differentiable) for (name, _), some in entries.items()
+        ]
 
     def _send_shared_memory_to_reference(self, chosen: dict[Tensor, str]) -> None:
         """Parameters that share memory are updated one after the other, as torch does, not side by side."""
@@ -323,7 +351,17 @@ class FusedRegOptimizer(Optimizer):
 # Inside torch.compile a step is one call into eager code, as torch's own fused step is.
 _step_uncompiled = torch._disable_dynamo(FusedRegOptimizer._step)
 
+# The newer name, where torch has it.
+_check_graph_capture = getattr(
+    Optimizer, "_accelerator_graph_capture_health_check", Optimizer._cuda_graph_capture_health_check
+)
+
 _PARAMS = operator.itemgetter("params")
+
+
+def scalar(value: Any) -> float | Tensor:
+    """A hyperparameter as plans take it: a float, or the tensor itself where reading it would wait for a GPU."""
+    return value if on_gpu(value) else float(value)
 
 
 def _same_objects(a: list[Any], b: list[Any]) -> bool:

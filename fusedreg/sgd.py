@@ -59,7 +59,7 @@ class FusedRegSGD(FusedRegOptimizer, torch.optim.SGD):
         return cls.state_names if group["momentum"] != 0 else ()
 
     @classmethod
-    def rule_scalars(cls, group: dict[str, Any]) -> tuple[float, ...]:
+    def rule_scalars(cls, group: dict[str, Any]) -> tuple[float | Tensor, ...]:
         return float(group["momentum"]), float(group["dampening"]), float(group["nesterov"])
 
     def make_clock(self, group: dict[str, Any], position: int) -> Tensor | None:
@@ -70,14 +70,18 @@ class FusedRegSGD(FusedRegOptimizer, torch.optim.SGD):
         """
         if group["momentum"] == 0:
             return None
+        params = group["params"]
+        # Beside the parameters where they are on one device, so that no step waits for a GPU.
+        device = params[0].device if len({param.device for param in params}) == 1 else torch.device("cpu")
         gains = group.get("momentum_gain")
-        if gains is None or len(gains) != len(group["params"]):
-            gains = group["momentum_gain"] = torch.zeros(len(group["params"]), dtype=torch.float64)
+        if gains is None or len(gains) != len(params):
+            gains = torch.zeros(len(params), dtype=torch.float64, device=device)
+        gains = group["momentum_gain"] = gains.to(device)
         gain = gains[position]
-        if self.state[group["params"][position]].get("momentum_buffer") is None:
+        if self.state[params[position]].get("momentum_buffer") is None:
             gain.zero_()
-        elif gain == 0:
-            gain.fill_(math.nan)  # a buffer that nobody counted: the rule takes the stationary gain
+        else:
+            gain.masked_fill_(gain == 0, math.nan)  # a buffer that nobody counted: the rule takes the stationary gain
         return gain
 
 

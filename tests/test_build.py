@@ -38,9 +38,9 @@ def test_the_update_loop_is_vectorised(isa, register, tmp_path) -> None:
 #include "{ROOT}/csrc/cpu/loop.h"
 using namespace fusedreg;
 template void cpu::{isa}::update_chunk<Update<Adam<true>, ProxKind::kMetric, true>, float>(
-    const cpu::Pointers&, std::int64_t, std::int64_t, const Hyper<double>&);
+    const Pointers&, std::int64_t, std::int64_t, const Hyper<double>&);
 template void cpu::{isa}::update_chunk<Update<Sgd<true>, ProxKind::kUniform, true>, float>(
-    const cpu::Pointers&, std::int64_t, std::int64_t, const Hyper<double>&);
+    const Pointers&, std::int64_t, std::int64_t, const Hyper<double>&);
 """)
     flags = re.search(r"FLAGS = \[([^\]]*)\]", (ROOT / "setup.py").read_text())[1].replace('"', "").split(", ")
     version = int(run("g++", "-dumpversion").stdout.split(".")[0])
@@ -83,7 +83,7 @@ def copy_of_the_package(folder: Path, built_with: str | None) -> None:
     ignored = shutil.ignore_patterns("*.so", "_built_with.py", "__pycache__")
     shutil.copytree(ROOT / "fusedreg", folder / "fusedreg", ignore=ignored)
     if built_with is not None:
-        (folder / "fusedreg" / "_built_with.py").write_text(f"TORCH_VERSION = {built_with!r}\n")
+        (folder / "fusedreg" / "_built_with.py").write_text(f"TORCH_VERSION = {built_with!r}\nNOT_BUILT = {{}}\n")
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,12 @@
 
 #include <atomic>
 
-#include "../chunks.h"
 #include "kernels.h"
 
 namespace fusedreg::cpu {
+
+// 32 Ki elements of fp32 Adam are 896 KiB: enough to amortise a call, little enough to share out evenly.
+constexpr std::int64_t kChunkElements = 32 * 1024;
 
 // Below this many elements one thread is done before a second one has woken up.
 constexpr std::int64_t kSerialElements = 16 * 1024;

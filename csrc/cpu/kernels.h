@@ -4,17 +4,10 @@
 #include <string>
 #include <vector>
 
+#include "../chunks.h"
 #include "../update.h"
 
 namespace fusedreg::cpu {
-
-enum class DType { kFloat32, kFloat64, kBFloat16, kFloat16 };
-
-struct Pointers {
-  void* w = nullptr;
-  const void* g = nullptr;
-  void* state[kMaxStates] = {};
-};
 
 // Both work on the elements [begin, begin + count).
 using UpdateKernel = void (*)(const Pointers&, std::int64_t begin, std::int64_t count, const Hyper<double>&);

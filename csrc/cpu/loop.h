@@ -101,46 +101,22 @@ FUSEDREG_TARGET double sum_squares_of_chunk(const void* gradient, std::int64_t b
   return kClamp ? lanes[0] : lanes[0] * hyper.inv_grad_scale * hyper.inv_grad_scale;
 }
 
-template <class T>
-UpdateKernel update_kernel_of(int rule, const Group& group) {
+inline UpdateKernel update_kernel(int rule, const Group& group, DType dtype) {
   UpdateKernel kernel = nullptr;
-  Rules::visit(rule, [&](auto host) {
-    visit_update<decltype(host)>(group, [&](auto update) { kernel = update_chunk<decltype(update), T>; });
+  visit_dtype(dtype, [&](auto element) {
+    using T = decltype(element);
+    Rules::visit(rule, [&](auto host) {
+      visit_update<decltype(host)>(group, [&](auto update) { kernel = update_chunk<decltype(update), T>; });
+    });
   });
   return kernel;
 }
 
-inline UpdateKernel update_kernel(int rule, const Group& group, DType dtype) {
-  switch (dtype) {
-    case DType::kFloat32:
-      return update_kernel_of<float>(rule, group);
-    case DType::kFloat64:
-      return update_kernel_of<double>(rule, group);
-    case DType::kBFloat16:
-      return update_kernel_of<BFloat16>(rule, group);
-    case DType::kFloat16:
-      return update_kernel_of<Float16>(rule, group);
-  }
-  return nullptr;
-}
-
-template <bool kClamp>
-SquaresKernel squares_kernel_of(DType dtype) {
-  switch (dtype) {
-    case DType::kFloat32:
-      return sum_squares_of_chunk<kClamp, float>;
-    case DType::kFloat64:
-      return sum_squares_of_chunk<kClamp, double>;
-    case DType::kBFloat16:
-      return sum_squares_of_chunk<kClamp, BFloat16>;
-    case DType::kFloat16:
-      return sum_squares_of_chunk<kClamp, Float16>;
-  }
-  return nullptr;
-}
-
 inline SquaresKernel squares_kernel(const Group& group, DType dtype) {
-  return std::isinf(group.clip_value) ? squares_kernel_of<false>(dtype) : squares_kernel_of<true>(dtype);
+  return visit_dtype(dtype, [&](auto element) -> SquaresKernel {
+    using T = decltype(element);
+    return std::isinf(group.clip_value) ? sum_squares_of_chunk<false, T> : sum_squares_of_chunk<true, T>;
+  });
 }
 
 }  // namespace fusedreg::cpu::FUSEDREG_ISA

@@ -36,19 +36,21 @@ struct AdamHost {
   static int state_count(const Group& group) { return group.amsgrad != 0 ? 3 : 2; }
 
   template <class Visitor>
-  static void visit(const Group& group, Visitor&& visitor) {
+  FUSEDREG_HD static void visit(const Group& group, Visitor&& visitor) {
     group.amsgrad != 0 ? visitor(Adam<true>{}) : visitor(Adam<false>{});
   }
 
-  // `clock` counts the steps: it comes in as the number before this step and leaves as the number after it.
-  static void fill(Hyper<double>& h, const Group& group, double& clock) {
-    clock += 1;
+  // The clock counts the steps: `clock` is the number before this step.
+  FUSEDREG_HD static double next_clock(const Group&, double clock) { return clock + 1; }
+
+  FUSEDREG_HD static void fill(Hyper<double>& h, const Group& group, double clock) {
+    const double t = next_clock(group, clock);
     h.one_minus_beta1 = 1 - group.beta1;
     h.beta2 = group.beta2;
     h.one_minus_beta2 = 1 - group.beta2;
-    h.inv_sqrt_bias_correction2 = 1 / std::sqrt(1 - std::pow(group.beta2, clock));
+    h.inv_sqrt_bias_correction2 = 1 / sqrt(1 - pow(group.beta2, t));
     h.eps = group.eps;
-    h.step_size = group.lr / (1 - std::pow(group.beta1, clock));
+    h.step_size = group.lr / (1 - pow(group.beta1, t));
     h.tau = group.lr;  // over d, in the prox: m_hat is unbiased already, so without its bias correction
   }
 };

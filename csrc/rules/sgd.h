@@ -33,25 +33,28 @@ struct SgdHost {
   static int state_count(const Group& group) { return group.momentum != 0 ? 1 : 0; }
 
   template <class Visitor>
-  static void visit(const Group& group, Visitor&& visitor) {
+  FUSEDREG_HD static void visit(const Group& group, Visitor&& visitor) {
     group.momentum != 0 ? visitor(Sgd<true>{}) : visitor(Sgd<false>{});
   }
 
-  // `clock` is the momentum's gain: what its recurrence, run on a constant 1, has come to. It is 0 before the first
-  // step, and NaN where nobody counted (a buffer out of a plain torch checkpoint), which takes the stationary gain.
+  // The clock is the momentum's gain: what its recurrence, run on a constant 1, has come to. `clock` is the gain before
+  // this step: 0 before the first, and NaN where nobody counted (a buffer out of a plain torch checkpoint), which takes
+  // the stationary gain.
+  FUSEDREG_HD static double next_clock(const Group& group, double clock) {
+    if (clock == 0) return 1;
+    if (clock == clock) return group.momentum * clock + 1 - group.dampening;
+    return group.momentum < 1 ? (1 - group.dampening) / (1 - group.momentum) : 1;
+  }
+
   // A step moves w by lr * gain times a constant gradient, so lr * gain is the prox's step size too.
-  static void fill(Hyper<double>& h, const Group& group, double& clock) {
+  FUSEDREG_HD static void fill(Hyper<double>& h, const Group& group, double clock) {
     const bool first = clock == 0;
     h.step_size = group.lr;
     h.momentum = first ? 0 : group.momentum;  // the first buffer is the gradient itself, undamped
     h.one_minus_dampening = first ? 1 : 1 - group.dampening;
     h.nesterov = group.nesterov != 0 ? group.momentum : 0;
-    if (std::isnan(clock)) {
-      clock = group.momentum < 1 ? (1 - group.dampening) / (1 - group.momentum) : 1;
-    } else {
-      clock = h.momentum * clock + h.one_minus_dampening;
-    }
-    h.tau = group.lr * (group.nesterov != 0 ? 1 + group.momentum * clock : clock);
+    const double gain = next_clock(group, clock);
+    h.tau = group.lr * (group.nesterov != 0 ? 1 + group.momentum * gain : gain);
   }
 };
 

@@ -6,26 +6,38 @@ import logging
 
 from torch import Tensor
 
-from .base import Backend, Entry, Plan, StepScalars
+from .base import Backend, DeviceNorm, Entry, Plan, StepScalars
 from .cpp import CppBackend
+from .cuda import CudaBackend
 from .reference import ReferenceBackend
 
-__all__ = ["BACKENDS", "NAMES", "Backend", "Entry", "Plan", "StepScalars", "check_name", "choose", "log_once"]
+__all__ = [
+    "BACKENDS",
+    "PLANNED",
+    "Backend",
+    "DeviceNorm",
+    "Entry",
+    "Plan",
+    "StepScalars",
+    "check_name",
+    "choose",
+    "log_once",
+]
 
 logger = logging.getLogger("fusedreg")
 
 # The one list of backends, the fastest first: "auto" takes the first that accepts a parameter.
-BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (CppBackend(), ReferenceBackend())}
-PLANNED = ("cuda", "triton")
-NAMES = ("auto", *BACKENDS, *PLANNED)
+BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (CppBackend(), CudaBackend(), ReferenceBackend())}
+PLANNED = ("triton",)
 
 _said: set[str] = set()
 
 
 def check_name(name: str) -> None:
     """Raises ValueError for an unknown backend, RuntimeError for one that cannot run here, with the reason."""
-    if name not in NAMES:
-        raise ValueError(f"Invalid backend value: {name!r} (allowed: {', '.join(map(repr, NAMES))})")
+    names = ("auto", *BACKENDS, *PLANNED)
+    if name not in names:
+        raise ValueError(f"Invalid backend value: {name!r} (allowed: {', '.join(map(repr, names))})")
     if name in PLANNED:
         raise RuntimeError(f"backend {name!r} cannot run: it is not part of this version of fusedreg")
     if name != "auto":
@@ -49,6 +61,8 @@ def choose(name: str, param: Tensor, states: list[Tensor], differentiable: bool)
         return BACKENDS[name]
     reasons = []
     for backend in BACKENDS.values():
+        if backend.device_type not in (None, param.device.type):
+            continue
         reason = backend.unavailable_reason() or backend.rejection(param, states)
         if reason is None:
             break

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 
 @dataclass
@@ -21,23 +23,45 @@ class Entry:
 
 @dataclass
 class StepScalars:
-    """What a step needs beyond the groups."""
+    """What a step needs beyond the groups. AMP's scalars come as GradScaler sets them."""
 
-    inv_grad_scale: float | Tensor = 1.0
+    grad_scale: float | Tensor | None = None
+    found_inf: Tensor | None = None
+    """Only for plans with ``stays_on_device``: the step is skipped where it is not zero."""
     clip_coef: float | Tensor = 1.0
+    norm: DeviceNorm | None = None
+    """Only for plans with ``stays_on_device``, in place of ``clip_coef``."""
+
+    @property
+    def inv_grad_scale(self) -> float:
+        return 1.0 if self.grad_scale is None else 1.0 / float(self.grad_scale)
+
+
+@dataclass
+class DeviceNorm:
+    """A norm clip that the host does not look at."""
+
+    squares: Tensor
+    """float64, on the plan's device: their sum is the square of the norm."""
+    max_grad_norm: float | Tensor
+    norm: Tensor
+    """0-dim float64: where the plan writes the norm."""
 
 
 class Plan(Protocol):
-    """The entries of one optimizer that one backend works on."""
+    """The entries of one optimizer that one backend works on, all on one device."""
 
-    def set_groups(self, groups: list[dict[str, Any]], scalars: list[tuple[float, ...]]) -> bool:
-        """Takes new hyperparameters; False if a new plan is needed."""
+    stays_on_device: bool
+    """The host waits for nothing: AMP's scalars, tensor hyperparameters, clocks and the norm are read on the device."""
+
+    def set_groups(self, groups: list[dict[str, Any]], scalars: list[tuple[float | Tensor, ...]]) -> bool:
+        """Takes new hyperparameters; False if a new plan is needed. Those that are tensors on a GPU come as such."""
 
     def refresh(self) -> bool:
         """Reads the gradients; False if something that the plan rests on has changed. Moves nothing."""
 
     def sum_of_squares(self, step: StepScalars) -> float | Tensor:
-        """Of the gradients after stages 1 and 2."""
+        """Of the gradients after stages 1 and 2. A tensor may hold it in parts."""
 
     def update(self, step: StepScalars) -> None:
         """Stages 1 to 6, and the clocks."""
@@ -45,6 +69,8 @@ class Plan(Protocol):
 
 class Backend(Protocol):
     name: str
+    device_type: str | None
+    """The only type of device that it runs on; None for any."""
 
     def unavailable_reason(self) -> str | None:
         """Why this backend cannot run on this machine, or None."""
@@ -53,3 +79,22 @@ class Backend(Protocol):
         """Why this backend cannot take this parameter with these state tensors, or None."""
 
     def make_plan(self, rule: str, entries: list[Entry], differentiable: bool) -> Plan: ...
+
+
+def rejection_of_memory(
+    param: Tensor, states: list[Tensor], device_type: str, dtypes: tuple[torch.dtype, ...]
+) -> str | None:
+    """Why a backend that works on plain memory of ``device_type`` cannot take a parameter, or None."""
+    if param.device.type != device_type:
+        return f"it runs on {device_type.upper()} parameters, and one is on {param.device}"
+    if param.dtype not in dtypes:
+        return f"it has no kernel for {param.dtype} parameters"
+    if param.layout != torch.strided or is_traceable_wrapper_subclass(param):
+        return f"it needs plain memory, and one parameter is a {type(param).__name__} of layout {param.layout}"
+    for state in states:
+        if state.dtype != param.dtype or state.shape != param.shape or state.device != param.device:
+            return (
+                f"it needs state of the parameter's dtype, shape and device, and one is {state.dtype} of "
+                f"{tuple(state.shape)} on {state.device} beside {param.dtype} of {tuple(param.shape)}"
+            )
+    return None

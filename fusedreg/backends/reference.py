@@ -24,6 +24,8 @@ def _real(tensor: Tensor) -> Tensor:
 
 
 class ReferencePlan(Plan):
+    stays_on_device = False
+
     def __init__(self, rule: str, entries: list[Entry], differentiable: bool) -> None:
         self.rule = rule
         self.entries = entries
@@ -31,7 +33,7 @@ class ReferencePlan(Plan):
         self.groups: list[dict[str, Any]] = []
         self.fresh = True
 
-    def set_groups(self, groups: list[dict[str, Any]], scalars: list[tuple[float, ...]]) -> bool:
+    def set_groups(self, groups: list[dict[str, Any]], scalars: list[tuple[float | Tensor, ...]]) -> bool:
         self.groups = [self._resolve(group) for group in groups]
         return True
 
@@ -116,6 +118,7 @@ def _real_view(tensor: Tensor) -> Tensor:
 
 class ReferenceBackend:
     name = "reference"
+    device_type = None
 
     def unavailable_reason(self) -> str | None:
         return None

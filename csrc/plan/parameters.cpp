@@ -1,0 +1,245 @@
+#include "parameters.h"
+
+#include <ATen/ATen.h>
+#include <c10/core/GradMode.h>
+
+#include <stdexcept>
+
+namespace fusedreg {
+
+int rule_index(const std::string& name) {
+  for (int i = 0; i < Rules::kSize; ++i) {
+    bool found = false;
+    Rules::visit(i, [&](auto host) { found = name == decltype(host)::kName; });
+    if (found) return i;
+  }
+  throw std::invalid_argument("no such rule: " + name);
+}
+
+std::vector<std::string> state_names(int rule) {
+  std::vector<std::string> names;
+  Rules::visit(rule, [&](auto host) {
+    for (const char* name : decltype(host)::kStateNames) names.emplace_back(name);
+  });
+  return names;
+}
+
+#define FUSEDREG_NAME(name) #name,
+constexpr const char* kCommonScalarNames[] = {FUSEDREG_COMMON_SCALARS(FUSEDREG_NAME)};
+#undef FUSEDREG_NAME
+
+std::vector<std::string> scalar_names(int rule) {
+  std::vector<std::string> names(std::begin(kCommonScalarNames), std::end(kCommonScalarNames));
+  Rules::visit(rule, [&](auto host) {
+    for (const char* name : decltype(host)::kScalarNames) names.emplace_back(name);
+  });
+  return names;
+}
+
+int group_field(const std::string& scalar) {
+  int index = 0;
+#define FUSEDREG_FIND(name)          \
+  if (scalar == #name) return index; \
+  ++index;
+  FUSEDREG_ALL_SCALARS(FUSEDREG_FIND)
+#undef FUSEDREG_FIND
+  throw std::invalid_argument("no such scalar: " + scalar);
+}
+
+namespace {
+
+Group make_group(const std::vector<std::string>& names, const std::vector<double>& values) {
+  Group group;
+  for (std::size_t i = 0; i < names.size(); ++i) reinterpret_cast<double*>(&group)[group_field(names[i])] = values[i];
+  return group;
+}
+
+bool is_supported(at::ScalarType type) {
+  return type == at::kFloat || type == at::kDouble || type == at::kBFloat16 || type == at::kHalf ||
+         type == at::kComplexFloat || type == at::kComplexDouble;
+}
+
+DType dtype_of(const at::Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case at::kDouble:
+    case at::kComplexDouble:
+      return DType::kFloat64;
+    case at::kBFloat16:
+      return DType::kBFloat16;
+    case at::kHalf:
+      return DType::kFloat16;
+    default:
+      return DType::kFloat32;
+  }
+}
+
+bool is_plain(const at::Tensor& tensor) { return !tensor.is_conj() && !tensor.is_neg(); }
+
+bool same_shape_and_dtype(const at::Tensor& a, const at::Tensor& b) {
+  return a.scalar_type() == b.scalar_type() && a.device() == b.device() && a.layout() == at::kStrided &&
+         a.sizes() == b.sizes();
+}
+
+// Calls visitor(key, value) for each item, until it returns false.
+template <class Visitor>
+bool all_items(PyObject* dict, Visitor&& visitor) {
+  PyObject *key, *value;
+  Py_ssize_t position = 0;
+  while (PyDict_Next(dict, &position, &key, &value)) {
+    if (!visitor(key, value)) return false;
+  }
+  return true;
+}
+
+}  // namespace
+
+Parameters::~Parameters() = default;
+
+Parameters::Parameters(const std::string& rule, const py::list& params, const std::vector<int>& groups,
+                       const py::list& states, const py::list& clocks)
+    : rule_(rule_index(rule)), scalar_names_(scalar_names(rule_)) {
+  const std::vector<std::string> names = state_names(rule_);
+  entries_.reserve(params.size());
+  for (std::size_t i = 0; i < params.size(); ++i) {
+    Entry& entry = entries_.emplace_back();
+    entry.param = params[i].cast<at::Tensor>();
+    if (!is_supported(entry.param.scalar_type())) {
+      throw std::invalid_argument("a plan takes floating point and complex tensors");
+    }
+    entry.group = groups.at(i);
+    entry.dtype = dtype_of(entry.param);
+    entry.active = !states[i].is_none();
+    entry.states = 0;
+    if (!entry.active) continue;
+    entry.data = entry.param.const_data_ptr();
+    entry.strides = entry.param.strides().vec();
+    entry.state_dict = states[i];
+    all_items(entry.state_dict.ptr(), [&](PyObject* key, PyObject* value) {
+      entry.state_items.emplace_back(key, value);
+      return true;
+    });
+    const py::dict dict = states[i];
+    for (const std::string& name : names) {
+      if (!dict.contains(name)) break;
+      entry.state[entry.states++] = dict[name.c_str()].cast<at::Tensor>();
+    }
+    if (!clocks[i].is_none()) entry.clock = clocks[i].cast<at::Tensor>();
+    elements_ += real_numel(entry.param);
+  }
+}
+
+bool Parameters::take_groups(const std::vector<std::vector<double>>& groups) {
+  groups_.clear();
+  for (const std::vector<double>& values : groups) {
+    if (values.size() != scalar_names_.size()) throw std::invalid_argument("a group has another number of scalars");
+    groups_.push_back(make_group(scalar_names_, values));
+  }
+  for (const Entry& entry : entries_) {
+    if (!entry.active) continue;
+    int needed = 0;
+    Rules::visit(rule_, [&](auto host) { needed = decltype(host)::state_count(groups_.at(entry.group)); });
+    if (entry.states < needed) return false;
+  }
+  return true;
+}
+
+bool Parameters::is_current(const Entry& entry) const {
+  const at::Tensor& grad = entry.param.grad();
+  if (grad.defined() != entry.active) return false;
+  if (!entry.active) return true;
+  if (!same_shape_and_dtype(grad, entry.param) || dtype_of(entry.param) != entry.dtype) return false;
+  if (entry.param.const_data_ptr() != entry.data || entry.param.strides() != entry.strides) return false;
+  // opt.state and this entry hold the dict; where only this entry is left, opt.state has got another one.
+  if (Py_REFCNT(entry.state_dict.ptr()) < 2) return false;
+  if (PyDict_GET_SIZE(entry.state_dict.ptr()) != static_cast<Py_ssize_t>(entry.state_items.size())) return false;
+  auto expected = entry.state_items.begin();
+  const auto is_expected = [&](PyObject* key, PyObject* value) {
+    const auto& [its_key, its_value] = *expected++;
+    return key == its_key && value == its_value;
+  };
+  if (!all_items(entry.state_dict.ptr(), is_expected)) return false;
+  for (int i = 0; i < entry.states; ++i) {
+    if (!same_shape_and_dtype(entry.state[i], entry.param)) return false;
+  }
+  return true;
+}
+
+void Parameters::prefetch(std::size_t i) const {
+  constexpr std::size_t kAhead = 6;
+  if (i + kAhead >= entries_.size()) return;
+  const Entry& entry = entries_[i + kAhead];
+  const auto touch = [](const void* at) {
+    __builtin_prefetch(at);
+    __builtin_prefetch(static_cast<const char*>(at) + 64);
+    __builtin_prefetch(static_cast<const char*>(at) + 128);
+  };
+  touch(entry.param.unsafeGetTensorImpl());
+  touch(entry.state_dict.ptr());
+  for (int k = 0; k < entry.states; ++k) touch(entry.state[k].unsafeGetTensorImpl());
+  if (entry.clock.defined()) touch(entry.clock.unsafeGetTensorImpl());
+}
+
+bool Parameters::refresh_gradients() {
+  std::int64_t elements = 0;
+  for (std::size_t i = 0; i < entries_.size(); ++i) {
+    prefetch(i);
+    Entry& entry = entries_[i];
+    if (!is_current(entry)) return false;
+    if (!entry.active) continue;
+    elements += real_numel(entry.param);
+    bind(entry);
+  }
+  return elements == elements_;
+}
+
+void Parameters::bind(Entry& entry) {
+  const at::Tensor& grad = entry.param.grad();
+  bool fast = entry.param.is_non_overlapping_and_dense() && grad.strides() == entry.strides && is_plain(grad) &&
+              is_plain(entry.param);
+  for (int i = 0; i < entry.states; ++i) fast = fast && entry.state[i].strides() == entry.strides;
+  if (!fast) return stage(entry, grad);
+  entry.staged.reset();
+  entry.pointers.w = entry.param.data_ptr();
+  entry.pointers.g = grad.const_data_ptr();
+  for (int i = 0; i < entry.states; ++i) entry.pointers.state[i] = entry.state[i].data_ptr();
+}
+
+void Parameters::stage(Entry& entry, const at::Tensor& grad) {
+  const c10::NoGradGuard no_grad;
+  const auto copy = [](const at::Tensor& from) {
+    at::Tensor to = at::empty(from.sizes(), from.options());
+    to.copy_(from);
+    return to;
+  };
+  entry.staged = std::make_unique<Staged>();
+  entry.pointers.w = (entry.staged->param = copy(entry.param)).data_ptr();
+  entry.pointers.g = (entry.staged->grad = copy(grad)).const_data_ptr();
+  for (int i = 0; i < entry.states; ++i) {
+    entry.pointers.state[i] = (entry.staged->state[i] = copy(entry.state[i])).data_ptr();
+  }
+}
+
+void Parameters::unstage(Entry& entry) {
+  const c10::NoGradGuard no_grad;
+  // detach(): an in-place copy into a leaf, or into a view of one, is what autograd would forbid.
+  entry.param.detach().copy_(entry.staged->param);
+  for (int i = 0; i < entry.states; ++i) entry.state[i].detach().copy_(entry.staged->state[i]);
+  entry.staged.reset();
+}
+
+void Parameters::finish_update() {
+  for (std::size_t i = 0; i < entries_.size(); ++i) {
+    prefetch(i);
+    Entry& entry = entries_[i];
+    if (!entry.active) continue;
+    if (entry.staged) {
+      unstage(entry);
+      continue;
+    }
+    // Raw pointers bypass autograd's check of in-place changes; the version counters keep it honest.
+    entry.param.unsafeGetTensorImpl()->bump_version();
+    for (int k = 0; k < entry.states; ++k) entry.state[k].unsafeGetTensorImpl()->bump_version();
+  }
+}
+
+}  // namespace fusedreg

@@ -1,0 +1,91 @@
+// What the plans of all drivers share: the parameters with their gradients and state, and the groups' scalars. Knows
+// torch, and nothing of how a step is carried out.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <torch/csrc/utils/pybind.h>
+
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "../chunks.h"
+
+namespace fusedreg {
+
+namespace py = pybind11;
+
+int rule_index(const std::string& name);
+std::vector<std::string> state_names(int rule);
+std::vector<std::string> scalar_names(int rule);
+
+// Group is an array of doubles with names: the place of one of them.
+int group_field(const std::string& scalar);
+
+// It holds what does not change from step to step, checks in every step that this still is so, and says when it is not:
+// then Python, which knows how to create state and how to complain, makes a new plan.
+class __attribute__((visibility("hidden"))) Parameters {  // hidden, as pybind11 and all that holds its objects
+ public:
+  // One entry a parameter, with or without a gradient; `states[i]` is opt.state[params[i]], or None where the parameter
+  // has no gradient. `clocks[i]` is the 0-dim tensor with the rule's clock, or None where the rule keeps none.
+  Parameters(const std::string& rule, const py::list& params, const std::vector<int>& groups, const py::list& states,
+             const py::list& clocks);
+  Parameters(const Parameters&) = delete;
+  ~Parameters();
+
+ protected:
+  // Contiguous copies of what is not laid out as the kernels need it.
+  struct Staged {
+    at::Tensor param, grad, state[kMaxStates];
+  };
+
+  struct Entry {
+    at::Tensor param;
+    int group;
+    DType dtype;
+    bool active;  // has a gradient
+    int states;
+    at::Tensor state[kMaxStates];
+    at::Tensor clock;
+    // What it looked like when the plan was made: another place or layout in memory needs Python's checks again.
+    const void* data;
+    std::vector<std::int64_t> strides;
+    // opt.state[param] and what it held, key by key, in case something in it is replaced.
+    py::object state_dict;
+    std::vector<std::pair<PyObject*, PyObject*>> state_items;
+    // of the current step
+    Pointers pointers;
+    std::unique_ptr<Staged> staged;
+  };
+
+  // False: something that the plan rests on has changed, nothing was touched.
+  bool refresh_gradients();
+
+  // Takes the groups' scalars, in the order of scalar_names(rule). False: another number of state tensors is needed.
+  bool take_groups(const std::vector<std::vector<double>>& groups);
+
+  // After the kernels: copies back what was staged, and tells autograd of the in-place changes.
+  void finish_update();
+
+  // Elements as the kernels count them: a complex number is two real ones, as in torch's own optimizers.
+  static std::int64_t real_numel(const at::Tensor& tensor) { return tensor.numel() * (tensor.is_complex() ? 2 : 1); }
+
+  // Between two steps a training loop has driven the entries out of the caches; asking ahead overlaps the misses.
+  void prefetch(std::size_t entry) const;
+
+  const int rule_;
+  std::vector<Entry> entries_;
+  std::vector<Group> groups_;
+
+ private:
+  bool is_current(const Entry& entry) const;
+  void bind(Entry& entry);
+  void stage(Entry& entry, const at::Tensor& grad);
+  void unstage(Entry& entry);
+
+  std::vector<std::string> scalar_names_;
+  std::int64_t elements_ = 0;
+};
+
+}  // namespace fusedreg

@@ -1,0 +1,91 @@
+"""The compiled CUDA backend."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .base import Entry, Plan, StepScalars, rejection_of_memory
+from .cpp import DTYPES, load_extension
+
+
+class CudaPlan(Plan):
+    stays_on_device = True
+
+    def __init__(
+        self, extension: ModuleType, rule: str, scalar_names: list[str], entries: list[Entry], host_clocks: bool
+    ) -> None:
+        self._step = extension.Step()
+        self._scalar_names = scalar_names
+        self._device = entries[0].param.device
+        self._plan = extension.Plan(
+            rule,
+            [entry.param for entry in entries],
+            [entry.group for entry in entries],
+            [entry.state for entry in entries],
+            [entry.clock for entry in entries],
+            host_clocks,
+        )
+
+    def refresh(self) -> bool:
+        return self._plan.refresh()
+
+    def set_groups(self, groups: list[dict[str, Any]], scalars: list[tuple[float | Tensor, ...]]) -> bool:
+        on_device = [
+            (index, name, self._to_device(value))
+            for index, values in enumerate(scalars)
+            for name, value in zip(self._scalar_names, values, strict=True)
+            if isinstance(value, Tensor)
+        ]
+        on_host = [[0.0 if isinstance(value, Tensor) else value for value in values] for values in scalars]
+        return self._plan.set_groups(on_host, on_device)
+
+    def _to_device(self, scalar: Tensor) -> Tensor:
+        """As the kernels read it: float32 or float64, on this plan's device. Waits for nothing."""
+        dtype = scalar.dtype if scalar.dtype in (torch.float32, torch.float64) else torch.float32
+        return scalar.detach().to(self._device, dtype, non_blocking=True)
+
+    def _read(self, step: StepScalars) -> Any:
+        if self._device.type == "cuda":
+            with torch.cuda.device(self._device):
+                self._step.stream = torch.cuda.current_stream().cuda_stream
+                self._step.capturing = torch.cuda.is_current_stream_capturing()
+        scale_on_device = isinstance(step.grad_scale, Tensor) and step.grad_scale.device.type == self._device.type
+        self._step.grad_scale = self._to_device(step.grad_scale) if scale_on_device else None
+        self._step.inv_grad_scale = 1.0 if scale_on_device else step.inv_grad_scale
+        self._step.found_inf = None if step.found_inf is None else self._to_device(step.found_inf)
+        return self._step
+
+    def sum_of_squares(self, step: StepScalars) -> Tensor:
+        return self._plan.sum_of_squares(self._read(step))
+
+    def update(self, step: StepScalars) -> None:
+        if step.norm is None:
+            self._plan.update(self._read(step), None, 0.0, None, None)
+            return
+        squares = step.norm.squares.to(self._device, non_blocking=True)
+        limit = step.norm.max_grad_norm
+        limit_on_host, limit_on_device = (0.0, self._to_device(limit)) if isinstance(limit, Tensor) else (limit, None)
+        norm = step.norm.norm if step.norm.norm.device == self._device else torch.empty_like(squares[0])
+        self._plan.update(self._read(step), squares, limit_on_host, limit_on_device, norm)
+
+
+class CudaBackend:
+    name = "cuda"
+    device_type = "cuda"
+
+    def unavailable_reason(self) -> str | None:
+        if not torch.cuda.is_available():
+            return "there is no CUDA device" if torch.version.cuda else "this torch was built without CUDA"
+        return load_extension("_cuda")[1]
+
+    def rejection(self, param: Tensor, states: list[Tensor]) -> str | None:
+        return rejection_of_memory(param, states, "cuda", DTYPES)
+
+    def make_plan(self, rule: str, entries: list[Entry], differentiable: bool) -> Plan:
+        extension, _ = load_extension("_cuda")
+        assert extension is not None
+        return CudaPlan(extension, rule, extension.scalar_names(rule), entries, host_clocks=True)
