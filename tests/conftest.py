@@ -16,6 +16,7 @@ needs_cpp = pytest.mark.skipif(EXTENSION is None, reason=f"no compiled extension
 TARGETS = [
     pytest.param(("cpp", "cpu"), marks=needs_cpp, id="cpp"),
     pytest.param(("reference", "cpu"), id="reference"),
+    pytest.param(("cuda", "cuda"), marks=pytest.mark.gpu, id="cuda"),
     pytest.param(("reference", "cuda"), marks=pytest.mark.gpu, id="reference-on-cuda"),
 ]
 

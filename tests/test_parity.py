@@ -21,6 +21,12 @@ def test_one_step(case: Case) -> None:
     assert error_in_eps(case) <= TOLERANCE_IN_EPS[case.dtype]
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("case", list(cases("cuda", "cuda")), ids=str)
+def test_one_step_on_a_gpu(case: Case) -> None:
+    assert error_in_eps(case) <= TOLERANCE_IN_EPS[case.dtype]
+
+
 @pytest.mark.parametrize("case", [c for c in FAST if c.dtype == torch.float32 or c.l1_mode == "proximal"], ids=str)
 def test_one_step_on_every_instruction_set(case: Case, instruction_set: str) -> None:
     assert error_in_eps(case, seed=1) <= TOLERANCE_IN_EPS[case.dtype]

@@ -13,6 +13,15 @@ struct alignas(16) Pack {
   T element[kSize];
 };
 
+// Tells the compiler what it cannot know of a pointer out of a table: without it, loads and stores are generic ones.
+template <class T>
+FUSEDREG_HD T* global(T* pointer) {
+#if defined(__CUDA_ARCH__)
+  __builtin_assume(__isGlobal(pointer));
+#endif
+  return pointer;
+}
+
 // Calls pack(first element) and single(element) for this thread's share of `count` elements: neighbouring threads take
 // neighbouring packs. Where the memory is not aligned, and for the tail, element by element.
 template <int kPack, class PackVisitor, class SingleVisitor>
@@ -68,11 +77,11 @@ FUSEDREG_HD void update_share(const Tensor& tensor, const Chunk& chunk, const Hy
                               int threads) {
   using A = ArithmeticOf<T>;
   constexpr int kStates = U::Rule::kStates;
-  T* const w = static_cast<T*>(tensor.pointers.w) + chunk.begin;
-  const T* const g = static_cast<const T*>(tensor.pointers.g) + chunk.begin;
+  T* const w = global(static_cast<T*>(tensor.pointers.w)) + chunk.begin;
+  const T* const g = global(static_cast<const T*>(tensor.pointers.g)) + chunk.begin;
   T* state[kMaxStates];
 #pragma unroll
-  for (int s = 0; s < kStates; ++s) state[s] = static_cast<T*>(tensor.pointers.state[s]) + chunk.begin;
+  for (int s = 0; s < kStates; ++s) state[s] = global(static_cast<T*>(tensor.pointers.state[s])) + chunk.begin;
 
   const auto update_element = [&h](T& weight, const T& gradient, T* const (&its_state)[kMaxStates], int i) {
     A w_now = load(weight);
@@ -110,7 +119,7 @@ FUSEDREG_HD void update_share(const Tensor& tensor, const Chunk& chunk, const Hy
 template <class T>
 FUSEDREG_HD double squares_of_share(const Tensor& tensor, const Chunk& chunk, const Hyper<ArithmeticOf<T>>& h,
                                     int thread, int threads) {
-  const T* const g = static_cast<const T*>(tensor.pointers.g) + chunk.begin;
+  const T* const g = global(static_cast<const T*>(tensor.pointers.g)) + chunk.begin;
   double sum = 0;
   const auto add = [&](const T& gradient) {
     const double value = clip_gradient_value(static_cast<ArithmeticOf<T>>(load(gradient)), h);
