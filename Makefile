@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
 
-.PHONY: demo test lint typecheck format bench info parity clean
+.PHONY: demo test lint typecheck format bench cuda-check gpu-check info parity clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/demo.py
@@ -32,6 +32,17 @@ format: $(VENV)/.lint
 
 bench: $(VENV)/.built
 	$(BIN)/python benchmarks/cpu_step.py
+
+# Needs nvcc and no GPU: registers, shared memory and spills of every CUDA kernel.
+cuda-check: $(VENV)/.test
+	$(BIN)/python -m pytest -s tests/test_cuda_kernels.py
+
+# On a machine with a GPU, with the Python and torch that are there: builds in place, tests, measures.
+gpu-check:
+	$(PYTHON) setup.py -q build_ext --inplace
+	$(PYTHON) -m fusedreg info
+	$(PYTHON) -m pytest -q -m gpu $(PYTEST)
+	$(PYTHON) benchmarks/gpu_step.py
 
 info parity: $(VENV)/.built
 	$(BIN)/python -m fusedreg $@
@@ -60,4 +71,4 @@ $(VENV)/.lint: $(VENV)/.built requirements/lint.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info fusedreg/_C*.so fusedreg/_built_with.py demo-output
+	rm -rf $(VENV) build dist *.egg-info fusedreg/*.so fusedreg/_built_with.py demo-output

@@ -57,7 +57,7 @@ NOT_BUILT: dict[str, str] = {}
 
 
 def no_cuda_reason() -> str | None:
-    """Why the CUDA extension is left out, or None. A visible GPU is not asked for: one may build for another machine."""
+    """Why the CUDA extension is left out, or None. A GPU need not be visible: one may build for another machine."""
     if os.environ.get("FUSEDREG_NO_CUDA"):
         return "it was built with FUSEDREG_NO_CUDA set"
     if torch.version.cuda is None:
@@ -65,7 +65,9 @@ def no_cuda_reason() -> str | None:
     nvcc = Path(CUDA_HOME or "") / "bin" / "nvcc"
     if not nvcc.exists():
         return "there was no CUDA toolkit when fusedreg was built: CUDA_HOME names none, and nvcc is not on the PATH"
-    version = re.search(r"release (\d+)\.(\d+)", subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout)
+    version = re.search(
+        r"release (\d+)\.(\d+)", subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
+    )
     if version is None or version[1] != torch.version.cuda.split(".")[0]:
         found = ".".join(version.groups()) if version else "a version that it does not tell"
         return (
@@ -83,7 +85,9 @@ class Build(BuildExtension):
         except Exception as error:
             if extension.name != "fusedreg._cuda":
                 raise
-            NOT_BUILT["_cuda"] = f"its kernels did not compile when fusedreg was built ({type(error).__name__}: {error})"
+            NOT_BUILT["_cuda"] = (
+                f"its kernels did not compile when fusedreg was built ({type(error).__name__}: {error})"
+            )
 
     def run(self) -> None:
         super().run()

@@ -64,7 +64,8 @@ FUSEDREG_HD double load(const double& x) { return x; }
 
 FUSEDREG_HD float load(const BFloat16& x) { return bit_cast<float>(static_cast<std::uint32_t>(x.bits) << 16); }
 
-// On a CPU, integer arithmetic and selects rather than half-precision instructions: it vectorises on every instruction set.
+// On a CPU, integer arithmetic and selects rather than half-precision instructions: it vectorises on every instruction
+// set.
 FUSEDREG_HD float load(const Float16& x) {
 #if defined(__CUDA_ARCH__)
   float to;

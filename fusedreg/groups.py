@@ -41,7 +41,11 @@ def check_group(group: Mapping[str, Any]) -> None:
     if clip_value is not None and not on_gpu(clip_value) and not (_is_number(clip_value) and float(clip_value) >= 0.0):
         raise ValueError(f"Invalid clip_value value: {clip_value} (allowed: None or a number >= 0)")
     max_grad_norm = group["max_grad_norm"]
-    if max_grad_norm is not None and not on_gpu(max_grad_norm) and not (_is_number(max_grad_norm) and float(max_grad_norm) > 0.0):
+    if (
+        max_grad_norm is not None
+        and not on_gpu(max_grad_norm)
+        and not (_is_number(max_grad_norm) and float(max_grad_norm) > 0.0)
+    ):
         raise ValueError(f"Invalid max_grad_norm value: {max_grad_norm} (allowed: None or a number > 0)")
 
 

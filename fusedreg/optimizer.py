@@ -192,7 +192,7 @@ class FusedRegOptimizer(Optimizer):
         if stays_on_device:
             if all(plan.stays_on_device for plan in plans):
                 step.found_inf = found_inf
-            elif float(found_inf) != 0:
+            elif float(cast(Tensor, found_inf)) != 0:
                 return
         if "capturable" in self.defaults and any(plan.stays_on_device for plan in plans):
             _check_graph_capture(self)
@@ -223,9 +223,9 @@ class FusedRegOptimizer(Optimizer):
                 self._grad_norm = torch.zeros((), dtype=torch.float64, device=device)
             step.norm = DeviceNorm(squares, limit, self._grad_norm)
         if not all(plan.stays_on_device for plan in plans):
-            norm = squares.sum().sqrt()
-            self._grad_norm = norm.detach()
-            step.clip_coef = clip_coefficient(norm, limit)
+            total = squares.sum().sqrt()
+            self._grad_norm = total.detach()
+            step.clip_coef = clip_coefficient(total, limit)
 
     # -- plans
 

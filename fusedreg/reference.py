@@ -42,7 +42,7 @@ def clip_gradient_value(g: Tensor, group: Group, inv_grad_scale: Scalar) -> Tens
     return g
 
 
-def clip_coefficient(norm: Scalar, max_grad_norm: float) -> Tensor:
+def clip_coefficient(norm: Tensor, max_grad_norm: Scalar) -> Tensor:
     """Stage 3's factor, as ``torch.nn.utils.clip_grad_norm_`` defines it."""
     return torch.clamp(max_grad_norm / (norm + 1e-6), max=1.0)
 

@@ -1,4 +1,4 @@
-"""The CUDA backend without a GPU: its tables, slots, launches, index arithmetic and maths, run by a host that plays device.
+"""The CUDA backend without a GPU: its tables, slots, launches and maths, run by a host that plays device.
 
 What this does not show is what only a device has: barriers, the reductions over a block, streams and graphs.
 """

@@ -35,8 +35,8 @@ struct DeviceScalar {
   }
 };
 
-// A group's scalar that is a tensor on the device, such as a learning rate that a CUDA graph must see change. What a clock
-// is moved by (SGD's momentum) cannot be one.
+// A group's scalar that is a tensor on the device, such as a learning rate that a CUDA graph must see change. What a
+// clock is moved by (SGD's momentum) cannot be one.
 struct GroupOverride {
   DeviceScalar value;
   std::int32_t slot = 0;

@@ -25,7 +25,6 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
       .def("sum_of_squares", &cuda::Plan::sum_of_squares)
       .def("update", &cuda::Plan::update);
 
-  module.def("scalar_names", [](const std::string& rule) {
-    return fusedreg::scalar_names(fusedreg::rule_index(rule));
-  });
+  module.def("scalar_names",
+             [](const std::string& rule) { return fusedreg::scalar_names(fusedreg::rule_index(rule)); });
 }

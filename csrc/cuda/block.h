@@ -83,7 +83,7 @@ FUSEDREG_HD void update_share(const Tensor& tensor, const Chunk& chunk, const Hy
 #pragma unroll
   for (int s = 0; s < kStates; ++s) state[s] = global(static_cast<T*>(tensor.pointers.state[s])) + chunk.begin;
 
-  const auto update_element = [&h](T& weight, const T& gradient, T* const (&its_state)[kMaxStates], int i) {
+  const auto update_element = [&h](T& weight, const T& gradient, T* const(&its_state)[kMaxStates], int i) {
     A w_now = load(weight);
     A state_now[kMaxStates] = {};
 #pragma unroll

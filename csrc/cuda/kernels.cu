@@ -7,8 +7,8 @@ namespace fusedreg::cuda {
 
 namespace {
 
-// Sets the registers that a thread may take: 64 for float, whose packs are the smallest, 128 for the others. Left alone,
-// ptxas spills to fit more blocks.
+// Sets the registers that a thread may take: 64 for float, whose packs are the smallest, 128 for the others. Left
+// alone, ptxas spills to fit more blocks.
 template <class T>
 constexpr int kBlocksPerMultiprocessor = sizeof(T) == 4 ? 4 : 2;
 
@@ -28,7 +28,8 @@ __device__ double block_sum(double value) {
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor<T>) squares_kernel(const __grid_constant__ SquaresArgs args) {
+__global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor<T>)
+    squares_kernel(const __grid_constant__ SquaresArgs args) {
   __shared__ Group group;
   __shared__ Hyper<double> hyper;
   double sum = 0;
@@ -48,7 +49,8 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor<T>) squares
 }
 
 template <class RuleHost, class T>
-__global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor<T>) update_kernel(const __grid_constant__ UpdateArgs args) {
+__global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor<T>)
+    update_kernel(const __grid_constant__ UpdateArgs args) {
   if (skips(args.step)) return;
   double clip_coef = 1;
   if (args.partial_sums != nullptr) {

@@ -72,8 +72,9 @@ bool Plan::set_groups(const std::vector<std::vector<double>>& groups, std::vecto
 bool Plan::add_to_launch(Launch& launch, Tensor& row, const Entry& entry) {
   const bool on_host = entry.clock.defined() && entry.clock.is_cpu() && host_clocks_;
   double clock = 0;
-  if (on_host) clock = entry.clock.scalar_type() == at::kDouble ? *entry.clock.const_data_ptr<double>()
-                                                                : *entry.clock.const_data_ptr<float>();
+  if (on_host)
+    clock = entry.clock.scalar_type() == at::kDouble ? *entry.clock.const_data_ptr<double>()
+                                                     : *entry.clock.const_data_ptr<float>();
   row.clock = entry.clock.defined() && !on_host ? entry.clock.data_ptr() : nullptr;
   row.clock_is_double = row.clock != nullptr && entry.clock.scalar_type() == at::kDouble;
   const int used = launch.slot_count;
@@ -136,7 +137,8 @@ at::Tensor Plan::upload(const void* data, std::size_t bytes, const Step& step) c
 
 int Plan::partial_sum_count() const {
   int count = 0;
-  for (const Launch& launch : launches_) count += static_cast<int>(std::min<std::int64_t>(launch.chunks, kMaxPartialSums));
+  for (const Launch& launch : launches_)
+    count += static_cast<int>(std::min<std::int64_t>(launch.chunks, kMaxPartialSums));
   return count;
 }
 

@@ -1,6 +1,6 @@
-// The CUDA driver's plan: a parameter list of one device, with the tables that its launches walk. It speaks to the device
-// through torch's allocator and copies and through the launchers of args.h alone, so that a host can play device in a
-// test.
+// The CUDA driver's plan: a parameter list of one device, with the tables that its launches walk. It speaks to the
+// device through torch's allocator and copies and through the launchers of args.h alone, so that a host can play device
+// in a test.
 #pragma once
 
 #include <optional>

@@ -27,7 +27,8 @@ __all__ = [
 logger = logging.getLogger("fusedreg")
 
 # The one list of backends, the fastest first: "auto" takes the first that accepts a parameter.
-BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (CppBackend(), CudaBackend(), ReferenceBackend())}
+_ALL: tuple[Backend, ...] = (CppBackend(), CudaBackend(), ReferenceBackend())
+BACKENDS: dict[str, Backend] = {backend.name: backend for backend in _ALL}
 PLANNED = ("triton",)
 
 _said: set[str] = set()

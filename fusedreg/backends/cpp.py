@@ -27,7 +27,7 @@ def load_extension(name: str = "_C") -> tuple[ModuleType | None, str | None]:
     if reason is not None:
         return None, reason
     # Asked before the import: an extension on another torch's binary interface can crash, or quietly go wrong.
-    if built_with.TORCH_VERSION != torch.__version__:
+    if torch.__version__ != built_with.TORCH_VERSION:
         return None, (
             f"it was compiled for torch {built_with.TORCH_VERSION}, and this is torch {torch.__version__}: {REBUILD}"
         )

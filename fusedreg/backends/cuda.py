@@ -53,9 +53,11 @@ class CudaPlan(Plan):
             with torch.cuda.device(self._device):
                 self._step.stream = torch.cuda.current_stream().cuda_stream
                 self._step.capturing = torch.cuda.is_current_stream_capturing()
-        scale_on_device = isinstance(step.grad_scale, Tensor) and step.grad_scale.device.type == self._device.type
-        self._step.grad_scale = self._to_device(step.grad_scale) if scale_on_device else None
-        self._step.inv_grad_scale = 1.0 if scale_on_device else step.inv_grad_scale
+        scale = step.grad_scale
+        if isinstance(scale, Tensor) and scale.device.type == self._device.type:
+            self._step.grad_scale = self._to_device(scale)
+        else:
+            self._step.grad_scale, self._step.inv_grad_scale = None, step.inv_grad_scale
         self._step.found_inf = None if step.found_inf is None else self._to_device(step.found_inf)
         return self._step
 

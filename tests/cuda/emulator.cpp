@@ -1,6 +1,6 @@
 // A host that plays device: the launchers of csrc/cuda/args.h without a GPU. It runs the device functions of
-// csrc/cuda/block.h for every thread of every block, in the places where csrc/cuda/kernels.cu calls them; its sums are in
-// another order. Blocks go backwards: nothing may rest on their order.
+// csrc/cuda/block.h for every thread of every block, in the places where csrc/cuda/kernels.cu calls them; its sums are
+// in another order. Blocks go backwards: nothing may rest on their order.
 #include "../../csrc/cuda/block.h"
 
 namespace fusedreg::cuda {

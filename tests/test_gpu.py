@@ -1,0 +1,254 @@
+"""What only a GPU can show: no waiting, CUDA graphs, streams, the norm's bits, several GPUs, AMP."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from helpers import (
+    IDS,
+    OPTIMIZER_FLAGS,
+    REGULARIZED,
+    FusedRegAdam,
+    FusedRegAdamW,
+    FusedRegSGD,
+    assert_same_bits,
+    flags_of,
+    make_params,
+    set_grads,
+    snapshot,
+)
+
+from fusedreg import backends
+
+pytestmark = pytest.mark.gpu
+
+GPU_BACKENDS = [name for name, backend in backends.BACKENDS.items() if backend.device_type == "cuda"]
+every_optimizer = pytest.mark.parametrize(("cls", "flags"), OPTIMIZER_FLAGS, ids=IDS)
+
+
+@pytest.fixture(params=GPU_BACKENDS)
+def backend(request):
+    with torch.device("cuda"):
+        yield request.param
+
+
+@pytest.fixture
+def no_waiting():
+    """Any call of torch's that waits for the device raises inside ``with``."""
+
+    class NoWaiting:
+        def __enter__(self):
+            torch.cuda.set_sync_debug_mode("error")
+
+        def __exit__(self, *_):
+            torch.cuda.set_sync_debug_mode("default")
+
+    return NoWaiting()
+
+
+@every_optimizer
+@pytest.mark.parametrize("amp", [False, True], ids=["plain", "amp"])
+def test_no_step_waits_for_the_device(cls, flags, amp, backend, no_waiting) -> None:
+    params = make_params()
+    optimizer = cls(params, backend=backend, **REGULARIZED, **flags_of(cls, flags))
+    for i in range(3):
+        set_grads(params, i)
+        if amp:
+            optimizer.grad_scale, optimizer.found_inf = torch.full((), 4.0), torch.zeros(())
+        with no_waiting:
+            optimizer.step()
+
+
+@every_optimizer
+@pytest.mark.parametrize("found_inf", [0.0, 1.0, 2.0, float("nan")])
+def test_amp_is_read_on_the_device(cls, flags, found_inf, backend) -> None:
+    results = []
+    for name, device in ((backend, "cuda"), ("reference", "cpu")):
+        with torch.device(device):
+            params = make_params(dtype=torch.float64)
+            optimizer = cls(params, backend=name, **REGULARIZED, **flags_of(cls, flags))
+            for i in range(4):
+                set_grads(params, i)
+                optimizer.grad_scale = torch.tensor(4.0)
+                optimizer.found_inf = torch.tensor(found_inf if i == 2 else 0.0)
+                before = snapshot(optimizer)
+                optimizer.step()
+                if i == 2 and found_inf != 0:
+                    assert_same_bits(before, snapshot(optimizer))
+        results.append([param.detach().cpu() for param in params])
+    for ours, truth in zip(*results, strict=True):
+        torch.testing.assert_close(ours, truth, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("cls", [FusedRegAdam, FusedRegSGD])
+def test_grad_scaler_with_infs(cls, backend) -> None:
+    results = []
+    options = {"momentum": 0.9} if cls is FusedRegSGD else {}
+    for name, device in ((backend, "cuda"), ("reference", "cpu")):
+        with torch.device(device):
+            params = make_params(((6, 3),))
+            optimizer = cls(params, lr=0.1, l1=0.01, max_grad_norm=1.0, backend=name, **options)
+            scaler = torch.amp.GradScaler(device, init_scale=256.0, growth_interval=2)
+            for i in range(8):
+                set_grads(params, i)
+                params[0].grad *= scaler.get_scale()
+                if i in (2, 5):
+                    params[0].grad[1, 1] = float("inf")
+                scaler.scale(torch.zeros(()))
+                scaler.step(optimizer)
+                scaler.update()
+            results.append((params[0].detach().cpu(), scaler.get_scale()))
+    torch.testing.assert_close(results[0][0], results[1][0], rtol=1e-5, atol=1e-6)
+    assert results[0][1] == results[1][1]
+
+
+@pytest.mark.parametrize("max_grad_norm", [None, 2.0])
+@pytest.mark.parametrize("cls", [FusedRegAdam, FusedRegAdamW, FusedRegSGD])
+def test_a_captured_step_replays_as_eager_steps(cls, max_grad_norm, backend) -> None:
+    """100 replays, with the learning rate and the L1 strength changed between them."""
+    options = {"momentum": 0.9} if cls is FusedRegSGD else {"capturable": True}
+    settings = {**REGULARIZED, "max_grad_norm": max_grad_norm, "backend": backend, **options}
+
+    def make():
+        strengths = {key: torch.full((), settings[key]) for key in ("lr", "l1")}
+        params = make_params(((37, 53), (129,), (3, 5, 7)))
+        set_grads(params, 0)
+        return params, cls(params, **{**settings, **strengths}), strengths
+
+    def change(strengths, i):
+        strengths["lr"].fill_(0.02 / (1 + i))
+        strengths["l1"].fill_(0.01 * (i % 3))
+
+    eager_params, eager, eager_strengths = make()
+    params, captured, strengths = make()
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            captured.step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured.step()
+    for _ in range(3):
+        eager.step()
+    for i in range(100):
+        change(strengths, i)
+        change(eager_strengths, i)
+        for ours, theirs in zip(params, eager_params, strict=True):
+            ours.grad.normal_(generator=torch.Generator("cuda").manual_seed(i))
+            theirs.grad.copy_(ours.grad)
+        graph.replay()
+        eager.step()
+    assert_same_bits(snapshot(eager), snapshot(captured))
+    if max_grad_norm is not None:
+        assert eager.grad_norm == captured.grad_norm
+    # and on without the graph
+    captured.step()
+    eager.step()
+    assert_same_bits(snapshot(eager), snapshot(captured))
+
+
+def test_capture_without_capturable_is_refused(backend) -> None:
+    params = make_params()
+    optimizer = FusedRegAdam(params, backend=backend)
+    set_grads(params, 0)
+    optimizer.step()
+    with pytest.raises(RuntimeError, match="capturable is False"), torch.cuda.graph(torch.cuda.CUDAGraph()):
+        optimizer.step()
+
+
+def test_steps_on_a_side_stream(backend) -> None:
+    results = []
+    for stream in (torch.cuda.current_stream(), torch.cuda.Stream()):
+        params = make_params(((300, 401), (77,)))
+        optimizer = FusedRegAdam(params, backend=backend, **REGULARIZED)
+        for i in range(3):
+            with torch.cuda.stream(stream if i != 1 else torch.cuda.current_stream()):
+                torch.cuda.synchronize()
+                set_grads(params, i)
+                optimizer.step()
+        torch.cuda.synchronize()
+        results.append(snapshot(optimizer))
+    assert_same_bits(*results)
+
+
+def test_the_norm_and_the_step_have_the_same_bits_in_every_run(backend) -> None:
+    results = []
+    for _ in range(3):
+        params = make_params(((3000, 401), (77,), (100_003,)))
+        optimizer = FusedRegAdam(params, backend=backend, **REGULARIZED)
+        for i in range(2):
+            set_grads(params, i)
+            optimizer.step()
+        results.append([*snapshot(optimizer), optimizer.grad_norm])
+    assert_same_bits(results[0], results[1])
+    assert_same_bits(results[0], results[2])
+
+
+def test_gradients_at_new_addresses_in_every_step(backend) -> None:
+    results = []
+    for hold in (False, True):
+        params = make_params(((64, 64),) * 30)
+        optimizer = FusedRegAdam(params, backend=backend, **REGULARIZED)
+        held = []
+        for i in range(5):
+            set_grads(params, i)
+            if hold:
+                held.append([param.grad for param in params])
+            optimizer.step()
+        results.append(snapshot(optimizer))
+    assert_same_bits(*results)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_parameters_on_two_gpus(backend) -> None:
+    results = []
+    for devices in (("cuda:0", "cuda:1"), ("cpu", "cpu")):
+        params = [p for i, device in enumerate(devices) for p in make_params_on(device, i)]
+        optimizer = FusedRegAdam(params, **REGULARIZED)
+        for i in range(3):
+            set_grads(params, i)
+            optimizer.step()
+        results.append(([param.detach().cpu() for param in params], optimizer.grad_norm.cpu()))
+    for ours, truth in zip(results[0][0], results[1][0], strict=True):
+        torch.testing.assert_close(ours, truth, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(results[0][1], results[1][1])
+
+
+def make_params_on(device, seed):
+    with torch.device(device):
+        return make_params(seed=seed)
+
+
+def test_cpu_and_gpu_parameters_in_one_optimizer() -> None:
+    results = []
+    for devices in (("cuda", "cpu"), ("cpu", "cpu")):
+        params = [p for i, device in enumerate(devices) for p in make_params_on(device, i)]
+        optimizer = FusedRegAdam(params, **REGULARIZED)
+        for i in range(3):
+            set_grads(params, i)
+            optimizer.step()
+        results.append(([param.detach().cpu() for param in params], optimizer.grad_norm.cpu()))
+    for ours, truth in zip(results[0][0], results[1][0], strict=True):
+        torch.testing.assert_close(ours, truth, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(results[0][1], results[1][1])
+
+
+def test_a_checkpoint_moves_between_devices(backend) -> None:
+    params = make_params()
+    optimizer = FusedRegAdam(params, backend=backend, **REGULARIZED)
+    set_grads(params, 0)
+    optimizer.step()
+    with torch.device("cpu"):
+        on_cpu = [param.detach().cpu().requires_grad_() for param in params]
+        other = FusedRegAdam(on_cpu, **REGULARIZED)
+        other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for i in range(1, 3):
+        set_grads(params, i)
+        set_grads(on_cpu, i)
+        optimizer.step()
+        other.step()
+    for a, b in zip(params, on_cpu, strict=True):
+        torch.testing.assert_close(a.detach().cpu(), b.detach(), rtol=1e-5, atol=1e-6)
