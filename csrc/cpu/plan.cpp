@@ -2,22 +2,6 @@
 
 namespace fusedreg::cpu {
 
-namespace {
-
-double read_scalar(const at::Tensor& scalar) {
-  return scalar.scalar_type() == at::kDouble ? *scalar.const_data_ptr<double>() : *scalar.const_data_ptr<float>();
-}
-
-void write_scalar(const at::Tensor& scalar, double value) {
-  if (scalar.scalar_type() == at::kDouble) {
-    *scalar.mutable_data_ptr<double>() = value;
-  } else {
-    *scalar.mutable_data_ptr<float>() = static_cast<float>(value);
-  }
-}
-
-}  // namespace
-
 Plan::Plan(const std::string& rule, const py::list& params, const std::vector<int>& groups, const py::list& states,
            const py::list& clocks)
     : Parameters(rule, params, groups, states, clocks), kernels_(params.size()) {
@@ -67,7 +51,7 @@ void Plan::update(double inv_grad_scale, double clip_coef) {
     prefetch(i);
     Entry& entry = entries_[i];
     if (!entry.active) continue;
-    const double clock = entry.clock.defined() ? read_scalar(entry.clock) : 0;
+    const double clock = entry.clock.read();
     // Most parameters of a group are at the same step, and so share their scalars.
     if (entry.group != previous_group || clock != previous_clock) {
       previous_group = entry.group;
@@ -80,7 +64,7 @@ void Plan::update(double inv_grad_scale, double clip_coef) {
       });
     }
     kernels_[i].hyper = static_cast<int>(hypers_.size()) - 1;
-    if (entry.clock.defined()) write_scalar(entry.clock, next_clock);
+    entry.clock.write(next_clock);
   }
   const std::vector<Chunk>& chunks = work_.chunks();
   {

@@ -70,13 +70,11 @@ bool Plan::set_groups(const std::vector<std::vector<double>>& groups, std::vecto
 
 // Finds the slot of an entry's group and clock, or makes one; false where the launch has no room for it.
 bool Plan::add_to_launch(Launch& launch, Tensor& row, const Entry& entry) {
-  const bool on_host = entry.clock.defined() && entry.clock.is_cpu() && host_clocks_;
-  double clock = 0;
-  if (on_host)
-    clock = entry.clock.scalar_type() == at::kDouble ? *entry.clock.const_data_ptr<double>()
-                                                     : *entry.clock.const_data_ptr<float>();
-  row.clock = entry.clock.defined() && !on_host ? entry.clock.data_ptr() : nullptr;
-  row.clock_is_double = row.clock != nullptr && entry.clock.scalar_type() == at::kDouble;
+  const at::Tensor& its_clock = entry.clock.tensor;
+  const bool on_device = its_clock.defined() && !(its_clock.is_cpu() && host_clocks_);
+  const double clock = on_device ? 0 : entry.clock.read();
+  row.clock = on_device ? its_clock.data_ptr() : nullptr;
+  row.clock_is_double = on_device && its_clock.scalar_type() == at::kDouble;
   const int used = launch.slot_count;
   for (row.slot = 0; row.slot < used; ++row.slot) {
     if (launch.groups[row.slot] == entry.group && launch.step.slots[row.slot].clock == clock) break;
@@ -220,11 +218,9 @@ void Plan::update(const Step& step, const std::optional<at::Tensor>& squares, do
   }
   for (std::size_t i = 0; i < order_.size(); ++i) {
     const Entry& entry = entries_[order_[i]];
-    if (!entry.clock.defined() || rows_[i].clock != nullptr) continue;
+    if (rows_[i].clock != nullptr) continue;  // the device moves it
     Rules::visit(rule_, [&](auto host) {
-      const auto move = [&](auto* clock) { *clock = decltype(host)::next_clock(groups_[entry.group], *clock); };
-      entry.clock.scalar_type() == at::kDouble ? move(entry.clock.mutable_data_ptr<double>())
-                                               : move(entry.clock.mutable_data_ptr<float>());
+      entry.clock.write(decltype(host)::next_clock(groups_[entry.group], entry.clock.read()));
     });
   }
   finish_update();

@@ -75,11 +75,6 @@ DType dtype_of(const at::Tensor& tensor) {
 
 bool is_plain(const at::Tensor& tensor) { return !tensor.is_conj() && !tensor.is_neg(); }
 
-bool same_shape_and_dtype(const at::Tensor& a, const at::Tensor& b) {
-  return a.scalar_type() == b.scalar_type() && a.device() == b.device() && a.layout() == at::kStrided &&
-         a.sizes() == b.sizes();
-}
-
 // Calls visitor(key, value) for each item, until it returns false.
 template <class Visitor>
 bool all_items(PyObject* dict, Visitor&& visitor) {
@@ -111,8 +106,10 @@ Parameters::Parameters(const std::string& rule, const py::list& params, const st
     entry.active = !states[i].is_none();
     entry.states = 0;
     if (!entry.active) continue;
-    entry.data = entry.param.const_data_ptr();
+    entry.data.w = entry.param.data_ptr();
+    entry.sizes = entry.param.sizes().vec();
     entry.strides = entry.param.strides().vec();
+    entry.is_dense = entry.param.is_non_overlapping_and_dense() && is_plain(entry.param);
     entry.state_dict = states[i];
     all_items(entry.state_dict.ptr(), [&](PyObject* key, PyObject* value) {
       entry.state_items.emplace_back(key, value);
@@ -121,10 +118,11 @@ Parameters::Parameters(const std::string& rule, const py::list& params, const st
     const py::dict dict = states[i];
     for (const std::string& name : names) {
       if (!dict.contains(name)) break;
-      entry.state[entry.states++] = dict[name.c_str()].cast<at::Tensor>();
+      entry.state[entry.states] = dict[name.c_str()].cast<at::Tensor>();
+      entry.data.state[entry.states] = entry.state[entry.states].data_ptr();
+      ++entry.states;
     }
-    if (!clocks[i].is_none()) entry.clock = clocks[i].cast<at::Tensor>();
-    elements_ += real_numel(entry.param);
+    if (!clocks[i].is_none()) entry.clock.tensor = clocks[i].cast<at::Tensor>();
   }
 }
 
@@ -143,25 +141,31 @@ bool Parameters::take_groups(const std::vector<std::vector<double>>& groups) {
   return true;
 }
 
-bool Parameters::is_current(const Entry& entry) const {
-  const at::Tensor& grad = entry.param.grad();
-  if (grad.defined() != entry.active) return false;
-  if (!entry.active) return true;
-  if (!same_shape_and_dtype(grad, entry.param) || dtype_of(entry.param) != entry.dtype) return false;
-  if (entry.param.const_data_ptr() != entry.data || entry.param.strides() != entry.strides) return false;
+bool Parameters::has_same_state(const Entry& entry) const {
+  PyObject* const dict = entry.state_dict.ptr();
   // opt.state and this entry hold the dict; where only this entry is left, opt.state has got another one.
-  if (Py_REFCNT(entry.state_dict.ptr()) < 2) return false;
-  if (PyDict_GET_SIZE(entry.state_dict.ptr()) != static_cast<Py_ssize_t>(entry.state_items.size())) return false;
+  if (Py_REFCNT(dict) < 2 || PyDict_GET_SIZE(dict) != static_cast<Py_ssize_t>(entry.state_items.size())) return false;
   auto expected = entry.state_items.begin();
-  const auto is_expected = [&](PyObject* key, PyObject* value) {
+  return all_items(dict, [&](PyObject* key, PyObject* value) {
     const auto& [its_key, its_value] = *expected++;
     return key == its_key && value == its_value;
-  };
-  if (!all_items(entry.state_dict.ptr(), is_expected)) return false;
-  for (int i = 0; i < entry.states; ++i) {
-    if (!same_shape_and_dtype(entry.state[i], entry.param)) return false;
+  });
+}
+
+double Parameters::Clock::read() const {
+  if (!tensor.defined()) return 0;
+  const void* at = tensor.const_data_ptr();
+  return tensor.scalar_type() == at::kDouble ? *static_cast<const double*>(at) : *static_cast<const float*>(at);
+}
+
+void Parameters::Clock::write(double value) const {
+  if (!tensor.defined()) return;
+  void* at = tensor.data_ptr();
+  if (tensor.scalar_type() == at::kDouble) {
+    *static_cast<double*>(at) = value;
+  } else {
+    *static_cast<float*>(at) = static_cast<float>(value);
   }
-  return true;
 }
 
 void Parameters::prefetch(std::size_t i) const {
@@ -176,32 +180,43 @@ void Parameters::prefetch(std::size_t i) const {
   touch(entry.param.unsafeGetTensorImpl());
   touch(entry.state_dict.ptr());
   for (int k = 0; k < entry.states; ++k) touch(entry.state[k].unsafeGetTensorImpl());
-  if (entry.clock.defined()) touch(entry.clock.unsafeGetTensorImpl());
+  if (entry.clock.tensor.defined()) touch(entry.clock.tensor.unsafeGetTensorImpl());
 }
 
 bool Parameters::refresh_gradients() {
-  std::int64_t elements = 0;
   for (std::size_t i = 0; i < entries_.size(); ++i) {
     prefetch(i);
-    Entry& entry = entries_[i];
-    if (!is_current(entry)) return false;
-    if (!entry.active) continue;
-    elements += real_numel(entry.param);
-    bind(entry);
+    if (!bind(entries_[i])) return false;
   }
-  return elements == elements_;
+  return true;
 }
 
-void Parameters::bind(Entry& entry) {
+bool Parameters::bind(Entry& entry) {
   const at::Tensor& grad = entry.param.grad();
-  bool fast = entry.param.is_non_overlapping_and_dense() && grad.strides() == entry.strides && is_plain(grad) &&
-              is_plain(entry.param);
-  for (int i = 0; i < entry.states; ++i) fast = fast && entry.state[i].strides() == entry.strides;
-  if (!fast) return stage(entry, grad);
-  entry.staged.reset();
-  entry.pointers.w = entry.param.data_ptr();
-  entry.pointers.g = grad.const_data_ptr();
-  for (int i = 0; i < entry.states; ++i) entry.pointers.state[i] = entry.state[i].data_ptr();
+  if (grad.defined() != entry.active) return false;
+  if (!entry.active) return true;
+  const auto has_same_shape = [&](const at::Tensor& tensor) {
+    return tensor.sizes() == entry.sizes && tensor.scalar_type() == entry.param.scalar_type();
+  };
+  if (entry.param.data_ptr() != entry.data.w || entry.param.strides() != entry.strides ||
+      dtype_of(entry.param) != entry.dtype || !has_same_shape(entry.param) || !has_same_state(entry)) {
+    return false;
+  }
+  if (!has_same_shape(grad) || grad.device() != entry.param.device() || grad.layout() != at::kStrided) return false;
+  bool fast = entry.is_dense && grad.strides() == entry.strides && is_plain(grad);
+  for (int i = 0; i < entry.states; ++i) {
+    const at::Tensor& state = entry.state[i];
+    if (!has_same_shape(state) || state.data_ptr() != entry.data.state[i]) return false;
+    fast = fast && state.strides() == entry.strides;
+  }
+  if (fast) {
+    entry.staged.reset();
+    entry.pointers = entry.data;
+    entry.pointers.g = grad.const_data_ptr();
+  } else {
+    stage(entry, grad);
+  }
+  return true;
 }
 
 void Parameters::stage(Entry& entry, const at::Tensor& grad) {

@@ -40,6 +40,13 @@ class __attribute__((visibility("hidden"))) Parameters {  // hidden, as pybind11
     at::Tensor param, grad, state[kMaxStates];
   };
 
+  // A 0-dim tensor on the host, as its one number.
+  struct Clock {
+    at::Tensor tensor;
+    double read() const;
+    void write(double value) const;
+  };
+
   struct Entry {
     at::Tensor param;
     int group;
@@ -47,10 +54,11 @@ class __attribute__((visibility("hidden"))) Parameters {  // hidden, as pybind11
     bool active;  // has a gradient
     int states;
     at::Tensor state[kMaxStates];
-    at::Tensor clock;
+    Clock clock;
     // What it looked like when the plan was made: another place or layout in memory needs Python's checks again.
-    const void* data;
-    std::vector<std::int64_t> strides;
+    Pointers data;  // but the gradient
+    std::vector<std::int64_t> sizes, strides;
+    bool is_dense;
     // opt.state[param] and what it held, key by key, in case something in it is replaced.
     py::object state_dict;
     std::vector<std::pair<PyObject*, PyObject*>> state_items;
@@ -79,13 +87,13 @@ class __attribute__((visibility("hidden"))) Parameters {  // hidden, as pybind11
   std::vector<Group> groups_;
 
  private:
-  bool is_current(const Entry& entry) const;
-  void bind(Entry& entry);
+  // False: the entry is not what it was, or not as the kernels need it.
+  bool bind(Entry& entry);
+  bool has_same_state(const Entry& entry) const;
   void stage(Entry& entry, const at::Tensor& grad);
   void unstage(Entry& entry);
 
   std::vector<std::string> scalar_names_;
-  std::int64_t elements_ = 0;
 };
 
 }  // namespace fusedreg

@@ -66,7 +66,7 @@ class CppPlan(Plan):
 
 class CppBackend:
     name = "cpp"
-    device_type = "cpu"
+    device_type: str | None = "cpu"
 
     def unavailable_reason(self) -> str | None:
         return load_extension()[1]

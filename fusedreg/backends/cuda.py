@@ -77,7 +77,7 @@ class CudaPlan(Plan):
 
 class CudaBackend:
     name = "cuda"
-    device_type = "cuda"
+    device_type: str | None = "cuda"
 
     def unavailable_reason(self) -> str | None:
         if not torch.cuda.is_available():

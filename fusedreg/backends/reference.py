@@ -118,7 +118,7 @@ def _real_view(tensor: Tensor) -> Tensor:
 
 class ReferenceBackend:
     name = "reference"
-    device_type = None
+    device_type: str | None = None
 
     def unavailable_reason(self) -> str | None:
         return None
