@@ -38,7 +38,7 @@ REGULARIZER_DOC = """
             ``clip_grad_value_``, without writing ``p.grad``.
         max_grad_norm (float, optional): scales all gradients down to this total norm, as ``clip_grad_norm_`` after
             ``clip_grad_value_``, without writing ``p.grad``. One number for the whole optimizer; ``inf`` only measures.
-        backend (str): ``"auto"``, or the name of a backend that must be used: ``"cpp"``, ``"reference"``.
+        backend (str): ``"auto"``, or the name of a backend that must be used: ``"cpp"``, ``"cuda"``, ``"reference"``.
             One for the whole optimizer.
 
     Raises:
@@ -181,7 +181,7 @@ class FusedRegOptimizer(Optimizer):
             return _step_with_hooks(self, closure)
         return self._step_without_hooks(closure)
 
-    # torch wraps a step that lacks this mark in a function that runs hooks and tells the profiler: microseconds in every
+    # torch wraps a step that lacks this mark in a function that runs hooks and tells the profiler: microseconds in each
     # step, for what is seldom there. `step` above takes that function only where there is something to do for it.
     step.hooked = True  # type: ignore[attr-defined]
 
