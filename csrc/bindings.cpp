@@ -8,8 +8,10 @@ PYBIND11_MODULE(_C, module) {
   module.doc() = "fusedreg's compiled kernels. Use the optimizers in fusedreg; this is their CPU backend.";
 
   py::class_<cpu::Plan>(module, "Plan")
-      .def(py::init<const std::string&, const py::list&, const std::vector<int>&, const py::list&, const py::list&>(),
-           py::arg("rule"), py::arg("params"), py::arg("groups"), py::arg("states"), py::arg("clocks"))
+      .def(py::init<const std::string&, const py::list&, const std::vector<int>&, const py::list&, const py::list&,
+                    py::dict>(),
+           py::arg("rule"), py::arg("params"), py::arg("groups"), py::arg("states"), py::arg("clocks"),
+           py::arg("optimizer_state"))
       .def("set_groups", &cpu::Plan::set_groups)
       .def("refresh", &cpu::Plan::refresh)
       .def("sum_of_squares", &cpu::Plan::sum_of_squares)

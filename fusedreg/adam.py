@@ -37,8 +37,11 @@ class AdamRule(FusedRegOptimizer):
         if step is None or not isinstance(step, Tensor) or step.dtype not in (torch.float32, torch.float64):
             default = torch.get_default_dtype()
             dtype = torch.float64 if default == torch.float64 and not group["fused"] else torch.float32
-            device = param.device if on_device else "cpu"
-            state["step"] = torch.full((), 0.0 if step is None else float(step), dtype=dtype, device=device)
+            count = 0.0 if step is None else float(step)
+            if on_device:
+                state["step"] = torch.full((), count, dtype=dtype, device=param.device)  # does not wait for the device
+            else:
+                state["step"] = torch.tensor(count, dtype=dtype, device="cpu")
         elif self.defaults["differentiable"] and step.requires_grad:
             raise RuntimeError("`requires_grad` is not supported for `step` in differentiable mode")
         elif on_device and step.device != param.device:

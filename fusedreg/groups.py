@@ -57,6 +57,8 @@ def check_no_l1_on_complex(group: Mapping[str, Any]) -> None:
 
 def check_one_max_grad_norm(groups: list[dict[str, Any]]) -> None:
     """Raises ValueError if the groups do not agree on ``max_grad_norm``: the norm is over all of them."""
+    if not groups:
+        return
     first = groups[0]["max_grad_norm"]
     for group in groups[1:]:
         value = group["max_grad_norm"]

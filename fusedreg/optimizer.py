@@ -50,6 +50,31 @@ REGULARIZER_DOC = """
 """
 
 
+def _with_hooks(bare: Callable[..., Any]) -> Callable[..., Any]:
+    """What torch does to an optimizer's ``step``, where there is something to do for it.
+
+    torch wraps a step that is not marked as hooked in a function that runs hooks and tells the profiler. That costs
+    microseconds in every step, for what is seldom there.
+    """
+    with_hooks = Optimizer.profile_hook_step(bare)
+
+    @functools.wraps(bare)
+    def step(self: Optimizer, *args: Any, **kwargs: Any) -> Any:
+        if (
+            self._optimizer_step_pre_hooks
+            or self._optimizer_step_post_hooks
+            or _global_optimizer_pre_hooks
+            or _global_optimizer_post_hooks
+            or torch.autograd._profiler_enabled()
+            or torch.compiler.is_compiling()
+        ):
+            return with_hooks(self, *args, **kwargs)
+        return bare(self, *args, **kwargs)
+
+    step.hooked = True  # type: ignore[attr-defined]
+    return step
+
+
 class FusedRegOptimizer(Optimizer):
     """Base of the fusedreg optimizers; always mixed with a torch.optim twin, which comes second.
 
@@ -95,6 +120,9 @@ class FusedRegOptimizer(Optimizer):
         """The rule's clock for ``group["params"][position]``, created where it is missing."""
         raise NotImplementedError
 
+    def align_clocks(self) -> None:
+        """Brings clocks that stand in the groups to the places that their parameters have now."""
+
     # -- param groups
 
     def _set_regularizers(self, backend: str, **regularizers: Any) -> None:
@@ -110,6 +138,8 @@ class FusedRegOptimizer(Optimizer):
         Raises:
             ValueError: a strength or mode that is not allowed, or another ``max_grad_norm`` than the other groups'.
         """
+        if not isinstance(param_group, dict):
+            super().add_param_group(param_group)  # raises, in the twin's words
         # The twin builds `defaults` in its own __init__, just before it adds the first group.
         for key, value in self.__dict__.pop("_regularizers", {}).items():
             self.defaults[key] = value
@@ -129,6 +159,9 @@ class FusedRegOptimizer(Optimizer):
         return {**super().__getstate__(), "_backend": self._backend}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        # Here, not in load_state_dict: its pre-hooks may still change what is loaded.
+        for group in state.get("param_groups", []):
+            check_group({**REGULARIZERS, **group})
         own_groups = self.__dict__.get("param_groups", [])
         super().__setstate__(state)
         for i, group in enumerate(self.param_groups):
@@ -144,8 +177,6 @@ class FusedRegOptimizer(Optimizer):
         Raises:
             ValueError: the state dict does not fit this optimizer's groups, or holds strengths that are not allowed.
         """
-        for saved in state_dict["param_groups"]:
-            check_group({**REGULARIZERS, **saved})
         super().load_state_dict(state_dict)
 
     # -- a step
@@ -161,31 +192,16 @@ class FusedRegOptimizer(Optimizer):
         params = [param for group in self.param_groups for param in group["params"]]
         dtype = torch.float64 if all(param.dtype == torch.float64 for param in params) else torch.float32
         if isinstance(self._grad_norm, float):
-            return torch.tensor(self._grad_norm, dtype=dtype, device=params[0].device)
+            return torch.tensor(self._grad_norm, dtype=dtype, device=params[0].device if params else None)
         return self._grad_norm.to(dtype, copy=True)
 
+    @_with_hooks
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Performs one step.
 
         Args:
             closure: reevaluates the model and returns the loss, which is then returned.
         """
-        if (
-            self._optimizer_step_pre_hooks
-            or self._optimizer_step_post_hooks
-            or _global_optimizer_pre_hooks
-            or _global_optimizer_post_hooks
-            or torch.autograd._profiler_enabled()
-            or torch.compiler.is_compiling()
-        ):
-            return _step_with_hooks(self, closure)
-        return self._step_without_hooks(closure)
-
-    # torch wraps a step that lacks this mark in a function that runs hooks and tells the profiler: microseconds in each
-    # step, for what is seldom there. `step` above takes that function only where there is something to do for it.
-    step.hooked = True  # type: ignore[attr-defined]
-
-    def _step_without_hooks(self, closure: Callable[[], Any] | None = None) -> Any:
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -214,7 +230,7 @@ class FusedRegOptimizer(Optimizer):
                 return
         if "capturable" in self.defaults and any(plan.stays_on_device for plan in plans):
             _check_graph_capture(self)
-        max_grad_norm = self.param_groups[0]["max_grad_norm"]
+        max_grad_norm = self.param_groups[0]["max_grad_norm"] if self.param_groups else None
         if max_grad_norm is not None:
             self._clip(plans, step, max_grad_norm)
         else:
@@ -232,7 +248,12 @@ class FusedRegOptimizer(Optimizer):
             step.clip_coef = 1.0 if coefficient > 1.0 else coefficient  # NaN stays
             return
         device = next(value.device for value in sums if isinstance(value, Tensor))
-        parts = [torch.as_tensor(value, dtype=torch.float64).to(device).reshape(-1) for value in sums]
+        parts = [
+            value.to(device, torch.float64).reshape(-1)
+            if isinstance(value, Tensor)
+            else torch.tensor([value], dtype=torch.float64, device=device)
+            for value in sums
+        ]
         squares = parts[0] if len(parts) == 1 else torch.cat(parts)
         limit = max_grad_norm if on_gpu(max_grad_norm) else float(max_grad_norm)
         if any(plan.stays_on_device for plan in plans):
@@ -280,7 +301,8 @@ class FusedRegOptimizer(Optimizer):
         check_one_max_grad_norm(self.param_groups)
         self._scalars = [self._read_scalars(group) for group in self.param_groups]
         self._has_tensor_scalars = any(isinstance(value, Tensor) for value in _flatten(raw))
-        self._raw = raw
+        # lists copied: they can be written in place
+        self._raw = [tuple(list(value) if isinstance(value, list) else value for value in group) for group in raw]
         with_l1 = [on_gpu(group["l1"]) or group["l1"] != 0 for group in self.param_groups]
         if self._plans is not None and with_l1 != self._with_l1:
             self._plans = None  # whether the parameters allow it is checked where plans are made
@@ -319,17 +341,22 @@ class FusedRegOptimizer(Optimizer):
                     check_gradient(param, type(self).__name__)
                     own = self.state.get(param, {})
                     states = [own[name] for name in self.states_of(group) if own.get(name) is not None]
+                    step = own.get("step")
+                    check_states(param, states, step if isinstance(step, Tensor) else None)
                     chosen[param] = backends.choose(self._backend, param, states, differentiable).name
         self._send_shared_memory_to_reference(chosen)
         # Nothing below fails: from here on state is created.
         watched: list[Entry] = []
+        self.align_clocks()
         entries: dict[tuple[str, torch.device], list[Entry]] = {}
         for index, group in enumerate(self.param_groups):
             for position, param in enumerate(group["params"]):
                 if param in chosen:
                     clock = self.make_clock(group, position)
-                    state = self.state[param]
-                    for name in self.states_of(group):
+                    names = self.states_of(group)
+                    # as in torch, what needs no state gets no entry
+                    state = self.state[param] if names or param in self.state else {}
+                    for name in names:
                         if state.get(name) is None:
                             state[name] = torch.zeros_like(param, memory_format=torch.preserve_format)
                     entries.setdefault((chosen[param], param.device), []).append(Entry(param, index, state, clock))
@@ -341,7 +368,8 @@ class FusedRegOptimizer(Optimizer):
             key = next(iter(same_device), ("reference", entry.param.device))
             entries.setdefault(key, []).append(entry)
         return [
-            backends.BACKENDS[name].make_plan(self.rule, some, differentiable) for (name, _), some in entries.items()
+            backends.BACKENDS[name].make_plan(self.rule, some, differentiable, self.state)
+            for (name, _), some in entries.items()
         ]
 
     def _send_shared_memory_to_reference(self, chosen: dict[Tensor, str]) -> None:
@@ -367,8 +395,6 @@ class FusedRegOptimizer(Optimizer):
                 farthest_end, its_param = end, param
 
 
-_step_with_hooks = Optimizer.profile_hook_step(FusedRegOptimizer._step_without_hooks)
-
 # Inside torch.compile a step is one call into eager code, as torch's own fused step is.
 _step_uncompiled = torch._disable_dynamo(FusedRegOptimizer._step)
 
@@ -382,7 +408,9 @@ _PARAMS = operator.itemgetter("params")
 
 def scalar(value: Any) -> float | Tensor:
     """A hyperparameter as plans take it: a float, or the tensor itself where reading it would wait for a GPU."""
-    return value if on_gpu(value) else float(value)
+    if not isinstance(value, Tensor):
+        return float(value)
+    return value if on_gpu(value) else float(value.detach())  # one that requires a gradient would warn
 
 
 def _same_objects(a: list[Any], b: list[Any]) -> bool:
@@ -415,16 +443,31 @@ def overlaps_itself(tensor: Tensor) -> bool:
     if any(stride == 0 for stride, _ in dims):
         return True
     # Strides that interleave need not overlap: count.
-    offsets = torch.zeros(1, dtype=torch.int64)
+    offsets = torch.zeros(1, dtype=torch.int64, device="cpu")
     for stride, size in dims:
-        offsets = (offsets[:, None] + torch.arange(size) * stride).flatten()
+        offsets = (offsets[:, None] + torch.arange(size, device="cpu") * stride).flatten()
     return offsets.unique().numel() != offsets.numel()
+
+
+def check_states(param: Tensor, states: list[Tensor], step: Tensor | None) -> None:
+    """Raises if ``param`` cannot be stepped with the state that it has, before anything has changed."""
+    for state in states:
+        if state.shape != param.shape:
+            raise ValueError(
+                f"Invalid state: its shape is {tuple(state.shape)}, its parameter's {tuple(param.shape)} "
+                "(allowed: the same)"
+            )
+    written = [param, *states] if step is None else [param, *states, step]
+    if not torch.is_inference_mode_enabled() and any(tensor.is_inference() for tensor in written):
+        raise RuntimeError("Inplace update to inference tensor outside InferenceMode is not allowed")
 
 
 def check_gradient(param: Tensor, optimizer: str) -> None:
     """Raises if a step cannot be taken on ``param`` with ``param.grad``, before anything has changed."""
     grad = param.grad
     assert grad is not None
+    if not (param.is_floating_point() or param.is_complex()):
+        raise ValueError(f"Invalid parameter: its dtype is {param.dtype} (allowed: floating point and complex)")
     if grad.layout != torch.strided:
         raise RuntimeError(f"{optimizer} does not support sparse gradients, and one has layout {grad.layout}")
     for what in ("device", "dtype", "shape"):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from .optimizer import REGULARIZER_DOC, FusedRegOptimizer
+from .optimizer import REGULARIZER_DOC, FusedRegOptimizer, scalar
 
 
 class FusedRegSGD(FusedRegOptimizer, torch.optim.SGD):
@@ -17,6 +17,9 @@ class FusedRegSGD(FusedRegOptimizer, torch.optim.SGD):
     state_names = ("momentum_buffer",)
     scalars = ("momentum", "dampening", "nesterov")
     group_keys = ("lr", "weight_decay", "maximize", *scalars)
+
+    _gains: dict[Tensor, Tensor] = {}  # noqa: RUF012
+    """Each parameter's gain, a view of its place in its group's ``momentum_gain``."""
 
     def __init__(
         self,
@@ -60,7 +63,28 @@ class FusedRegSGD(FusedRegOptimizer, torch.optim.SGD):
 
     @classmethod
     def rule_scalars(cls, group: dict[str, Any]) -> tuple[float | Tensor, ...]:
-        return float(group["momentum"]), float(group["dampening"]), float(group["nesterov"])
+        return float(scalar(group["momentum"])), float(group["dampening"]), float(group["nesterov"])
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._gains = {}
+
+    def align_clocks(self) -> None:
+        """A gain goes with its parameter, wherever the user has moved that; by place only what was just loaded."""
+        known, self._gains = self._gains, {p: gain for p, gain in self._gains.items() if p in self.state}
+        for group in self.param_groups:
+            params, saved = group["params"], group.get("momentum_gain")
+            if not params or (saved is None and group["momentum"] == 0):
+                continue
+            # Beside the parameters where they are on one GPU, so that no step waits for it.
+            devices = {param.device for param in params}
+            on_one_gpu = len(devices) == 1 and params[0].is_cuda
+            device = params[0].device if on_one_gpu else torch.device("cpu")
+            if saved is None or len(saved) != len(params):
+                saved = torch.zeros(len(params), dtype=torch.float64, device=device)
+            gains = [known.get(param, saved[i]).to(device) for i, param in enumerate(params)]
+            group["momentum_gain"] = torch.stack(gains)
+            self._gains.update(zip(params, group["momentum_gain"].unbind(), strict=True))
 
     def make_clock(self, group: dict[str, Any], position: int) -> Tensor | None:
         """The momentum's gain, which the prox needs (csrc/rules/sgd.h says why).
@@ -70,15 +94,8 @@ class FusedRegSGD(FusedRegOptimizer, torch.optim.SGD):
         """
         if group["momentum"] == 0:
             return None
-        params = group["params"]
-        # Beside the parameters where they are on one device, so that no step waits for a GPU.
-        device = params[0].device if len({param.device for param in params}) == 1 else torch.device("cpu")
-        gains = group.get("momentum_gain")
-        if gains is None or len(gains) != len(params):
-            gains = torch.zeros(len(params), dtype=torch.float64, device=device)
-        gains = group["momentum_gain"] = gains.to(device)
-        gain = gains[position]
-        if self.state[params[position]].get("momentum_buffer") is None:
+        gain = group["momentum_gain"][position]
+        if self.state[group["params"][position]].get("momentum_buffer") is None:
             gain.zero_()
         else:
             gain.masked_fill_(gain == 0, math.nan)  # a buffer that nobody counted: the rule takes the stationary gain

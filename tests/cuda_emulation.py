@@ -45,6 +45,5 @@ class EmulatedCudaBackend:
     def rejection(self, param: torch.Tensor, states: list[torch.Tensor]) -> str | None:
         return rejection_of_memory(param, states, "cpu", DTYPES)
 
-    def make_plan(self, rule: str, entries: list[Entry], differentiable: bool) -> Plan:
-        extension = build()
-        return CudaPlan(extension, rule, extension.scalar_names(rule), entries, self.host_clocks)
+    def make_plan(self, rule: str, entries: list[Entry], differentiable: bool, state: dict) -> Plan:
+        return CudaPlan(build(), rule, entries, state, self.host_clocks)

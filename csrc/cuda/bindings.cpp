@@ -17,9 +17,9 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
 
   py::class_<cuda::Plan>(module, "Plan")
       .def(py::init<const std::string&, const py::list&, const std::vector<int>&, const py::list&, const py::list&,
-                    bool>(),
+                    py::dict, bool>(),
            py::arg("rule"), py::arg("params"), py::arg("groups"), py::arg("states"), py::arg("clocks"),
-           py::arg("host_clocks"))
+           py::arg("optimizer_state"), py::arg("host_clocks"))
       .def("set_groups", &cuda::Plan::set_groups)
       .def("refresh", &cuda::Plan::refresh)
       .def("sum_of_squares", &cuda::Plan::sum_of_squares)

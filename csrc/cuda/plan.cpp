@@ -45,19 +45,19 @@ void keep_for_ever(const at::Tensor& tensor) {
 }  // namespace
 
 Plan::Plan(const std::string& rule, const py::list& params, const std::vector<int>& groups, const py::list& states,
-           const py::list& clocks, bool host_clocks)
-    : Parameters(rule, params, groups, states, clocks),
-      device_(entries_.at(0).param.device()),
+           const py::list& clocks, py::dict optimizer_state, bool host_clocks)
+    : Parameters(rule, params, groups, states, clocks, std::move(optimizer_state)),
+      device_(entries_.at(0).param().device()),
       host_clocks_(host_clocks) {
   for (std::size_t i = 0; i < entries_.size(); ++i) {
-    if (entries_[i].param.device() != device_) throw std::invalid_argument("a CUDA plan takes tensors of one device");
+    if (entries_[i].param().device() != device_) throw std::invalid_argument("a CUDA plan takes tensors of one device");
     if (entries_[i].active) order_.push_back(i);
   }
   std::stable_sort(order_.begin(), order_.end(),
                    [&](std::size_t a, std::size_t b) { return entries_[a].dtype < entries_[b].dtype; });
   for (std::size_t row = 0; row < order_.size(); ++row) {
     first_chunks_.push_back(static_cast<std::int64_t>(work_.chunks().size()));
-    work_.add_tensor(static_cast<std::int32_t>(row), real_numel(entries_[order_[row]].param));
+    work_.add_tensor(static_cast<std::int32_t>(row), real_numel(entries_[order_[row]].param()));
   }
   first_chunks_.push_back(static_cast<std::int64_t>(work_.chunks().size()));
   rows_.resize(order_.size());

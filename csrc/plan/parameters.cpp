@@ -2,6 +2,7 @@
 
 #include <ATen/ATen.h>
 #include <c10/core/GradMode.h>
+#include <c10/core/InferenceMode.h>
 
 #include <stdexcept>
 
@@ -75,13 +76,23 @@ DType dtype_of(const at::Tensor& tensor) {
 
 bool is_plain(const at::Tensor& tensor) { return !tensor.is_conj() && !tensor.is_neg(); }
 
-// Calls visitor(key, value) for each item, until it returns false.
-template <class Visitor>
-bool all_items(PyObject* dict, Visitor&& visitor) {
+template <class Items>
+Items items_of(const py::dict& dict) {
+  Items items;
+  for (const auto& [key, value] : dict) {
+    items.emplace_back(py::reinterpret_borrow<py::object>(key), py::reinterpret_borrow<py::object>(value));
+  }
+  return items;
+}
+
+// Whether a dict holds these very objects, in this order.
+template <class Items>
+bool holds(PyObject* dict, const Items& items) {
+  if (PyDict_GET_SIZE(dict) != static_cast<Py_ssize_t>(items.size())) return false;
   PyObject *key, *value;
   Py_ssize_t position = 0;
-  while (PyDict_Next(dict, &position, &key, &value)) {
-    if (!visitor(key, value)) return false;
+  for (auto item = items.begin(); PyDict_Next(dict, &position, &key, &value); ++item) {
+    if (key != item->first.ptr() || value != item->second.ptr()) return false;
   }
   return true;
 }
@@ -91,34 +102,35 @@ bool all_items(PyObject* dict, Visitor&& visitor) {
 Parameters::~Parameters() = default;
 
 Parameters::Parameters(const std::string& rule, const py::list& params, const std::vector<int>& groups,
-                       const py::list& states, const py::list& clocks)
-    : rule_(rule_index(rule)), scalar_names_(scalar_names(rule_)) {
+                       const py::list& states, const py::list& clocks, py::dict optimizer_state)
+    : rule_(rule_index(rule)),
+      scalar_names_(scalar_names(rule_)),
+      optimizer_state_(std::move(optimizer_state)),
+      optimizer_state_items_(items_of<Items>(optimizer_state_)) {
   const std::vector<std::string> names = state_names(rule_);
   entries_.reserve(params.size());
   for (std::size_t i = 0; i < params.size(); ++i) {
     Entry& entry = entries_.emplace_back();
-    entry.param = params[i].cast<at::Tensor>();
-    if (!is_supported(entry.param.scalar_type())) {
+    entry.param_object = params[i];
+    const at::Tensor param = params[i].cast<at::Tensor>();
+    if (!is_supported(param.scalar_type())) {
       throw std::invalid_argument("a plan takes floating point and complex tensors");
     }
     entry.group = groups.at(i);
-    entry.dtype = dtype_of(entry.param);
+    entry.dtype = dtype_of(param);
     entry.active = !states[i].is_none();
     entry.states = 0;
     if (!entry.active) continue;
-    entry.data.w = entry.param.data_ptr();
-    entry.sizes = entry.param.sizes().vec();
-    entry.strides = entry.param.strides().vec();
-    entry.is_dense = entry.param.is_non_overlapping_and_dense() && is_plain(entry.param);
-    entry.state_dict = states[i];
-    all_items(entry.state_dict.ptr(), [&](PyObject* key, PyObject* value) {
-      entry.state_items.emplace_back(key, value);
-      return true;
-    });
-    const py::dict dict = states[i];
+    entry.data.w = param.data_ptr();
+    entry.sizes = param.sizes().vec();
+    entry.strides = param.strides().vec();
+    entry.is_dense = param.is_non_overlapping_and_dense() && is_plain(param);
+    const py::dict state = states[i];
+    entry.state_dict = state;
+    entry.state_items = items_of<Items>(state);
     for (const std::string& name : names) {
-      if (!dict.contains(name)) break;
-      entry.state[entry.states] = dict[name.c_str()].cast<at::Tensor>();
+      if (!state.contains(name)) break;
+      entry.state[entry.states] = state[name.c_str()].cast<at::Tensor>();
       entry.data.state[entry.states] = entry.state[entry.states].data_ptr();
       ++entry.states;
     }
@@ -139,17 +151,6 @@ bool Parameters::take_groups(const std::vector<std::vector<double>>& groups) {
     if (entry.states < needed) return false;
   }
   return true;
-}
-
-bool Parameters::has_same_state(const Entry& entry) const {
-  PyObject* const dict = entry.state_dict.ptr();
-  // opt.state and this entry hold the dict; where only this entry is left, opt.state has got another one.
-  if (Py_REFCNT(dict) < 2 || PyDict_GET_SIZE(dict) != static_cast<Py_ssize_t>(entry.state_items.size())) return false;
-  auto expected = entry.state_items.begin();
-  return all_items(dict, [&](PyObject* key, PyObject* value) {
-    const auto& [its_key, its_value] = *expected++;
-    return key == its_key && value == its_value;
-  });
 }
 
 double Parameters::Clock::read() const {
@@ -177,13 +178,14 @@ void Parameters::prefetch(std::size_t i) const {
     __builtin_prefetch(static_cast<const char*>(at) + 64);
     __builtin_prefetch(static_cast<const char*>(at) + 128);
   };
-  touch(entry.param.unsafeGetTensorImpl());
+  touch(entry.param().unsafeGetTensorImpl());
   touch(entry.state_dict.ptr());
   for (int k = 0; k < entry.states; ++k) touch(entry.state[k].unsafeGetTensorImpl());
   if (entry.clock.tensor.defined()) touch(entry.clock.tensor.unsafeGetTensorImpl());
 }
 
 bool Parameters::refresh_gradients() {
+  if (!holds(optimizer_state_.ptr(), optimizer_state_items_)) return false;
   for (std::size_t i = 0; i < entries_.size(); ++i) {
     prefetch(i);
     if (!bind(entries_[i])) return false;
@@ -192,21 +194,26 @@ bool Parameters::refresh_gradients() {
 }
 
 bool Parameters::bind(Entry& entry) {
-  const at::Tensor& grad = entry.param.grad();
+  const at::Tensor& param = entry.param();
+  const at::Tensor& grad = param.grad();
   if (grad.defined() != entry.active) return false;
   if (!entry.active) return true;
+  // Outside of InferenceMode, torch lets nobody write what was made inside.
+  const bool may_write_inference = c10::InferenceMode::is_enabled();
   const auto has_same_shape = [&](const at::Tensor& tensor) {
-    return tensor.sizes() == entry.sizes && tensor.scalar_type() == entry.param.scalar_type();
+    return tensor.sizes() == entry.sizes && tensor.scalar_type() == param.scalar_type();
   };
-  if (entry.param.data_ptr() != entry.data.w || entry.param.strides() != entry.strides ||
-      dtype_of(entry.param) != entry.dtype || !has_same_shape(entry.param) || !has_same_state(entry)) {
+  if (param.data_ptr() != entry.data.w || param.strides() != entry.strides || dtype_of(param) != entry.dtype ||
+      !has_same_shape(param) || (param.is_inference() && !may_write_inference) ||
+      !holds(entry.state_dict.ptr(), entry.state_items)) {
     return false;
   }
-  if (!has_same_shape(grad) || grad.device() != entry.param.device() || grad.layout() != at::kStrided) return false;
+  if (!has_same_shape(grad) || grad.device() != param.device() || grad.layout() != at::kStrided) return false;
   bool fast = entry.is_dense && grad.strides() == entry.strides && is_plain(grad);
   for (int i = 0; i < entry.states; ++i) {
     const at::Tensor& state = entry.state[i];
     if (!has_same_shape(state) || state.data_ptr() != entry.data.state[i]) return false;
+    if (state.is_inference() && !may_write_inference) return false;
     fast = fast && state.strides() == entry.strides;
   }
   if (fast) {
@@ -227,7 +234,7 @@ void Parameters::stage(Entry& entry, const at::Tensor& grad) {
     return to;
   };
   entry.staged = std::make_unique<Staged>();
-  entry.pointers.w = (entry.staged->param = copy(entry.param)).data_ptr();
+  entry.pointers.w = (entry.staged->param = copy(entry.param())).data_ptr();
   entry.pointers.g = (entry.staged->grad = copy(grad)).const_data_ptr();
   for (int i = 0; i < entry.states; ++i) {
     entry.pointers.state[i] = (entry.staged->state[i] = copy(entry.state[i])).data_ptr();
@@ -237,7 +244,7 @@ void Parameters::stage(Entry& entry, const at::Tensor& grad) {
 void Parameters::unstage(Entry& entry) {
   const c10::NoGradGuard no_grad;
   // detach(): an in-place copy into a leaf, or into a view of one, is what autograd would forbid.
-  entry.param.detach().copy_(entry.staged->param);
+  entry.param().detach().copy_(entry.staged->param);
   for (int i = 0; i < entry.states; ++i) entry.state[i].detach().copy_(entry.staged->state[i]);
   entry.staged.reset();
 }
@@ -252,7 +259,7 @@ void Parameters::finish_update() {
       continue;
     }
     // Raw pointers bypass autograd's check of in-place changes; the version counters keep it honest.
-    entry.param.unsafeGetTensorImpl()->bump_version();
+    entry.param().unsafeGetTensorImpl()->bump_version();
     for (int k = 0; k < entry.states; ++k) entry.state[k].unsafeGetTensorImpl()->bump_version();
   }
 }

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/utils/pybind.h>
 
 #include <memory>
@@ -30,7 +31,7 @@ class __attribute__((visibility("hidden"))) Parameters {  // hidden, as pybind11
   // One entry a parameter, with or without a gradient; `states[i]` is opt.state[params[i]], or None where the parameter
   // has no gradient. `clocks[i]` is the 0-dim tensor with the rule's clock, or None where the rule keeps none.
   Parameters(const std::string& rule, const py::list& params, const std::vector<int>& groups, const py::list& states,
-             const py::list& clocks);
+             const py::list& clocks, py::dict optimizer_state);
   Parameters(const Parameters&) = delete;
   ~Parameters();
 
@@ -47,8 +48,12 @@ class __attribute__((visibility("hidden"))) Parameters {  // hidden, as pybind11
     void write(double value) const;
   };
 
+  using Items = std::vector<std::pair<py::object, py::object>>;
+
   struct Entry {
-    at::Tensor param;
+    // The object, not the tensor behind it: torch.utils.swap_tensors exchanges that, where nobody else holds it.
+    py::object param_object;
+    const at::Tensor& param() const { return THPVariable_Unpack(param_object.ptr()); }
     int group;
     DType dtype;
     bool active;  // has a gradient
@@ -59,9 +64,9 @@ class __attribute__((visibility("hidden"))) Parameters {  // hidden, as pybind11
     Pointers data;  // but the gradient
     std::vector<std::int64_t> sizes, strides;
     bool is_dense;
-    // opt.state[param] and what it held, key by key, in case something in it is replaced.
+    // opt.state[param], and its items when the plan was made: walked in every step, in case one was replaced.
     py::object state_dict;
-    std::vector<std::pair<PyObject*, PyObject*>> state_items;
+    Items state_items;
     // of the current step
     Pointers pointers;
     std::unique_ptr<Staged> staged;
@@ -89,11 +94,12 @@ class __attribute__((visibility("hidden"))) Parameters {  // hidden, as pybind11
  private:
   // False: the entry is not what it was, or not as the kernels need it.
   bool bind(Entry& entry);
-  bool has_same_state(const Entry& entry) const;
   void stage(Entry& entry, const at::Tensor& grad);
   void unstage(Entry& entry);
 
   std::vector<std::string> scalar_names_;
+  py::dict optimizer_state_;
+  Items optimizer_state_items_;
 };
 
 }  // namespace fusedreg

@@ -41,6 +41,7 @@ struct SgdHost {
   // this step: 0 before the first, and NaN where nobody counted (a buffer out of a plain torch checkpoint), which takes
   // the stationary gain.
   FUSEDREG_HD static double next_clock(const Group& group, double clock) {
+    if (group.momentum == 0) return clock;  // a buffer out of an earlier step waits, and its gain with it
     if (clock == 0) return 1;
     if (clock == clock) return group.momentum * clock + 1 - group.dampening;
     return group.momentum < 1 ? (1 - group.dampening) / (1 - group.momentum) : 1;
@@ -53,7 +54,7 @@ struct SgdHost {
     h.momentum = first ? 0 : group.momentum;  // the first buffer is the gradient itself, undamped
     h.one_minus_dampening = first ? 1 : 1 - group.dampening;
     h.nesterov = group.nesterov != 0 ? group.momentum : 0;
-    const double gain = next_clock(group, clock);
+    const double gain = group.momentum != 0 ? next_clock(group, clock) : 1;
     h.tau = group.lr * (group.nesterov != 0 ? 1 + group.momentum * gain : gain);
   }
 };

@@ -7,7 +7,6 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 
 @dataclass
@@ -78,7 +77,9 @@ class Backend(Protocol):
     def rejection(self, param: Tensor, states: list[Tensor]) -> str | None:
         """Why this backend cannot take this parameter with these state tensors, or None."""
 
-    def make_plan(self, rule: str, entries: list[Entry], differentiable: bool) -> Plan: ...
+    def make_plan(self, rule: str, entries: list[Entry], differentiable: bool, state: dict[Any, Any]) -> Plan:
+        """``state`` is the optimizer's: a plan that is kept must see when something in it is replaced."""
+        ...
 
 
 def rejection_of_memory(
@@ -89,7 +90,7 @@ def rejection_of_memory(
         return f"it runs on {device_type.upper()} parameters, and one is on {param.device}"
     if param.dtype not in dtypes:
         return f"it has no kernel for {param.dtype} parameters"
-    if param.layout != torch.strided or is_traceable_wrapper_subclass(param):
+    if param.layout != torch.strided or type(param).__torch_dispatch__ is not Tensor.__torch_dispatch__:
         return f"it needs plain memory, and one parameter is a {type(param).__name__} of layout {param.layout}"
     for state in states:
         if state.dtype != param.dtype or state.shape != param.shape or state.device != param.device:

@@ -40,7 +40,7 @@ def load_extension(name: str = "_C") -> tuple[ModuleType | None, str | None]:
 class CppPlan(Plan):
     stays_on_device = False
 
-    def __init__(self, rule: str, entries: list[Entry]) -> None:
+    def __init__(self, rule: str, entries: list[Entry], state: dict[Any, Any]) -> None:
         extension, _ = load_extension()
         assert extension is not None
         self._plan = extension.Plan(
@@ -49,6 +49,7 @@ class CppPlan(Plan):
             [entry.group for entry in entries],
             [entry.state for entry in entries],
             [entry.clock for entry in entries],
+            state,
         )
 
     def refresh(self) -> bool:
@@ -74,5 +75,5 @@ class CppBackend:
     def rejection(self, param: Tensor, states: list[Tensor]) -> str | None:
         return rejection_of_memory(param, states, "cpu", DTYPES)
 
-    def make_plan(self, rule: str, entries: list[Entry], differentiable: bool) -> Plan:
-        return CppPlan(rule, entries)
+    def make_plan(self, rule: str, entries: list[Entry], differentiable: bool, state: dict[Any, Any]) -> Plan:
+        return CppPlan(rule, entries, state)

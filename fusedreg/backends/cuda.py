@@ -16,10 +16,10 @@ class CudaPlan(Plan):
     stays_on_device = True
 
     def __init__(
-        self, extension: ModuleType, rule: str, scalar_names: list[str], entries: list[Entry], host_clocks: bool
+        self, extension: ModuleType, rule: str, entries: list[Entry], state: dict[Any, Any], host_clocks: bool = True
     ) -> None:
         self._step = extension.Step()
-        self._scalar_names = scalar_names
+        self._scalar_names = extension.scalar_names(rule)
         self._device = entries[0].param.device
         self._plan = extension.Plan(
             rule,
@@ -27,6 +27,7 @@ class CudaPlan(Plan):
             [entry.group for entry in entries],
             [entry.state for entry in entries],
             [entry.clock for entry in entries],
+            state,
             host_clocks,
         )
 
@@ -87,7 +88,7 @@ class CudaBackend:
     def rejection(self, param: Tensor, states: list[Tensor]) -> str | None:
         return rejection_of_memory(param, states, "cuda", DTYPES)
 
-    def make_plan(self, rule: str, entries: list[Entry], differentiable: bool) -> Plan:
+    def make_plan(self, rule: str, entries: list[Entry], differentiable: bool, state: dict[Any, Any]) -> Plan:
         extension, _ = load_extension("_cuda")
         assert extension is not None
-        return CudaPlan(extension, rule, extension.scalar_names(rule), entries, host_clocks=True)
+        return CudaPlan(extension, rule, entries, state)

@@ -19,6 +19,13 @@ def arithmetic_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype in (torch.float64, torch.complex128) else torch.float32
 
 
+# Not a closure: one that calls itself is a cycle, and would keep a plan and all its tensors until the collector comes.
+def _scalar(value: Any, keep_tensors: bool) -> Any:
+    if isinstance(value, Tensor):
+        return value.reshape(()) if keep_tensors else value.item()
+    return tuple(_scalar(each, keep_tensors) for each in value) if isinstance(value, (tuple, list)) else value
+
+
 def _real(tensor: Tensor) -> Tensor:
     return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
@@ -42,12 +49,8 @@ class ReferencePlan(Plan):
         return self.differentiable or group.get("capturable", False)
 
     def _resolve(self, group: dict[str, Any]) -> dict[str, Any]:
-        def scalar(value: Any) -> Any:
-            if isinstance(value, Tensor):
-                return value.reshape(()) if self._keeps_tensors(group) else value.item()
-            return tuple(map(scalar, value)) if isinstance(value, tuple) else value
-
-        return {key: scalar(value) for key, value in group.items() if key not in NOT_HYPERPARAMETERS}
+        keep = self._keeps_tensors(group)
+        return {key: _scalar(value, keep) for key, value in group.items() if key not in NOT_HYPERPARAMETERS}
 
     def refresh(self) -> bool:
         # Good for one step: its gradients were checked when it was made, and it has nothing worth keeping.
@@ -63,7 +66,7 @@ class ReferencePlan(Plan):
         return [entry for entry in self.entries if entry.state is not None]
 
     def sum_of_squares(self, step: StepScalars) -> Tensor:
-        total = torch.zeros(())
+        total = torch.zeros((), device="cpu")
         with self._grad_mode():
             for entry in self._active():
                 group = self.groups[entry.group]
@@ -126,5 +129,5 @@ class ReferenceBackend:
     def rejection(self, param: Tensor, states: list[Tensor]) -> str | None:
         return None
 
-    def make_plan(self, rule: str, entries: list[Entry], differentiable: bool) -> Plan:
+    def make_plan(self, rule: str, entries: list[Entry], differentiable: bool, state: dict[Any, Any]) -> Plan:
         return ReferencePlan(rule, entries, differentiable)

@@ -1,0 +1,148 @@
+"""A fusedreg optimizer and the one it must equal, put through the same flow: what the suites here share.
+
+A flow is a function of ``make``, which builds an optimizer: ``make(params, **options)``. What it returns is compared.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from conftest import TARGETS
+from helpers import REGULARIZED, TWINS, FusedRegAdam, FusedRegAdamW, FusedRegSGD, random
+from torch import Tensor, nn
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """For suites where torch's own operations are parallel: its threads spin, and crawl on a machine in use."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+PLAIN = {"lr": 0.05, "weight_decay": 0.1}
+
+CONFIGURATIONS = {
+    "adam": (FusedRegAdam, {}),
+    "adam-amsgrad": (FusedRegAdam, {"amsgrad": True}),
+    "adamw": (FusedRegAdamW, {}),
+    "sgd": (FusedRegSGD, {}),
+    "sgd-damped": (FusedRegSGD, {"momentum": 0.9, "dampening": 0.3}),
+    "sgd-nesterov": (FusedRegSGD, {"momentum": 0.9, "nesterov": True}),
+}
+every_configuration = pytest.mark.parametrize("configuration", CONFIGURATIONS)
+FEW = ("adam", "sgd-damped")
+few_configurations = pytest.mark.parametrize("configuration", FEW)
+every_class = pytest.mark.parametrize("cls", TWINS, ids=lambda cls: cls.__name__)
+
+
+def _rivals() -> list[Any]:
+    """(target, rival): each backend plain against the twin; regularized against the reference, if it is not that."""
+    found = []
+    for target in TARGETS:
+        found.append(pytest.param(target.values[0], "twin", marks=target.marks, id=f"{target.id}-as-twin"))
+        if target.values[0][0] != "reference":
+            found.append(pytest.param(target.values[0], "reference", marks=target.marks, id=f"{target.id}-regularized"))
+    return found
+
+
+every_rival = pytest.mark.parametrize(("backend", "rival"), _rivals(), indirect=["backend"])
+
+
+def tolerance(dtype: torch.dtype, steps: int = 10) -> dict[str, float]:
+    """Four roundings of values near 1 in each step: a rule's operations come in another order than in torch's loop.
+
+    bfloat16 and float16 are rounded once in a step, and may fall on the other side of a tie.
+    """
+    eps = torch.finfo(dtype).eps * steps * (1 if dtype in (torch.bfloat16, torch.float16) else 4)
+    return {"rtol": eps, "atol": eps}
+
+
+def contents(optimizer: torch.optim.Optimizer) -> list[dict[str, Tensor]]:
+    """Copies of each parameter and its state, by name; the names count in a comparison.
+
+    Step counts are brought to the CPU: torch before 2.12 put them on the default device, by mistake.
+    """
+    found = []
+    for group in optimizer.param_groups:
+        for param in group["params"]:
+            state = {k: v for k, v in optimizer.state.get(param, {}).items() if isinstance(v, Tensor)}
+            found.append({"param": param.detach().clone()} | {k: v.detach().clone() for k, v in state.items()})
+            if "step" in state:
+                found[-1]["step"] = state["step"].detach().cpu()
+    return found
+
+
+def assert_close(ours: Any, theirs: Any, dtype: torch.dtype | None = None, steps: int = 20) -> None:
+    """Tensors and numbers, in lists and dicts as they come, each within the tolerance of its dtype, or of ``dtype``."""
+    if isinstance(theirs, dict):
+        assert list(ours) == list(theirs)
+        ours, theirs = list(ours.values()), list(theirs.values())
+    if isinstance(theirs, list):
+        for a, b in zip(ours, theirs, strict=True):
+            assert_close(a, b, dtype, steps)
+    else:
+        is_exact = not isinstance(theirs, Tensor) or not (theirs.is_floating_point() or theirs.is_complex())
+        own = torch.float64 if is_exact else theirs.dtype
+        torch.testing.assert_close(ours, theirs, **tolerance(dtype or own, steps))
+
+
+def assert_alike(
+    flow: Callable[..., Any],
+    configuration: str,
+    backend: str,
+    rival: str = "twin",
+    dtype: torch.dtype | None = None,
+    **options: Any,
+) -> None:
+    """Compares what ``flow`` returns with ours and with its rival: the twin, or all regularizers on the reference.
+
+    A flow that returns a tuple returns tensors, which must be close, and anything else, which must be equal. ``dtype``
+    is the coarsest one computed in, where that is not the tensors' own.
+    """
+    cls, flags = CONFIGURATIONS[configuration]
+    if rival == "twin":
+        options = {**PLAIN, **flags, **options}
+        makers = [lambda params, **more: cls(params, backend=backend, **{**options, **more})]
+        makers.append(lambda params, **more: TWINS[cls](params, **{**options, **more}))
+    else:
+        options = {**REGULARIZED, **flags, **options}
+        makers = [
+            lambda params, name=name, **more: cls(params, backend=name, **{**options, **more})
+            for name in (backend, "reference")
+        ]
+    (ours, *our_exact), (theirs, *their_exact) = (
+        result if isinstance(result, tuple) else (result,) for result in map(flow, makers)
+    )
+    assert_close(ours, theirs, dtype)
+    assert our_exact == their_exact
+
+
+def on_default_device(shape: tuple[int, ...], seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    return random(shape, torch.Generator().manual_seed(seed)).to(torch.get_default_device(), dtype)
+
+
+def make_model(dtype: torch.dtype = torch.float64) -> nn.Module:
+    """Two layers of odd sizes, always with the same weights."""
+    model = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3)).to(dtype)
+    for seed, param in enumerate(model.parameters()):
+        param.data.copy_(on_default_device(param.shape, seed, dtype) / 2)
+    return model
+
+
+def loss_of(model: nn.Module, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    return (model(on_default_device((11, 5), seed, dtype)) - 1).square().mean()
+
+
+def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int, seed: int = 0, dtype=torch.float64) -> None:
+    for i in range(steps):
+        optimizer.zero_grad()
+        loss_of(model, seed + i, dtype).backward()
+        optimizer.step()
