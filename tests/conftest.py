@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 
+import hypothesis
 import pytest
 import torch
 
@@ -59,3 +61,18 @@ def instruction_set(request):
     EXTENSION.use_instruction_set(request.param)
     yield request.param
     EXTENSION.use_instruction_set(before)
+
+
+# "ci": the same examples in every run. "fuzz", for `make fuzz` or --hypothesis-profile=fuzz: new ones, and many.
+SLOW_EXAMPLES = (hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.data_too_large)
+hypothesis.settings.register_profile(
+    "ci", derandomize=True, deadline=None, max_examples=100, database=None, suppress_health_check=SLOW_EXAMPLES
+)
+hypothesis.settings.register_profile(
+    "fuzz",
+    deadline=None,
+    max_examples=int(os.environ.get("FUZZ_EXAMPLES", "2000")),
+    print_blob=True,
+    suppress_health_check=SLOW_EXAMPLES,
+)
+hypothesis.settings.load_profile("fuzz" if "FUZZ_EXAMPLES" in os.environ else "ci")

@@ -1,0 +1,359 @@
+"""How far rounding may carry one step: the formulas of docs/formulas.md, evaluated on intervals.
+
+`step_bounds` takes the exact inputs of a step (weight, gradient, state, scalars: single numbers) and returns, for each
+element of the weight and of the state, an interval that holds every result which floating point arithmetic can give.
+The reference in float64 lies in it, and any correct kernel does. No tolerance is chosen anywhere:
+
+- An operation's exact result on the intervals is widened by one rounding: by u relative, u = 2**-24 for float32, and
+  by half the smallest denormal. The exact result stays inside, so a fused multiply-add, which rounds once less, is
+  covered.
+- Where there are two orders of operations (torch's lerp for exp_avg, the multiplied-out prox), `either` takes the hull.
+- A threshold tie needs no rule of its own: soft-thresholding is monotone, and an interval around a tie holds zero and
+  what is next to it.
+- Where an intermediate result can pass the largest number, the interval ends at infinity; where infinities can meet, a
+  NaN is allowed. Where the inputs alone (an infinite gradient, say) make a NaN, it is demanded.
+- A result is rounded to its own dtype when it is stored. Rounding is monotone, so the ends are rounded.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+INF = math.inf
+
+
+@dataclasses.dataclass(frozen=True)
+class Arithmetic:
+    """One rounding: relative, absolute, and the size from which on a result is rounded to infinity."""
+
+    dtype: torch.dtype
+    unit: float
+    tiny: float
+    limit: float
+
+
+# The slack of 2**-20 pays for the float64 arithmetic on the ends. For float64 itself they round as the kernel does.
+SINGLE = Arithmetic(torch.float32, 2.0**-24 * (1 + 2.0**-20), 2.0**-150, 2.0**128 - 2.0**103)
+DOUBLE = Arithmetic(torch.float64, 2.0**-52, 2.0**-1074, INF)
+
+
+def arithmetic_of(dtype: torch.dtype) -> Arithmetic:
+    return DOUBLE if dtype in (torch.float64, torch.complex128) else SINGLE
+
+
+class Span:
+    """An interval for each element. `nan`: a NaN is possible. Both ends NaN: a NaN is certain."""
+
+    def __init__(self, lo: Tensor, hi: Tensor, nan: Tensor, arithmetic: Arithmetic) -> None:
+        self.lo, self.hi, self.nan, self.arithmetic = lo, hi, nan, arithmetic
+
+    # -- what it holds
+
+    @property
+    def point(self) -> Tensor:
+        return self.lo == self.hi
+
+    def is_point(self, value: float) -> Tensor:
+        return (self.lo == value) & (self.hi == value) & ~self.nan
+
+    @property
+    def must_be_nan(self) -> Tensor:
+        return self.lo.isnan()
+
+    @property
+    def zero(self) -> Tensor:
+        return (self.lo <= 0) & (self.hi >= 0)
+
+    @property
+    def infinite(self) -> Tensor:
+        return self.lo.isinf() | self.hi.isinf()
+
+    def holds(self, values: Tensor) -> Tensor:
+        """Element by element, whether `values`, stored in their own dtype, may come out."""
+        real = torch.view_as_real(values.detach().resolve_conj()) if values.is_complex() else values.detach()
+        lo, hi = (end.to(real.dtype).double() for end in (self.lo, self.hi))
+        return torch.where(
+            real.isnan(), self.nan | self.must_be_nan, ~self.must_be_nan & (lo <= real.double()) & (real.double() <= hi)
+        )
+
+    # -- operations
+
+    def _result(self, other: Span, lo: Tensor, hi: Tensor, nan: Tensor, exact: Tensor, tiny: bool) -> Span:
+        """Rounds outwards, and sorts out the NaNs: certain where the inputs are, and where they are single numbers."""
+        a = self.arithmetic
+        certain = self.must_be_nan | other.must_be_nan
+        certain |= self.point & other.point & ~(self.nan | other.nan) & (nan | lo.isnan() | hi.isnan())
+        nan = nan | lo.isnan() | hi.isnan() | self.nan | other.nan
+        lo, hi = torch.where(lo.isnan(), -INF, lo), torch.where(hi.isnan(), INF, hi)
+        smallest = a.tiny if tiny else 0.0
+        lo = torch.where(exact, lo, lo - lo.abs().nan_to_num(posinf=0.0) * a.unit - smallest)
+        hi = torch.where(exact, hi, hi + hi.abs().nan_to_num(posinf=0.0) * a.unit + smallest)
+        # The finite end stays: a fused multiply-add does not overflow in between.
+        lo, hi = torch.where(lo <= -a.limit, -INF, lo), torch.where(hi >= a.limit, INF, hi)
+        return Span(torch.where(certain, math.nan, lo), torch.where(certain, math.nan, hi), nan, a)
+
+    def __add__(self, other: Span) -> Span:
+        meet = ((self.hi == INF) & (other.lo == -INF)) | ((self.lo == -INF) & (other.hi == INF))
+        # A sum is never a denormal that had to be rounded.
+        exact = self.is_point(0.0) | other.is_point(0.0)
+        return self._result(other, self.lo + other.lo, self.hi + other.hi, meet, exact, tiny=False)
+
+    def __neg__(self) -> Span:
+        return Span(-self.hi, -self.lo, self.nan, self.arithmetic)
+
+    def __sub__(self, other: Span) -> Span:
+        return self + -other
+
+    def __mul__(self, other: Span) -> Span:
+        corners = torch.stack(torch.broadcast_tensors(*(a * b for a in self.ends for b in other.ends)))
+        lo, hi = corners.nan_to_num(INF, INF, -INF).amin(0), corners.nan_to_num(-INF, INF, -INF).amax(0)
+        meet = (self.zero & other.infinite) | (self.infinite & other.zero)
+        positive = (self.lo >= 0) & (other.lo >= 0)
+        lo, hi = torch.where(meet, torch.where(positive, 0.0, -INF), lo), torch.where(meet, INF, hi)
+        exact = torch.zeros_like(lo, dtype=torch.bool)
+        for span in (self, other):
+            exact = exact | span.is_point(0.0) | span.is_point(1.0) | span.is_point(-1.0)
+        return self._result(other, lo, hi, meet, exact, tiny=True)
+
+    def __truediv__(self, other: Span) -> Span:
+        """By something that is not negative."""
+        assert not (other.lo < 0).any()
+        lo = torch.where(self.lo < 0, self.lo / other.lo, self.lo / other.hi)
+        hi = torch.where(self.hi > 0, self.hi / other.lo, self.hi / other.hi)
+        meet = (self.zero & other.zero) | (self.infinite & other.infinite)
+        return self._result(other, lo, hi, meet, other.is_point(1.0) | self.is_point(0.0), tiny=True)
+
+    @property
+    def ends(self) -> tuple[Tensor, Tensor]:
+        return self.lo, self.hi
+
+    def sqrt(self) -> Span:
+        # A widened sum of squares may begin below zero.
+        lo, hi = self.lo.clamp(min=0).sqrt(), self.hi.clamp(min=0).sqrt()
+        return self._result(self, lo, hi, self.nan, self.is_point(0.0), tiny=False)
+
+    def monotone(self, f: Any) -> Span:
+        """An increasing function that does not round."""
+        return Span(f(self.lo), f(self.hi), self.nan, self.arithmetic)
+
+    def abs(self) -> Span:
+        lo = torch.where(self.zero, 0.0, torch.minimum(self.lo.abs(), self.hi.abs()))
+        return Span(lo, torch.maximum(self.lo.abs(), self.hi.abs()), self.nan, self.arithmetic)
+
+    def maximum(self, other: Span) -> Span:
+        lo, hi = torch.maximum(self.lo, other.lo), torch.maximum(self.hi, other.hi)
+        return Span(lo, hi, self.nan | other.nan, self.arithmetic)
+
+    def not_negative(self) -> Span:
+        """For what is so by its meaning, where widening began below zero."""
+        return self.monotone(lambda end: end.clamp(min=0))
+
+
+def either(a: Span, b: Span) -> Span:
+    """One of two orders of operations. A NaN is certain only where it is in both."""
+    both = a.must_be_nan & b.must_be_nan
+    lo = torch.fmin(a.lo, b.lo)
+    hi = torch.fmax(a.hi, b.hi)
+    nan = a.nan | b.nan | a.must_be_nan | b.must_be_nan
+    return Span(torch.where(both, math.nan, lo), torch.where(both, math.nan, hi), nan, a.arithmetic)
+
+
+def soft(z: Span, t: Span) -> Span:
+    """sign(z) * max(|z| - t, 0), which grows with z and shrinks with t; one rounding, that of the difference."""
+
+    def exact(z: Tensor, t: Tensor) -> Tensor:
+        return torch.where(z.abs() <= t, 0.0, z - t * z.sign())
+
+    lo = torch.fmin(exact(z.lo, t.lo), exact(z.lo, t.hi))
+    hi = torch.fmax(exact(z.hi, t.lo), exact(z.hi, t.hi))
+    # Never inf - inf: where the threshold is infinite, it is not below |z|.
+    return z._result(t, lo, hi, torch.zeros_like(lo, dtype=torch.bool), t.is_point(0.0), tiny=False)
+
+
+def exactly(values: Tensor, arithmetic: Arithmetic) -> Span:
+    values = torch.view_as_real(values.detach().resolve_conj()) if values.is_complex() else values.detach()
+    values = values.double().resolve_neg()
+    return Span(values, values, torch.zeros_like(values, dtype=torch.bool), arithmetic)
+
+
+def scalar(value: float, arithmetic: Arithmetic) -> Span:
+    """A double of the host, before or after it is rounded to the arithmetic dtype."""
+    exact = torch.tensor(value, dtype=torch.float64)
+    rounded = exact.to(arithmetic.dtype).double()
+    return Span(torch.minimum(exact, rounded), torch.maximum(exact, rounded), exact.isnan(), arithmetic)
+
+
+def number_over(number: Span, divisor: Span) -> Span:
+    """torch divides a Python number by a tensor through the reciprocal."""
+    return either(number / divisor, number * (scalar(1.0, divisor.arithmetic) / divisor))
+
+
+# -- the formulas
+
+
+def clipped_by_value(g: Tensor, group: dict[str, Any], inv_grad_scale: float) -> Span:
+    """Stages 1 and 2."""
+    a = arithmetic_of(g.dtype)
+    span = exactly(g, a) * scalar(inv_grad_scale, a)
+    if group["maximize"]:
+        span = -span
+    if group["clip_value"] is not None:
+        bound = scalar(float(group["clip_value"]), a)
+        lo = torch.minimum(torch.maximum(span.lo, -bound.hi), bound.lo)
+        span = Span(lo, torch.minimum(torch.maximum(span.hi, -bound.lo), bound.hi), span.nan, a)
+    return span
+
+
+def norm_bounds(clipped: list[Span], gradients: list[Tensor], inv_grad_scale: float) -> Span:
+    """The norm of stage 3, in double.
+
+    An element costs a few roundings, and so does each addition: the backends add runs of up to 1024 numbers, then 5
+    lanes' halves, then a number a chunk and one a tensor. The terms are not negative, so n additions in any order err
+    by no more than n roundings, relative to the sum. The same again pays for the sums that are taken here.
+    """
+    numels = [span.lo.numel() for span in clipped]
+    slack = 2 * 2.0**-53 * sum(6 + min(numel, 1029) + numel // 32768 for numel in numels)
+    # A square in double may underflow, also before the scale comes out of the sum.
+    underflow = 2.0**-1074 * sum(numels) * max(1.0, inv_grad_scale**2)
+    sums = [
+        torch.stack([end.square().sum() for end in ends]).sum() if ends else torch.zeros((), dtype=torch.float64)
+        for ends in ([span.abs().lo for span in clipped], [span.abs().hi for span in clipped])
+    ]
+    lo, hi = (sums[0] * (1 - slack) - underflow).clamp(min=0).sqrt(), (sums[1] * (1 + slack) + underflow).sqrt()
+    # Or overflow: gradients above 1e154.
+    if any(not gradient.abs().double().square().sum().isfinite() for gradient in gradients):
+        hi = torch.where(hi.isnan(), hi, INF)
+    nan = torch.tensor(any(bool(span.nan.any() | span.must_be_nan.any()) for span in clipped))
+    if any(bool(span.must_be_nan.any()) for span in clipped):
+        lo = hi = torch.tensor(math.nan, dtype=torch.float64)
+    return Span(lo, hi, nan, DOUBLE)
+
+
+def coefficient_bounds(norm: Span, max_grad_norm: float) -> Span:
+    """min(1, max_grad_norm / (norm + 1e-6)); infinity measures and does not clip."""
+    if max_grad_norm == INF:
+        return scalar(1.0, DOUBLE)
+    quotient = number_over(scalar(max_grad_norm, DOUBLE), norm + scalar(1e-6, DOUBLE))
+    return quotient.monotone(lambda end: torch.minimum(end, torch.ones_like(end)))
+
+
+def to_arithmetic(span: Span, a: Arithmetic) -> Span:
+    """A double that is, or is not yet, rounded to `a`."""
+    lo, hi = (end.to(a.dtype).double() for end in span.ends)
+    return Span(torch.minimum(span.lo, lo), torch.maximum(span.hi, hi), span.nan, a)
+
+
+def penalized(g: Span, w: Span, group: dict[str, Any]) -> Span:
+    """Stage 4, coupled: term by term as the formulas have it, or with w's two factors added first."""
+    a = g.arithmetic
+    decay = 0.0 if group.get("decoupled_weight_decay") else float(group["weight_decay"])
+    l1, l2 = (float(group[key]) if group["l1_mode"] == "subgradient" else 0.0 for key in ("l1", "l2"))
+    sign = w.monotone(torch.sign)
+
+    def plus(g: Span, strength: float, operand: Span) -> Span:
+        if strength == 0:
+            return g
+        factor = scalar(strength, a)
+        # One that rounds to zero may be taken as none: it matters where w is infinite or NaN.
+        return either(g, g + factor * operand) if factor.lo == 0 else g + factor * operand
+
+    one_by_one = plus(plus(plus(g, decay, w), l1, sign), l2, w)
+    together = plus(plus(g, decay + l2, w), l1, sign)
+    return either(one_by_one, together)
+
+
+def adam_bounds(w: Span, g: Span, state: dict[str, Span], t: float, group: dict[str, Any]) -> tuple[Span, dict, Span]:
+    a = w.arithmetic
+    lr, (beta1, beta2) = float(group["lr"]), map(float, group["betas"])
+    correction1, correction2 = 1 - beta1**t, 1 - beta2**t
+    m, v = state["exp_avg"], state["exp_avg_sq"]
+    # torch's lerp starts from the end that is nearer.
+    textbook = scalar(beta1, a) * m + scalar(1 - beta1, a) * g
+    lerp = m + scalar(1 - beta1, a) * (g - m) if 1 - beta1 < 0.5 else g - scalar(beta1, a) * (g - m)
+    m = either(textbook, lerp)
+    v = (scalar(beta2, a) * v + scalar(1 - beta2, a) * g.abs() * g.abs()).not_negative()
+    new = {"exp_avg": m, "exp_avg_sq": v}
+    u = v
+    if group["amsgrad"]:
+        u = new["max_exp_avg_sq"] = v.maximum(state["max_exp_avg_sq"])
+    root = u.sqrt()
+    d = either(root / scalar(correction2**0.5, a), root * scalar(1 / correction2**0.5, a))
+    d = (d + scalar(float(group["eps"]), a)).not_negative()
+    moved = either(
+        scalar(lr, a) * (m / scalar(correction1, a)) / d,
+        scalar(lr / correction1 if correction1 else math.nan, a) * (m / d),
+    )
+    return w - moved, new, d
+
+
+def sgd_bounds(w: Span, g: Span, buffer: Span | None, group: dict[str, Any]) -> tuple[Span, dict[str, Span]]:
+    a = w.arithmetic
+    momentum, lr = float(group["momentum"]), scalar(float(group["lr"]), a)
+    if momentum == 0:
+        return w - lr * g, {}
+    # The first one is undamped.
+    old, buffer = buffer, g
+    if old is not None:
+        buffer = scalar(momentum, a) * old + scalar(1 - float(group["dampening"]), a) * g
+    direction = g + scalar(momentum, a) * buffer if group["nesterov"] else buffer
+    return w - lr * direction, {"momentum_buffer": buffer}
+
+
+def gain_after(gain: float, has_buffer: bool, group: dict[str, Any]) -> float:
+    """s_t. `gain` is s_(t-1), 0 or NaN where nobody counted."""
+    momentum, dampening = float(group["momentum"]), float(group["dampening"])
+    if momentum == 0 or not has_buffer:
+        return 1.0
+    if gain == 0 or math.isnan(gain):
+        return (1 - dampening) / (1 - momentum) if momentum < 1 else 1.0
+    return momentum * gain + (1 - dampening)
+
+
+def prox_bounds(z: Span, w_old: Span, d: Span | None, tau: float, group: dict[str, Any]) -> Span:
+    """Stage 6. In a metric: divided by it as in the formula, or multiplied out as in the code."""
+    a = z.arithmetic
+    l1, l2, lr = float(group["l1"]), float(group["l2"]), float(group["lr"])
+    if lr == 0 or (l1 == 0 and l2 == 0) or group["l1_mode"] == "subgradient":
+        return z
+    one, strength1, strength2 = scalar(1.0, a), scalar(l1, a), scalar(l2, a)
+    if d is None or group["l1_mode"] == "decoupled":
+        step = scalar(lr if group["l1_mode"] == "decoupled" else tau, a)
+        return soft(z, (step * strength1).not_negative()) / (one + (step * strength2).not_negative())
+    floor = scalar(0.5, a) * (strength1 + strength2 * w_old.abs())
+    d = d.maximum(floor)
+    divided = number_over(scalar(lr, a), d).not_negative()
+    textbook = soft(z, (divided * strength1).not_negative()) / (one + (divided * strength2).not_negative())
+    threshold = (scalar(lr, a) * strength1).not_negative()
+    multiplied_out = soft(d * z, threshold) / (d + scalar(lr, a) * strength2).not_negative()
+    return either(textbook, multiplied_out)
+
+
+def step_bounds(
+    rule: str,
+    w: Tensor,
+    clipped: Span,
+    state: dict[str, Tensor],
+    clock: float,
+    group: dict[str, Any],
+    coefficient: Span | None,
+) -> tuple[Span, dict[str, Span]]:
+    """Stages 3 to 6 for one parameter: bounds of the weight and of the state. `clock` is t, or s_t, of this step."""
+    a = arithmetic_of(w.dtype)
+    w_old = exactly(w, a)
+    g = clipped if coefficient is None else clipped * to_arithmetic(coefficient, a)
+    g = penalized(g, w_old, group)
+    moving = w_old
+    if group.get("decoupled_weight_decay"):
+        moving = w_old * scalar(1 - float(group["lr"]) * float(group["weight_decay"]), a)
+    spans = {name: exactly(tensor, a) for name, tensor in state.items()}
+    if rule == "adam":
+        z, new, d = adam_bounds(moving, g, spans, clock, group)
+        return prox_bounds(z, w_old, d, math.nan, group), new
+    z, new = sgd_bounds(moving, g, spans.get("momentum_buffer"), group)
+    gain = 1 + float(group["momentum"]) * clock if group["nesterov"] else clock
+    return prox_bounds(z, w_old, None, float(group["lr"]) * gain, group), new

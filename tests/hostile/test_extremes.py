@@ -1,0 +1,162 @@
+"""Infinite and NaN weights, gradients and norms, and strengths at the ends of their range: the outcome is defined."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from conftest import EXTENSION
+from helpers import OPTIMIZERS, FusedRegAdam, FusedRegSGD
+
+from fusedreg.groups import L1_MODES
+
+LOST = [math.inf, -math.inf, math.nan]
+
+
+def weights_and_gradients(*, weights=(), gradients=(), dtype=torch.float32):
+    """Eight ordinary elements, some of which are replaced."""
+    w, g = torch.linspace(0.5, 1.5, 8, dtype=dtype), torch.linspace(-1, 1, 8, dtype=dtype)
+    w[: len(weights)] = torch.tensor(weights, dtype=dtype)
+    g[: len(gradients)] = torch.tensor(gradients, dtype=dtype)
+    w.requires_grad_()
+    w.grad = g
+    return w
+
+
+@pytest.mark.skipif(EXTENSION is None, reason="no compiled extension")
+@pytest.mark.parametrize("decoupled", [False, True])
+@pytest.mark.parametrize("strength", ["l1", "l2", "weight_decay"])
+@pytest.mark.parametrize("mode", L1_MODES)
+@pytest.mark.parametrize("cls", OPTIMIZERS)
+def test_infinite_and_nan_weights_are_lost_in_the_same_way(cls, mode, strength, decoupled) -> None:
+    """One strength alone: a term that is not there must not be 0 * inf.
+
+    The weight itself may be infinite on one backend and NaN on the other where Adam's prox is multiplied out.
+    """
+    results = []
+    for backend in ("cpp", "reference"):
+        param = weights_and_gradients(weights=LOST)
+        options = {"weight_decay": 0.0, strength: 0.125, "l1_mode": mode}
+        if cls is FusedRegAdam:
+            options["decoupled_weight_decay"] = decoupled
+        optimizer = cls([param], lr=0.1, backend=backend, **options)
+        optimizer.step()
+        weight = param.detach()
+        assert weight[2].isnan()
+        assert weight.isfinite().tolist() == [False] * 3 + [True] * 5
+        if mode == "proximal" and cls is not FusedRegSGD:
+            weight = weight[2:]
+        results.append([weight, *optimizer.state[param].values()])
+    for ours, reference in zip(*results, strict=True):
+        torch.testing.assert_close(ours, reference, equal_nan=True)
+
+
+def test_an_infinite_weight_beside_a_subgradient_equals_the_loop(backend) -> None:
+    """loss += l1 * |w|: the penalty's gradient at infinity is l1, and the weight stays infinite."""
+    ours, twins = weights_and_gradients(weights=LOST), weights_and_gradients(weights=LOST)
+    FusedRegSGD([ours], lr=0.1, momentum=0.9, l1=0.1, l1_mode="subgradient", backend=backend).step()
+    twins.grad = twins.grad + 0.1 * twins.detach().sign()
+    torch.optim.SGD([twins], lr=0.1, momentum=0.9).step()
+    torch.testing.assert_close(ours, twins, equal_nan=True)
+
+
+@pytest.mark.parametrize("mode", L1_MODES)
+@pytest.mark.parametrize("cls", OPTIMIZERS)
+def test_lr_0_moves_no_weight_whatever_it_is(cls, mode, backend) -> None:
+    special = [*LOST, 1e-45, -1e-40, 3e38, -3e38]
+    param = weights_and_gradients(weights=special)
+    before = param.detach().clone()
+    optimizer = cls([param], lr=0.0, l1=0.5, weight_decay=0.0, l1_mode=mode, backend=backend)
+    optimizer.step()
+    torch.testing.assert_close(param.detach(), before, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("bad", LOST)
+@pytest.mark.parametrize("cls", OPTIMIZERS)
+def test_max_grad_norm_inf_measures_and_does_not_clip(cls, bad, backend) -> None:
+    """docs/formulas.md. One gradient that overflowed must not cost every weight of the model."""
+    results = []
+    for bound in (math.inf, None):
+        params = [weights_and_gradients(gradients=[bad]), weights_and_gradients()]
+        optimizer = cls(params, lr=0.1, max_grad_norm=bound, backend=backend)
+        optimizer.step()
+        results.append(torch.cat([param.detach() for param in params]))
+        if bound is not None:
+            assert not optimizer.grad_norm.isfinite()
+    torch.testing.assert_close(*results, rtol=0, atol=0, equal_nan=True)
+    assert results[0][1:].isfinite().all()
+
+
+@pytest.mark.parametrize("bad", LOST)
+def test_a_norm_that_is_not_finite_does_what_torchs_clip_does(bad, backend) -> None:
+    results = []
+    for ours in (True, False):
+        params = [weights_and_gradients(gradients=[bad]), weights_and_gradients()]
+        if ours:
+            FusedRegSGD(params, lr=0.1, max_grad_norm=1.0, backend=backend).step()
+        else:
+            torch.nn.utils.clip_grad_norm_(params, 1.0)
+            torch.optim.SGD(params, lr=0.1).step()
+        results.append(torch.cat([param.detach() for param in params]))
+    torch.testing.assert_close(*results, rtol=1e-6, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("clip_value", [3.4e38, 1e39, 1e300, math.inf])
+def test_a_clip_value_that_no_float32_reaches_clips_nothing(clip_value, dtype, backend) -> None:
+    results = []
+    for bound in (clip_value, None):
+        param = weights_and_gradients(dtype=dtype)
+        FusedRegSGD([param], lr=0.1, clip_value=bound, backend=backend).step()
+        results.append(param.detach())
+    assert results[0].equal(results[1])
+
+
+@pytest.mark.parametrize("key", ["l1", "l2", "weight_decay", "lr"])
+@pytest.mark.parametrize("value", [5e-324, 1e-50, 1e-45])
+@pytest.mark.parametrize("cls", OPTIMIZERS)
+def test_a_strength_that_float32_cannot_hold_is_none(cls, value, key, backend) -> None:
+    results = []
+    for strength in (value, 0.0):
+        param = weights_and_gradients()
+        options = {"lr": 0.1, "weight_decay": 0.0, "l1": 0.0, **({"l1": 0.1} if key == "lr" else {}), key: strength}
+        cls([param], backend=backend, **options).step()
+        results.append(param.detach())
+    torch.testing.assert_close(*results, rtol=2 * torch.finfo(torch.float32).eps, atol=0)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1024.0])
+def test_every_16_bit_gradient_may_be_infinite(scale, backend) -> None:
+    """As after an overflow in fp16, had GradScaler not looked: nothing crashes, and NaN or inf is what comes out."""
+    param = torch.ones(100, dtype=torch.float16).requires_grad_()
+    param.grad = torch.full_like(param, math.inf)
+    optimizer = FusedRegAdam([param], lr=0.1, l1=0.1, max_grad_norm=1.0, clip_value=3.0, backend=backend)
+    optimizer.grad_scale = torch.tensor(scale)
+    optimizer.step()
+    # clipped to 3 each: an infinite gradient is one of a known sign
+    assert param.isfinite().all()
+    assert optimizer.grad_norm == 30.0
+
+
+def test_an_empty_parameter_has_no_elements_to_overlap(backend) -> None:
+    param = torch.zeros(1, 0).expand(6, 0).requires_grad_()
+    other = torch.ones(2).requires_grad_()
+    param.grad, other.grad = torch.zeros(6, 0), torch.ones(2)
+    FusedRegSGD([param, other], lr=0.5, backend=backend).step()
+    assert other.tolist() == [0.5, 0.5]
+
+
+@pytest.mark.skipif(EXTENSION is None, reason="no compiled extension")
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_dampening_above_1_is_the_same_on_every_backend(nesterov) -> None:
+    """torch allows it. The momentum's gain is then negative, and so would be the prox's step size."""
+    results = []
+    for backend in ("cpp", "reference"):
+        param = weights_and_gradients(weights=[0.0, -1.0], dtype=torch.float64)
+        optimizer = FusedRegSGD([param], lr=0.1, momentum=0.5, l1=1.0, l2=0.1, backend=backend)
+        optimizer.param_groups[0].update(dampening=1.8, nesterov=nesterov)
+        for _ in range(4):
+            optimizer.step()
+        results.append(param.detach())
+    torch.testing.assert_close(*results, rtol=1e-14, atol=1e-15)

@@ -1,0 +1,312 @@
+"""Whatever is drawn, the fast backend and the reference take the step that the formulas describe, or refuse it alike.
+
+A scenario (scenarios.py) is run by both backends. After each step, every weight and every state tensor must lie in the
+interval that rounding allows (spans.py), computed from that optimizer's own tensors before the step; so must the
+reference's formulas in float64. There is no tolerance to choose. Besides: gradients keep their bits, and so does all
+memory around a view, a parameter without gradient and its state, and everything where a step is skipped or refused.
+
+`make fuzz` runs many random scenarios, plain `pytest` a few fixed ones (profiles in tests/conftest.py).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import pytest
+import torch
+from conftest import EXTENSION, needs_cpp
+from helpers import IDS, OPTIMIZER_FLAGS, REGULARIZED, flags_of
+from hypothesis import event, given, note
+from hypothesis import strategies as st
+from scenarios import DTYPES, Gradient, Param, Scenario, Step, Values, lay_out, scenarios
+from spans import (
+    Span,
+    clipped_by_value,
+    coefficient_bounds,
+    gain_after,
+    norm_bounds,
+    step_bounds,
+)
+from torch import Tensor
+
+from fusedreg import reference
+from fusedreg.groups import L1_MODES
+
+pytestmark = needs_cpp
+
+
+def bits(tensor: Tensor) -> bytes:
+    """Of every element, NaNs' payloads and the signs of zeros included."""
+    plain = torch.empty(tensor.numel(), dtype=tensor.dtype)
+    plain.copy_(tensor.detach().reshape(-1))
+    return plain.view(torch.uint8).numpy().tobytes()
+
+
+def real(tensor: Tensor) -> Tensor:
+    tensor = tensor.detach().resolve_conj()
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+
+
+@dataclasses.dataclass
+class Before:
+    """A parameter that is about to be stepped: its inputs, as they were."""
+
+    group: dict[str, Any]
+    param: Tensor
+    position: int
+    w: Tensor
+    state: dict[str, Tensor]
+    """What the rule keeps; zeros where it has not begun."""
+    clock: float
+    """Adam's count of steps; SGD's gain, 0 before the first step, NaN where it was not counted."""
+    has_state: bool
+
+    def scalars(self) -> dict[str, Any]:
+        group = {k: v for k, v in self.group.items() if k not in ("params", "momentum_gain")}
+        return {k: v.item() if isinstance(v, Tensor) else v for k, v in group.items()}
+
+
+class Driver:
+    """One backend's optimizer on its own copy of a scenario's parameters."""
+
+    def __init__(self, scenario: Scenario, backend: str) -> None:
+        self.buffers: list[Tensor] = []
+        self.gradient_buffers: list[Tensor] = []
+        groups = [
+            {"params": [self.make(spec) for spec in specs], **options}
+            for specs, options in zip(scenario.params, scenario.options, strict=True)
+        ]
+        self.params = [param for group in groups for param in group["params"]]
+        self.optimizer = scenario.optimizer(groups, max_grad_norm=scenario.max_grad_norm, backend=backend)
+
+    def make(self, spec: Param) -> Tensor:
+        buffer, view = lay_out(spec.values.tensor(spec.shape, DTYPES[spec.dtype]), spec.layout)
+        self.buffers.append(buffer)
+        return view.requires_grad_()
+
+    def prepare(self, step: Step) -> None:
+        """Sets gradients and hyperparameters."""
+        self.gradient_buffers = []
+        for param, gradient in zip(self.params, step.gradients, strict=True):
+            param.grad = None
+            if gradient is not None:
+                layout = "contiguous" if gradient.layout == "conjugated" and not param.is_complex() else gradient.layout
+                buffer, view = lay_out(gradient.values.tensor(tuple(param.shape), param.dtype), layout)
+                self.gradient_buffers.append(buffer)
+                param.grad = view
+        for group, options in zip(self.optimizer.param_groups, step.options, strict=True):
+            group.update(options, max_grad_norm=step.max_grad_norm)
+        self.set_amp(grad_scale=step.grad_scale, found_inf=step.found_inf)
+
+    def set_amp(self, **values: float | None) -> None:
+        for name, value in values.items():
+            self.optimizer.__dict__.pop(name, None)
+            if value is not None:
+                setattr(self.optimizer, name, torch.tensor(value))
+
+    def sabotage(self, what: str) -> None:
+        group, param = self.optimizer.param_groups[-1], self.params[-1]
+        if what == "grad_scale=0":
+            self.set_amp(grad_scale=0.0)
+        elif what == "sparse gradient":
+            nowhere, nothing = torch.zeros(param.ndim, 0, dtype=torch.int64), torch.zeros(0, dtype=param.dtype)
+            param.grad = torch.sparse_coo_tensor(nowhere, nothing, param.shape, check_invariants=True)
+        elif what == "norms disagree":
+            group["max_grad_norm"] = 0.123
+        elif what == "l1 on complex":
+            group["l1"] = 0.123
+        else:
+            key, _, value = what.partition("=")
+            group[key] = float(value)
+
+    def record(self) -> dict[Any, Any]:
+        """Every bit that this test holds a step responsible for."""
+        everything: dict[Any, Any] = {("weight", i): bits(buffer) for i, buffer in enumerate(self.buffers)}
+        everything |= {("gradient", i): bits(buffer) for i, buffer in enumerate(self.gradient_buffers)}
+        for i, param in enumerate(self.params):
+            for name, value in self.optimizer.state.get(param, {}).items():
+                everything["state", i, name] = bits(value)
+        for i, group in enumerate(self.optimizer.param_groups):
+            everything |= {("group", i, k): bits(v) for k, v in group.items() if isinstance(v, Tensor)}
+        return everything
+
+    def before(self) -> list[Before]:
+        found = []
+        for group in self.optimizer.param_groups:
+            for position, param in enumerate(group["params"]):
+                if param.grad is None:
+                    continue
+                own = self.optimizer.state.get(param, {})
+                names = self.optimizer.states_of(group)
+                state = {name: own[name].clone() if name in own else torch.zeros_like(param) for name in names}
+                clock, has_state = float(own.get("step", 0.0)), any(name in own for name in names)
+                if self.optimizer.rule == "sgd" and has_state:
+                    clock = group["momentum_gain"][position].item() or math.nan
+                found.append(Before(group, param, position, param.detach().clone(), state, clock, has_state))
+        return found
+
+    def step(self, step: Step) -> None:
+        """Takes the step, and compares every tensor with what it may be."""
+        old, befores, i_of = self.record(), self.before(), {param: i for i, param in enumerate(self.params)}
+        self.optimizer.step()
+        new = self.record()
+        if step.found_inf is not None and step.found_inf != 0:
+            assert new == old
+            return
+        stepped = {i_of[before.param] for before in befores}
+        for key, value in old.items():
+            if key[0] == "gradient" or (key[0] != "group" and key[1] not in stepped):
+                assert new[key] == value, f"{key} was written"
+        assert not [key for key in new if key[0] == "state" and key not in old and key[1] not in stepped]
+        for buffer, param in zip(self.buffers, self.params, strict=True):
+            outside = torch.ones(buffer.shape, dtype=torch.bool)
+            outside.as_strided(param.shape, param.stride(), param.storage_offset()).fill_(False)
+            untouched, _ = lay_out(torch.zeros(0, dtype=buffer.dtype), "misaligned")
+            assert (buffer[outside] == untouched[0]).all(), "memory outside of a view was written"
+        self.compare(step, befores)
+
+    def compare(self, step: Step, befores: list[Before]) -> None:
+        optimizer = self.optimizer
+        inv = 1.0 if step.grad_scale is None else 1.0 / torch.tensor(step.grad_scale).item()
+        clipped = [clipped_by_value(before.param.grad, before.group, inv) for before in befores]
+        coefficient = None
+        if step.max_grad_norm is not None:
+            norm = norm_bounds(clipped, [before.param.grad for before in befores], inv)
+            assert norm.holds(optimizer.grad_norm), f"grad_norm {optimizer.grad_norm.item()}, {norm.lo} to {norm.hi}"
+            coefficient = coefficient_bounds(norm, step.max_grad_norm)
+        else:
+            assert optimizer.grad_norm is None
+        truths = float64_truths(optimizer.rule, step, befores, inv)
+
+        for before, span, truth in zip(befores, clipped, truths, strict=True):
+            clock = self.check_clock(before)
+            state = before.state if before.has_state or optimizer.rule == "adam" else {}
+            bounds, state_bounds = step_bounds(
+                optimizer.rule, before.w, span, state, clock, before.scalars(), coefficient
+            )
+            results = {"weight": before.param} | {name: optimizer.state[before.param][name] for name in before.state}
+            for name, result in results.items():
+                bound = state_bounds.get(name, bounds)
+                assert_held(f"{name} of the backend", bound, result, before)
+                assert_held(f"{name} of the reference in float64", bound, truth[name], before)
+            if before.group["l1"] > 0 and before.group["l1_mode"] != "subgradient" and float(before.group["lr"]) > 0:
+                cut = bounds.is_point(0.0)
+                assert not torch.signbit(real(before.param)[cut]).any(), "a threshold's zero is -0.0"
+
+    def check_clock(self, before: Before) -> float:
+        """Adam's t, SGD's s_t, after the step."""
+        if self.optimizer.rule == "adam":
+            assert self.optimizer.state[before.param]["step"] == before.clock + 1
+            return before.clock + 1
+        gain = gain_after(before.clock, before.has_state, before.group)
+        if before.group["momentum"] != 0:
+            # A product and a sum in double, which may cancel
+            result = before.group["momentum_gain"][before.position].item()
+            slack = 2.0**-52 * max(1.0, abs(before.clock), abs(gain)) if before.clock == before.clock else 0.0
+            assert abs(result - gain) <= slack, f"momentum_gain is {result}, not {gain}"
+        return gain
+
+
+def assert_held(what: str, span: Span, result: Tensor, before: Before) -> None:
+    held = span.holds(result)
+    if held.all():
+        return
+    where = tuple((~held).nonzero()[0].tolist())
+    lo, hi, nan = (part.expand(held.shape)[where].item() for part in (span.lo, span.hi, span.nan))
+    note(f"{tuple(before.param.shape)} {before.param.dtype}, strides {before.param.stride()}, {before.scalars()}")
+    note(f"w {real(before.w)[where]!r}, g {real(before.param.grad)[where]!r}, clock {before.clock}")
+    note(f"state { {name: real(value)[where].item() for name, value in before.state.items()} }")
+    raise AssertionError(
+        f"{what}: element {where} is {real(result)[where].item()!r}, not in {lo!r} to {hi!r} (NaN: {nan})"
+    )
+
+
+def float64_truths(rule: str, step: Step, befores: list[Before], inv: float) -> list[dict[str, Tensor]]:
+    """The reference's formulas in float64, from the same inputs."""
+    gradients = [real(before.param.grad).double() for before in befores]
+    coefficient: Any = 1.0
+    if step.max_grad_norm not in (None, math.inf):
+        clipped = [
+            reference.clip_gradient_value(g, before.scalars(), inv)
+            for g, before in zip(gradients, befores, strict=True)
+        ]
+        norm = sum((g.square().sum() for g in clipped), torch.zeros((), dtype=torch.float64)).sqrt()
+        coefficient = reference.clip_coefficient(norm, step.max_grad_norm)
+    truths = []
+    for g, before in zip(gradients, befores, strict=True):
+        state = {name: real(value).double() for name, value in before.state.items()}
+        w, group = real(before.w).double(), before.scalars()
+        result = reference.update(rule, w, g, state, before.clock, group, inv, coefficient)
+        truths.append({"weight": result.w, **result.state})
+    return truths
+
+
+def run(scenario: Scenario) -> None:
+    drivers = [Driver(scenario, backend) for backend in ("cpp", "reference")]
+    for step in scenario.steps:
+        errors = []
+        for driver in drivers:
+            driver.prepare(step)
+            if step.sabotage is not None:
+                errors.append(refusal(driver, step.sabotage))
+                driver.prepare(dataclasses.replace(step, options=[{}] * len(step.options)))
+            driver.step(step)
+        assert len(set(errors)) <= 1, f"the backends refuse differently: {errors}"
+        if errors:
+            event(f"{step.sabotage}: {errors[0].__name__ if errors[0] else 'nothing wrong here'}")
+
+
+def refusal(driver: Driver, sabotage: str) -> type[Exception] | None:
+    """The error of a step with one thing wrong, after which nothing has changed; then it is put right."""
+    group = driver.optimizer.param_groups[-1]
+    saved = dict(group)
+    driver.set_amp(found_inf=None)
+    driver.sabotage(sabotage)
+    before = driver.record()
+    try:
+        driver.optimizer.step()
+    except (ValueError, RuntimeError, ArithmeticError) as error:
+        assert driver.record() == before, f"{sabotage}: refused, and yet something has changed"
+        return type(error)
+    else:
+        return None
+    finally:
+        group.update(saved)
+
+
+@given(scenarios(), st.sampled_from(EXTENSION.instruction_sets() if EXTENSION else [None]), st.sampled_from([1, 2]))
+def test_any_step(scenario: Scenario, instruction_set: str, threads: int) -> None:
+    before = EXTENSION.instruction_set(), torch.get_num_threads()
+    EXTENSION.use_instruction_set(instruction_set)
+    torch.set_num_threads(threads)
+    try:
+        run(scenario)
+    finally:
+        EXTENSION.use_instruction_set(before[0])
+        torch.set_num_threads(before[1])
+
+
+@pytest.mark.parametrize("mode", L1_MODES)
+@pytest.mark.parametrize(("cls", "flags"), OPTIMIZER_FLAGS, ids=IDS)
+def test_the_intervals_are_narrow(cls, flags, mode) -> None:
+    """An interval that holds everything would prove nothing: with everything on, it is a few roundings wide."""
+    values = [Values(seed, 0, (), 0.0) for seed in range(5)]
+    options = {**REGULARIZED, **flags_of(cls, flags), "l1_mode": mode}
+    bound = options.pop("max_grad_norm")
+    steps = [Step([{}], [Gradient("contiguous", values[i])], bound, 2.0, None, None) for i in range(1, 5)]
+    params = [[Param((500,), "contiguous", "fp32", values[0])]]
+    driver = Driver(Scenario(cls, params, [options], bound, steps), "cpp")
+    for step in steps:
+        driver.prepare(step)
+        (before,) = driver.before()
+        driver.step(step)
+    g = clipped_by_value(before.param.grad, before.group, 0.5)
+    coefficient = coefficient_bounds(norm_bounds([g], [before.param.grad], 0.5), bound)
+    clock = driver.check_clock(before)
+    weight, state = step_bounds(cls.rule, before.w, g, before.state, clock, before.scalars(), coefficient)
+    for span, old in ((weight, before.w), *((state[name], before.state[name]) for name in state)):
+        width = (span.hi - span.lo) / (old.abs().max() * torch.finfo(torch.float32).eps)
+        assert not span.nan.any()
+        assert 0.01 < width.max() < 24  # in eps; a state that is all zeros in between would be a mistake too

@@ -1,0 +1,282 @@
+"""What a plan rests on changes between two steps: options that switch state on and off, state, shapes, gradients.
+
+The C++ backend keeps its plan from step to step, so that each of these could leave it with something stale. With every
+regularizer off the twin says what is right; with one on, the reference does, which keeps no plan.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+
+import pytest
+import torch
+from helpers import REGULARIZED, FusedRegAdam, FusedRegSGD, make_params, run, set_grads
+
+SHAPES = ((4, 3), (5,))
+
+
+def grow(optimizer, params) -> None:
+    """Any change of the parameters makes a new plan."""
+    param = torch.nn.Parameter(torch.ones(2, dtype=torch.float64))
+    optimizer.add_param_group({"params": [param]})
+
+
+def reload(optimizer, params) -> None:
+    optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+
+
+def nothing(optimizer, params) -> None:
+    pass
+
+
+MEANWHILE = [nothing, grow, reload]
+
+
+def trained(cls, options, switches, meanwhile, **more):
+    """Two steps under each setting of the switches, and something in between."""
+    params = make_params(SHAPES, torch.float64)
+    optimizer = cls(params, lr=0.1, **options, **more)
+    for i, settings in enumerate(switches):
+        for group in optimizer.param_groups:
+            group.update(settings)
+        run(optimizer, params, 1, first_seed=10 * i)
+        meanwhile(optimizer, params)
+        run(optimizer, params, 1, first_seed=10 * i + 1)
+    return [param.detach() for param in params]
+
+
+MOMENTA = list(itertools.product([0.9, 0.0], [0.5, 0.0], [0.9, 0.0], [0.9, 0.0]))
+
+
+@pytest.mark.parametrize("meanwhile", MEANWHILE)
+@pytest.mark.parametrize("dampening", [0.0, 0.5])
+@pytest.mark.parametrize("momenta", MOMENTA, ids=str)
+def test_momentum_on_and_off(momenta, dampening, meanwhile, backend) -> None:
+    switches = [{"momentum": momentum} for momentum in momenta]
+    options = {"momentum": momenta[0], "dampening": dampening}
+    ours = trained(FusedRegSGD, options, switches, meanwhile, backend=backend)
+    twins = trained(torch.optim.SGD, options, switches, meanwhile)
+    torch.testing.assert_close(ours, twins, rtol=1e-13, atol=1e-14)
+
+
+@pytest.mark.parametrize("meanwhile", MEANWHILE)
+@pytest.mark.parametrize("nesterov", [False, True])
+@pytest.mark.parametrize("momenta", MOMENTA, ids=str)
+def test_the_prox_follows_momentum_on_and_off(momenta, nesterov, meanwhile) -> None:
+    """A pure shrink by l1 has a closed form: each step takes lr * s_t, or lr * (1 + momentum * s_t), from the weight.
+
+    Without momentum s_t is 1, whatever the dampening, and the gain that was reached waits for momentum to come back.
+    """
+    from conftest import EXTENSION
+
+    dampening = 0.0 if nesterov else 0.5
+    for backend in ("cpp", "reference") if EXTENSION else ("reference",):
+        weight = torch.full((3,), 50.0, dtype=torch.float64).requires_grad_()
+        optimizer = FusedRegSGD([weight], lr=0.1, momentum=0.1, dampening=dampening, l1=1.0, backend=backend)
+        optimizer.param_groups[0]["nesterov"] = nesterov
+        expected, gain = 50.0, None
+        for momentum in momenta:
+            for change in (nothing, meanwhile):
+                optimizer.param_groups[0]["momentum"] = momentum
+                weight.grad = torch.zeros_like(weight)
+                change(optimizer, [weight])
+                optimizer.step()
+                s = 1.0
+                if momentum != 0:
+                    gain = s = 1.0 if gain is None else momentum * gain + 1 - dampening
+                expected -= 0.1 * (1 + momentum * s if nesterov else s)
+        assert weight.tolist() == pytest.approx([expected] * 3, rel=1e-13), backend
+
+
+@pytest.mark.parametrize("meanwhile", MEANWHILE)
+@pytest.mark.parametrize("switches", list(itertools.product([True, False], repeat=3)), ids=str)
+def test_amsgrad_on_and_off(switches, meanwhile, backend) -> None:
+    """Where it comes on late, the maximum begins at zero: torch's own step would fail, having no such state."""
+    settings = [{"amsgrad": on} for on in switches]
+    ours = trained(FusedRegAdam, {"amsgrad": switches[0]}, settings, meanwhile, backend=backend)
+    by_hand = trained(torch.optim.Adam, {"amsgrad": True}, settings, with_a_maximum(meanwhile))
+    torch.testing.assert_close(ours, by_hand, rtol=1e-13, atol=1e-14)
+
+
+def with_a_maximum(meanwhile):
+    def change(optimizer, params) -> None:
+        meanwhile(optimizer, params)
+        for state in optimizer.state.values():
+            state.setdefault("max_exp_avg_sq", torch.zeros_like(state["exp_avg_sq"]))
+
+    return change
+
+
+@pytest.mark.parametrize(("dampening", "momentum", "steps"), [(1.0, 0.1, 330), (1.5, 0.5, 6), (1.9, 0.9, 6)])
+def test_a_gain_of_exactly_zero_is_not_a_first_step(dampening, momentum, steps, backend) -> None:
+    """momentum * s + 1 - dampening comes to zero, or underflows; the clock is 0 before the first step, too."""
+    results = []
+    for cls, options in ((torch.optim.SGD, {}), (FusedRegSGD, {"backend": backend})):
+        weight = torch.zeros(3, dtype=torch.float64).requires_grad_()
+        optimizer = cls([weight], lr=0.1, momentum=momentum, dampening=dampening, **options)
+        for _ in range(steps):
+            weight.grad = torch.ones_like(weight)
+            optimizer.step()
+        results.append(weight.detach())
+    torch.testing.assert_close(*results, rtol=1e-13, atol=0)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_a_checkpoint_with_a_momentum_buffer_of_none(momentum, backend) -> None:
+    """What torch's SGD used to save where it had no momentum."""
+    results = []
+    for cls, options in ((torch.optim.SGD, {}), (FusedRegSGD, {"backend": backend})):
+        params = make_params(SHAPES, torch.float64)
+        optimizer = cls(params, lr=0.1, momentum=momentum, **options)
+        saved = optimizer.state_dict()
+        saved["state"] = {i: {"momentum_buffer": None} for i in range(len(params))}
+        optimizer.load_state_dict(saved)
+        run(optimizer, params, 3)
+        results.append([param.detach() for param in params])
+    torch.testing.assert_close(*results, rtol=1e-13, atol=1e-14)
+
+
+# -- the state is the user's to change
+
+
+def clear_state(optimizer, params, kept) -> None:
+    kept.append(dict(optimizer.state))
+    optimizer.state.clear()
+
+
+def pop_state(optimizer, params, kept) -> None:
+    kept.append(optimizer.state.pop(params[0]))
+
+
+def put_copies(optimizer, params, kept) -> None:
+    for param in params:
+        kept.append(optimizer.state[param])
+        optimizer.state[param] = {k: torch.zeros_like(v) for k, v in optimizer.state[param].items()}
+
+
+def swap_states(optimizer, params, kept) -> None:
+    a, b = params[:2]
+    optimizer.state[a], optimizer.state[b] = optimizer.state[b], optimizer.state[a]
+
+
+def replace_tensors(optimizer, params, kept) -> None:
+    for param in params:
+        kept.append(dict(optimizer.state[param]))
+        for name, value in optimizer.state[param].items():
+            optimizer.state[param][name] = value * 2
+
+
+def write_into_tensors(optimizer, params, kept) -> None:
+    for param in params:
+        for value in optimizer.state[param].values():
+            value.mul_(2)
+
+
+def swap_data(optimizer, params, kept) -> None:
+    for param in params:
+        for value in optimizer.state[param].values():
+            value.data = value.data * 2
+
+
+CHANGES = [clear_state, pop_state, put_copies, swap_states, replace_tensors, write_into_tensors, swap_data]
+
+
+@pytest.mark.parametrize("keep", [True, False], ids=["old-kept", "old-dropped"])
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("rule", ["adam", "sgd"])
+def test_a_change_of_state_is_seen(rule, change, keep, backend) -> None:
+    """As by the twin; and what was taken out, where someone has kept it, is not written any more."""
+    twin = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}[rule]
+    ours = {"adam": FusedRegAdam, "sgd": FusedRegSGD}[rule]
+    options = {"momentum": 0.9} if rule == "sgd" else {}
+    results = []
+    for cls, more in ((twin, {}), (ours, {"backend": backend})):
+        params = make_params(((4, 3), (4, 3), (5,)), torch.float64)
+        optimizer = cls(params, lr=0.1, **options, **more)
+        run(optimizer, params, 3)
+        kept: list = []
+        change(optimizer, params, kept)
+        if not keep:
+            kept.clear()
+        before = copy.deepcopy(flat(kept))
+        run(optimizer, params, 2, first_seed=50)
+        assert all(a.equal(b) for a, b in zip(before, flat(kept), strict=True))
+        results.append([param.detach() for param in params])
+    torch.testing.assert_close(*results, rtol=1e-13, atol=1e-14)
+
+
+def flat(kept) -> list[torch.Tensor]:
+    if isinstance(kept, torch.Tensor):
+        return [kept]
+    return [tensor for item in (kept.values() if isinstance(kept, dict) else kept) for tensor in flat(item)]
+
+
+def test_state_that_the_options_do_not_need_may_be_of_any_kind(backend) -> None:
+    """A checkpoint's leftovers: amsgrad's maximum in another dtype, while amsgrad is off."""
+    results = []
+    for leftovers in (True, False):
+        params = make_params(SHAPES)
+        optimizer = FusedRegAdam(params, lr=0.1, backend=backend)
+        run(optimizer, params, 1)
+        if leftovers:
+            for param in params:
+                optimizer.state[param]["max_exp_avg_sq"] = torch.zeros(1, dtype=torch.float64)
+        grow(optimizer, params)
+        run(optimizer, params, 2, first_seed=20)
+        results.append([param.detach() for param in params])
+    assert all(a.equal(b) for a, b in zip(*results, strict=True))
+
+
+# -- shapes and hyperparameters
+
+
+def test_two_parameters_that_trade_their_sizes_in_place(backend) -> None:
+    """The same addresses, strides and number of elements in all: a plan that knows no sizes would read past an end."""
+    pool = [torch.zeros(64), torch.zeros(64)]
+    a, b = (torch.nn.Parameter(memory[:size]) for memory, size in zip(pool, (16, 64), strict=True))
+    optimizer = FusedRegSGD([a, b], lr=1.0, backend=backend)
+    for sizes in ((16, 64), (64, 16)):
+        for param, memory, size in zip((a, b), pool, sizes, strict=True):
+            param.grad = None
+            param.data = memory[:size]
+            param.grad = torch.ones(size)
+        optimizer.step()
+    assert pool[0].tolist() == [-2.0] * 16 + [-1.0] * 48
+    assert pool[1].tolist() == [-2.0] * 16 + [-1.0] * 48
+
+
+def test_a_number_replaced_by_a_tensor_that_compares_equal(backend) -> None:
+    """torch.tensor(0.1) == 0.1, and yet it is 1.5e-9 more."""
+    results = []
+    for cls, options in ((torch.optim.SGD, {}), (FusedRegSGD, {"backend": backend})):
+        params = make_params(SHAPES, torch.float64)
+        optimizer = cls(params, lr=0.1, **options)
+        run(optimizer, params, 1)
+        optimizer.param_groups[0]["lr"] = torch.tensor(0.1)
+        run(optimizer, params, 1)
+        optimizer.param_groups[0]["lr"].fill_(0.2)
+        run(optimizer, params, 1)
+        results.append([param.detach() for param in params])
+    torch.testing.assert_close(*results, rtol=1e-14, atol=1e-15)
+
+
+@pytest.mark.parametrize("key", ["lr", "l1", "l2", "clip_value", "max_grad_norm"])
+def test_a_tensor_hyperparameter_written_in_place(key, backend) -> None:
+    results = []
+    for as_tensor in (True, False):
+        params = make_params(SHAPES, torch.float64)
+        optimizer = FusedRegAdam(params, backend=backend, **REGULARIZED)
+        group = optimizer.param_groups[0]
+        for value in (0.01, 0.3, 0.02):
+            if not as_tensor:
+                group[key] = value
+            elif not isinstance(group[key], torch.Tensor):
+                group[key] = torch.tensor(value, dtype=torch.float64)
+            else:
+                group[key].fill_(value)
+            set_grads(params, int(value * 100))
+            optimizer.step()
+        results.append([param.detach() for param in params])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-15, atol=0)

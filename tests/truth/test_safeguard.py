@@ -1,0 +1,183 @@
+"""Proves what the safeguard d_prox = max(d, (l1 + l2 |w_old|) / 2) gives and leaves alone, and why the factor is 1/2.
+
+A penalty moves no weight by more than 2 * lr a step, so a row that never saw a gradient does not vanish at once; and
+the solutions stay exact, also from where the metric is small. Without the floor the first is lost, with a factor of 1
+the second.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from helpers import FusedRegAdam, FusedRegAdamW
+from solvers import SOLVERS, Strength, diabetes, minimise, prox_with_floor, scikit_learns, violations
+
+from fusedreg import reference
+
+STRENGTHS: list[Strength] = [(5.0, 0.0), (5.0, 0.3), (0.0, 0.3)]
+LR = 0.01
+
+
+# -- the solutions
+
+
+def from_the_least_squares_solution(solver: str, **options) -> np.ndarray:
+    """There the loss has no gradient, so that the metric is eps and the floor is all that holds the prox."""
+    problem = diabetes()
+    start = np.linalg.solve(problem.gram.numpy(), problem.correlation.numpy())
+    assert np.abs(problem.gradient(torch.from_numpy(start)).numpy()).max() < 1e-10
+    return minimise(
+        problem, STRENGTHS, SOLVERS[solver], steps=2000, start=np.tile(start, (len(STRENGTHS), 1)), **options
+    )
+
+
+@pytest.mark.parametrize("solver", ["adam", "amsgrad"])
+def test_solutions_are_exact_from_where_the_metric_is_small(solver, backend) -> None:
+    fit = from_the_least_squares_solution(solver, backend=backend)
+    truth = scikit_learns(diabetes(), STRENGTHS)
+    np.testing.assert_allclose(fit, truth, rtol=0, atol=1e-8)
+    np.testing.assert_array_equal(fit != 0, truth != 0)
+    assert violations(diabetes(), fit, STRENGTHS).max() < 1e-8
+
+
+@pytest.mark.parametrize(("factor", "solver"), [(0.0, "adam"), (0.5, "adam"), (1.0, "adam"), (1.0, "amsgrad")])
+def test_solutions_are_exact_up_to_one_half_and_not_at_one(factor, solver, monkeypatch) -> None:
+    """With 1, any weight where |gradient| = d is below the floor stays where it is.
+
+    The step moves it by lr * |gradient| / d = lr, and the prox back by lr * (l1 + l2 |w|) / d_prox = lr. With 1/2 the
+    prox moves it by 2 * lr there.
+    """
+    monkeypatch.setattr(reference, "prox", prox_with_floor(factor))
+    fit = from_the_least_squares_solution(solver, backend="reference")
+    distance = np.abs(fit - scikit_learns(diabetes(), STRENGTHS)).max(1)
+    if factor <= 0.5:
+        assert distance.max() < 1e-8
+    else:
+        assert distance.min() > 1
+
+
+# -- weights without a gradient
+
+
+class UnusedRow(torch.nn.Module):
+    """Of ten embeddings, nine are looked up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = torch.nn.Embedding(10, 8, dtype=torch.float64)
+
+    def forward(self) -> torch.Tensor:
+        return (self.embedding(torch.arange(9)) - 1).square().mean()
+
+    def untouched(self) -> torch.Tensor:
+        return self.embedding.weight[9].detach().clone()
+
+
+class DeadUnit(torch.nn.Module):
+    """Of four hidden units, one is off for every input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = torch.nn.Linear(8, 4, dtype=torch.float64)
+        self.second = torch.nn.Linear(4, 1, dtype=torch.float64)
+        torch.nn.init.constant_(self.first.bias, 1.0)
+        self.first.bias.data[2] = -1e6
+        self.X = torch.randn(16, 8, dtype=torch.float64)
+
+    def forward(self) -> torch.Tensor:
+        return (self.second(self.first(self.X).relu()) - 1).square().mean()
+
+    def untouched(self) -> torch.Tensor:
+        return self.first.weight[2].detach().clone()
+
+
+FLAVOURS = {
+    "adam": (FusedRegAdam, {}),
+    "amsgrad": (FusedRegAdam, {"amsgrad": True}),
+    "adamw-no-decay": (FusedRegAdamW, {"weight_decay": 0.0}),
+}
+PENALTIES = {"l1": (1e-3, 0.0), "l2": (0.0, 0.1), "both": (1e-3, 0.1), "huge": (100.0, 10.0)}
+
+
+def trajectory(model: torch.nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> torch.Tensor:
+    """The weights that get no gradient, before and after each step."""
+    seen = [model.untouched()]
+    for _ in range(steps):
+        optimizer.zero_grad()
+        model().backward()
+        optimizer.step()
+        seen.append(model.untouched())
+    return torch.stack(seen)
+
+
+@pytest.mark.parametrize("penalty", PENALTIES)
+@pytest.mark.parametrize("flavour", FLAVOURS)
+@pytest.mark.parametrize("model", [UnusedRow, DeadUnit], ids=lambda cls: cls.__name__)
+def test_a_weight_without_gradients_moves_by_at_most_twice_lr(model, flavour, penalty, backend) -> None:
+    cls, options = FLAVOURS[flavour]
+    l1, l2 = PENALTIES[penalty]
+    model = model()
+    optimizer = cls(model.parameters(), lr=LR, l1=l1, l2=l2, backend=backend, **options)
+    seen = trajectory(model, optimizer, steps=5)
+    moves = (seen[1:] - seen[:-1]).abs()
+    assert (seen.abs().diff(dim=0) <= 0).all()
+    assert moves.max() <= 2 * LR * (1 + 1e-12)
+    # not by standing still
+    assert moves.max() > 0.5 * LR
+
+
+def test_a_weight_without_gradients_goes_to_zero_in_steps_of_twice_lr(backend) -> None:
+    """As if it had a gradient of half l1: soon, and not at once."""
+    model, steps = UnusedRow(), 150
+    optimizer = FusedRegAdam(model.parameters(), lr=LR, l1=1e-3, backend=backend)
+    seen = trajectory(model, optimizer, steps)
+    walked = 2 * LR * torch.arange(steps + 1, dtype=seen.dtype, device=seen.device)[:, None]
+    expected = seen[0].sign() * (seen[0].abs() - walked).clamp(min=0)
+    torch.testing.assert_close(seen, expected, rtol=0, atol=1e-12)
+    assert (seen[1] != 0).all()
+    assert (seen[-1] == 0).all()
+
+
+@pytest.mark.parametrize("model", [UnusedRow, DeadUnit], ids=lambda cls: cls.__name__)
+def test_without_the_floor_it_vanishes_at_once(model, monkeypatch) -> None:
+    monkeypatch.setattr(reference, "prox", prox_with_floor(0.0))
+    model = model()
+    optimizer = FusedRegAdam(model.parameters(), lr=LR, l1=1e-3, backend="reference")
+    seen = trajectory(model, optimizer, steps=1)
+    assert (seen[0] != 0).all()
+    assert seen[0].abs().max() > 2 * LR
+    assert (seen[1] == 0).all()
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS)
+def test_what_a_penalty_adds_to_any_step_is_bounded(flavour, backend) -> None:
+    """|x - z| <= 2 lr, or where the step made the weight larger, 2 lr (l1 + l2 |x|) / (l1 + l2 |w_old|).
+
+    z is the same step without penalties. Gradients over 16 decades, so that the metric is on both sides of the floor.
+    """
+    cls, options = FLAVOURS[flavour]
+    l1, l2 = 1e-2, 0.5
+    generator = torch.Generator().manual_seed(0)
+    device = torch.get_default_device()
+
+    def draw() -> torch.Tensor:
+        return torch.randn(2000, generator=generator, dtype=torch.float64, device="cpu").to(device)
+
+    param, twin = (torch.nn.Parameter(torch.zeros(2000, dtype=torch.float64)) for _ in range(2))
+    optimizer = cls([param], lr=LR, l1=l1, l2=l2, backend=backend, **options)
+    bare = cls([twin], lr=LR, backend=backend, **options)
+    scale = 10 ** torch.linspace(-12, 4, 2000, dtype=torch.float64)
+    for _ in range(10):
+        w_old = draw()
+        param.data.copy_(w_old)
+        twin.data.copy_(w_old)
+        param.grad = twin.grad = draw() * scale
+        optimizer.step()
+        bare.step()
+        x, z = param.detach(), twin.detach()
+        limit = 2 * LR * ((l1 + l2 * x.abs()) / (l1 + l2 * w_old.abs())).clamp(min=1)
+        assert ((x - z).abs() <= limit * (1 + 1e-9)).all()
+        assert (x.abs() <= z.abs()).all()
+        # Reached to a tenth, where the metric is below the floor.
+        assert ((x - z).abs() > 0.9 * 2 * LR).any()
