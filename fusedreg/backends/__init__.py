@@ -10,10 +10,10 @@ from .base import Backend, DeviceNorm, Entry, Plan, StepScalars
 from .cpp import CppBackend
 from .cuda import CudaBackend
 from .reference import ReferenceBackend
+from .triton import TritonBackend
 
 __all__ = [
     "BACKENDS",
-    "PLANNED",
     "Backend",
     "DeviceNorm",
     "Entry",
@@ -27,19 +27,18 @@ __all__ = [
 logger = logging.getLogger("fusedreg")
 
 # The one list of backends, the fastest first: "auto" takes the first that accepts a parameter.
-BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (CppBackend(), CudaBackend(), ReferenceBackend())}
-PLANNED = ("triton",)
+BACKENDS: dict[str, Backend] = {
+    backend.name: backend for backend in (CppBackend(), CudaBackend(), TritonBackend(), ReferenceBackend())
+}
 
 _said: set[str] = set()
 
 
 def check_name(name: str) -> None:
     """Raises ValueError for an unknown backend, RuntimeError for one that cannot run here, with the reason."""
-    names = ("auto", *BACKENDS, *PLANNED)
+    names = ("auto", *BACKENDS)
     if name not in names:
         raise ValueError(f"Invalid backend value: {name!r} (allowed: {', '.join(map(repr, names))})")
-    if name in PLANNED:
-        raise RuntimeError(f"backend {name!r} cannot run: it is not part of this version of fusedreg")
     if name != "auto":
         reason = BACKENDS[name].unavailable_reason()
         if reason is not None:
