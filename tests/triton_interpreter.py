@@ -72,15 +72,18 @@ def correct_the_interpreter() -> None:
 
     # It patches the language anew for every function that a kernel calls, which is half of its time.
     patch_lang = interpreter._patch_lang
-    patched = []
+    patched = set()
 
     def patch_lang_once(fn):
-        if patched:
-            return None  # a call within a kernel; nobody restores its scope
+        modules = {module for module in (tl, tl.core) if any(value is module for value in fn.__globals__.values())}
+        within_a_kernel = bool(patched)
+        if within_a_kernel and modules <= patched:
+            return None  # nobody restores the scope of a call
         scope = patch_lang(fn)
-        restore = scope.restore
-        scope.restore = lambda: (patched.clear(), restore())
-        patched.append(fn)
+        patched.update(modules)
+        if not within_a_kernel:
+            restore = scope.restore
+            scope.restore = lambda: (patched.clear(), restore())
         return scope
 
     interpreter._patch_lang = patch_lang_once
