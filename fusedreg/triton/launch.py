@@ -84,6 +84,23 @@ def update_constants(rule: Rule, element: tl.dtype, states: int, is_aligned: boo
     )
 
 
+def squares_constants(element: tl.dtype, is_aligned: bool, group_scalars: int) -> dict[str, Any]:
+    return dict(
+        GROUP_SCALARS=group_scalars,
+        T=element,
+        A=arithmetic(element),
+        ALIGNED=is_aligned,
+        CHUNK=CHUNK,
+        BLOCK=NORM_BLOCK,
+    )
+
+
+def prepare_constants(rule: Rule, clips: bool, group_scalars: int) -> dict[str, Any]:
+    return dict(
+        fill=rule.fill, HAS_METRIC=rule.has_metric, GROUP_SCALARS=group_scalars, CLIP=clips, BLOCK=NORM_BLOCK
+    )
+
+
 def launch_update(rule: Rule, launch: Launch, tables: StepTables, row_count: int, config: Config) -> None:
     run(
         kernels.update_kernel,
@@ -110,14 +127,7 @@ def launch_squares(
             tables.slots,
             partial_sums,
         ),
-        dict(
-            GROUP_SCALARS=group_scalars,
-            T=launch.element,
-            A=arithmetic(launch.element),
-            ALIGNED=launch.is_aligned,
-            CHUNK=CHUNK,
-            BLOCK=NORM_BLOCK,
-        ),
+        squares_constants(launch.element, launch.is_aligned, group_scalars),
         NORM_WARPS,
     )
 
@@ -136,13 +146,7 @@ def launch_prepare(
             0 if squares is None else squares.numel(),
             tables.hyper if norm is None else norm,
         ),
-        dict(
-            fill=rule.fill,
-            HAS_METRIC=rule.has_metric,
-            GROUP_SCALARS=group_scalars,
-            CLIP=squares is not None,
-            BLOCK=NORM_BLOCK,
-        ),
+        prepare_constants(rule, squares is not None, group_scalars),
         NORM_WARPS,
     )
 
