@@ -1,6 +1,6 @@
 """The Triton backend without a GPU: its tables, slots, launches, index arithmetic and maths, in Triton's interpreter.
 
-``make test-triton`` runs it, and the suites that take the fixture ``backend``. What it does not show is what only a device
+``make test-triton`` runs it, and suites that take the fixture ``backend``. What it does not show is what only a device
 has: layouts, reductions over warps, streams and graphs. tests/test_triton_compile.py compiles the kernels for devices.
 """
 
@@ -271,7 +271,9 @@ def test_hyperparameters_steps_and_tensors_compile_nothing_new(launches, host_cl
     first = set(launches)
     assert {name for name, *_ in first} == {"squares_kernel", "prepare_kernel", "update_kernel"}
     for i, mode in enumerate(L1_MODES):
-        optimizer.param_groups[0].update(lr=0.1 / (i + 1), l1=0.01 * i, l2=0.0, eps=1e-7, betas=(0.8, 0.9), l1_mode=mode)
+        optimizer.param_groups[0].update(
+            lr=0.1 / (i + 1), l1=0.01 * i, l2=0.0, eps=1e-7, betas=(0.8, 0.9), l1_mode=mode
+        )
         run(optimizer, params[:2], 2)
     optimizer.add_param_group({"params": params[2:], "clip_value": None})
     run(optimizer, params, 2)

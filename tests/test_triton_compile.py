@@ -62,7 +62,7 @@ def compiled(kernel, constants: dict, target: str, warps: int):
     aligned = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(names) if types[n].startswith("*")}
     values = {(names.index(name),): value for name, value in constants.items()}
     source = ASTSource(kernel, {name: types[name] for name in names}, values, aligned)
-    return triton.compile(source, target=TARGETS[target], options={"num_warps": warps})
+    return triton.compile(source, target=TARGETS[target], options=launch.options(warps))
 
 
 def assembly(kernel) -> str:
@@ -80,9 +80,11 @@ def wide_accesses(kernel) -> tuple[int, int]:
 
 
 def registers_and_spills(kernel, folder) -> tuple[int, int]:
-    """Registers of a thread, and bytes of them that did not fit. On AMD, scalar registers spill into vector registers."""
+    """Registers of a thread, and bytes of them that did not fit. AMD's scalar registers go into vectors."""
     if "cubin" not in kernel.asm:
-        count, spilled = (int(re.search(rf"\.vgpr_{what}:\s+(\d+)", assembly(kernel))[1]) for what in ("count", "spill_count"))
+        count, spilled = (
+            int(re.search(rf"\.vgpr_{what}:\s+(\d+)", assembly(kernel))[1]) for what in ("count", "spill_count")
+        )
         return count, 4 * spilled
     file = folder / "kernel.cubin"
     file.write_bytes(kernel.asm["cubin"])
@@ -100,13 +102,13 @@ def rounds_as_ieee(kernel) -> bool:
 @every_target
 @pytest.mark.parametrize("config", some([launch.DEFAULT], list(launch.CANDIDATES)))
 @pytest.mark.parametrize("what", some(FEW_UPDATES, ALL_UPDATES))
-def test_update(what, config, target, tmp_path, record_property) -> None:
+def test_update(what, config, target, tmp_path) -> None:
     rule, states, element, is_aligned = what
     constants = launch.update_constants(RULES[rule], ELEMENTS[element], states, is_aligned, config.block)
     kernel = compiled(kernels.update_kernel, constants, target, config.warps)
     registers, spills = registers_and_spills(kernel, tmp_path)
-    record_property("registers", registers)
-    # To have room for more blocks, ptxas puts a few loop invariants of some other candidates aside, once, before the loop.
+    print(f"{registers} registers, {spills} bytes spilled")  # pytest -rA shows it
+    # To have room for more blocks, ptxas puts a few loop invariants of other candidates aside, before the loop.
     assert spills <= (0 if config == launch.DEFAULT else 32)
     assert rounds_as_ieee(kernel)
     assert kernel.metadata.shared == 0  # no element changes hands between threads
@@ -118,7 +120,9 @@ def test_update(what, config, target, tmp_path, record_property) -> None:
 
 
 @every_target
-@pytest.mark.parametrize("what", some([("float32", True), ("bfloat16", True)], list(itertools.product(ELEMENTS, (True, False)))))
+@pytest.mark.parametrize(
+    "what", some([("float32", True), ("bfloat16", True)], list(itertools.product(ELEMENTS, (True, False))))
+)
 def test_squares(what, target, tmp_path) -> None:
     element, is_aligned = ELEMENTS[what[0]], what[1]
     constants = launch.squares_constants(element, is_aligned, group_scalars=12)

@@ -1,6 +1,6 @@
 """The Triton backend on CPU parameters, in Triton's interpreter: the kernels' own code, carried out by numpy.
 
-Only in a process that was started with TRITON_INTERPRET=1 (``make test-triton``): Triton looks when a kernel is defined.
+Only in a process started with TRITON_INTERPRET=1 (``make test-triton``): Triton looks when a kernel is defined.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ __all__ = [
     "Entry",
     "Plan",
     "StepScalars",
+    "TritonBackend",
     "check_name",
     "choose",
     "log_once",

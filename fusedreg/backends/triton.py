@@ -1,4 +1,4 @@
-"""The Triton backend: the kernels are Python, compiled on first use by Triton. It compiles, and has not yet run on a GPU."""
+"""The Triton backend: kernels in Python, which Triton compiles on first use. Compiles, not yet run on a GPU."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from .base import Entry, Plan, rejection_of_memory
 from .cpp import DTYPES
 
-# The first release whose JIT functions take and return the tuples that the kernels are written with. torch 2.8 brings it.
+# The first release whose JIT functions take and return the tuples that the kernels use. torch 2.8 brings it.
 OLDEST = (3, 4)
 
 
@@ -44,7 +44,7 @@ def _capability(device: torch.device) -> tuple[int, int]:
 
 class TritonBackend:
     name = "triton"
-    device_type = "cuda"
+    device_type: str | None = "cuda"
 
     def unavailable_reason(self) -> str | None:
         if not torch.cuda.is_available():
@@ -64,9 +64,8 @@ class TritonBackend:
 
 
 def make_plan(rule: str, entries: list[Entry], host_clocks: bool) -> Plan:
+    from ..optimizer import COMMON_SCALARS
     from ..triton.plan import TritonPlan
     from ..triton.rules import RULES
-
-    from ..optimizer import COMMON_SCALARS
 
     return TritonPlan(rule, [*COMMON_SCALARS, *RULES[rule].scalar_names], entries, host_clocks)

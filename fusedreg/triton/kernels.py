@@ -36,8 +36,6 @@ from .scalars import (
     write,
 )
 
-# mypy: disable-error-code="no-untyped-def"
-
 # The columns of rows.
 W, G, STATE, NUMEL, SLOT, COLUMNS = (tl.constexpr(i) for i in (0, 1, 2, 5, 6, 7))
 MAX_STATES = 3
@@ -151,7 +149,9 @@ def prepare_kernel(
         inv_grad_scale=inverse_grad_scale(scalars, group),
         clip_value=read(group, CLIP_VALUE),
         clip_coef=clip_coef,
-        is_penalized=((is_subgradient & has_penalty) | ((weight_decay != 0) & (is_decoupled_decay == 0))).to(tl.float64),
+        is_penalized=((is_subgradient & has_penalty) | ((weight_decay != 0) & (is_decoupled_decay == 0))).to(
+            tl.float64
+        ),
         l1_gradient=tl.where(is_subgradient, l1, 0.0),
         l2_gradient=tl.where(is_subgradient, l2, 0.0) + tl.where(is_decoupled_decay, 0.0, weight_decay),
         w_scale=tl.where(is_decoupled_decay, 1 - lr * weight_decay, 1.0),

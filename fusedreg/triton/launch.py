@@ -19,8 +19,8 @@ from triton.runtime.cache import get_cache_manager
 from . import kernels
 from .rules import RULES, Rule
 
-# Elements that a program works on. 16 Ki elements of fp32 Adam move 448 KiB: long enough to hide what a program does before
-# its first load, short enough that the last programs of a launch do not keep the device waiting.
+# Elements that a program works on. 16 Ki elements of fp32 Adam move 448 KiB: long enough to hide what a program does
+# before its first load, short enough that the last programs of a launch do not keep the device waiting.
 CHUNK = 16 * 1024
 
 # The block of the norm is not searched for: the order of a sum decides its last bits.
@@ -63,7 +63,12 @@ class StepTables(NamedTuple):
 
 
 def run(kernel: Any, programs: int, arguments: tuple[Any, ...], constants: dict[str, Any], warps: int) -> None:
-    kernel[(programs,)](*arguments, **constants, num_warps=warps)
+    kernel[(programs,)](*arguments, **constants, **options(warps))
+
+
+def options(warps: int) -> dict[str, Any]:
+    # Said, because its default is about to change: a product and a sum may be one instruction, with one rounding.
+    return dict(num_warps=warps, enable_fp_fusion=True)
 
 
 def arithmetic(element: tl.dtype) -> tl.dtype:
@@ -96,9 +101,7 @@ def squares_constants(element: tl.dtype, is_aligned: bool, group_scalars: int) -
 
 
 def prepare_constants(rule: Rule, clips: bool, group_scalars: int) -> dict[str, Any]:
-    return dict(
-        fill=rule.fill, HAS_METRIC=rule.has_metric, GROUP_SCALARS=group_scalars, CLIP=clips, BLOCK=NORM_BLOCK
-    )
+    return dict(fill=rule.fill, HAS_METRIC=rule.has_metric, GROUP_SCALARS=group_scalars, CLIP=clips, BLOCK=NORM_BLOCK)
 
 
 def launch_update(rule: Rule, launch: Launch, tables: StepTables, row_count: int, config: Config) -> None:

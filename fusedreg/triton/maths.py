@@ -5,8 +5,6 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-# mypy: disable-error-code="no-untyped-def"
-
 
 @triton.jit
 def divide(a, b):

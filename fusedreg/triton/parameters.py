@@ -1,7 +1,7 @@
 """The parameters of a plan with their gradients and state: what a plan rests on, checked in every step.
 
-What csrc/plan/parameters.cpp is to the compiled backends. In Python a loop over a thousand parameters costs more than their
-step on a GPU, so each check is one list made by C code, compared with another.
+What csrc/plan/parameters.cpp is to the compiled backends. In Python a loop over a thousand parameters costs more than
+their step on a GPU, so each check is one list made by C code, compared with another.
 """
 
 from __future__ import annotations
@@ -43,9 +43,7 @@ class Layouts:
 
     @classmethod
     def of(cls, tensors: list[Tensor]) -> Layouts:
-        return cls(
-            list(map(Tensor.data_ptr, tensors)), list(map(Tensor.stride, tensors)), list(map(_LAYOUT, tensors))
-        )
+        return cls(list(map(Tensor.data_ptr, tensors)), list(map(Tensor.stride, tensors)), list(map(_LAYOUT, tensors)))
 
 
 class Parameters:
@@ -73,7 +71,7 @@ class Parameters:
         self._staged: dict[int, Staged] = {}
         # Elements as the kernels count them: a complex number is two real ones, as in torch's own optimizers.
         self.numels = [param.numel() * (2 if param.is_complex() else 1) for param in self.params]
-        # This step's pointers, one list each for w, g and the state tensors, one item a parameter; 0 where there is none.
+        # This step's pointers: a list each for w, g and the state tensors, with one item a parameter, 0 for none.
         self.columns: list[list[int]] = []
         self._width = len(state_names)
 

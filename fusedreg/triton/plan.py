@@ -44,7 +44,7 @@ _kept_for_graphs: list[Tensor] = []
 
 
 class Table:
-    """Numbers in device memory. Uploaded where they have changed, to a new place: what was launched still reads the old."""
+    """Numbers in device memory. They are uploaded where they have changed, to a new place: launches read the old."""
 
     def __init__(self) -> None:
         self._numbers: list[int] | None = None
@@ -65,8 +65,8 @@ class Table:
         return self._on_device
 
     def _upload(self, data: Tensor, device: torch.device, capturing: bool) -> Tensor:
-        # From pageable memory the copy would wait for the device. Pinned memory is better not asked for while a graph is
-        # captured, so there is some to spare, which no copy has been made from yet.
+        # From pageable memory the copy would wait for the device. Pinned memory is better not asked for while a graph
+        # is captured, so there is some to spare, which no copy has been made from yet.
         if capturing and self._spare is not None and self._spare.numel() >= data.numel():
             pinned, self._spare = self._spare[: data.numel()], None
         else:
@@ -165,9 +165,7 @@ class TritonPlan(Plan):
             if slots > 0:
                 launch_prepare(self._rule, tables, slots, len(self._scalar_names), squares, norm)
             for launch in self._launches:
-                config = update_config(
-                    self._rule_name, launch.element, launch.states, self._device, tables.capturing
-                )
+                config = update_config(self._rule_name, launch.element, launch.states, self._device, tables.capturing)
                 launch_update(self._rule, launch, tables, len(self._clocks), config)
             for row, clock in self._host_clocks:
                 group = self._groups[self._parameters.groups[row]]

@@ -1,7 +1,7 @@
 """Stage 5 of a step: the rules. A rule is what it does to an element, and what it needs to know for that.
 
-``fill`` runs once for a slot, a parameter group at one clock: in float64, from the group's scalars and the clock, it makes
-the few numbers that ``step`` then takes for every element, and the next clock.
+``fill`` runs once for a slot, a parameter group at one clock: in float64, from the group's scalars and the clock, it
+makes the few numbers that ``step`` then takes for every element, and the next clock.
 """
 
 from __future__ import annotations
@@ -14,8 +14,6 @@ import triton.language as tl
 
 from .maths import divide, maximum, square_root
 from .scalars import LR, RULE_SCALARS, read
-
-# mypy: disable-error-code="no-untyped-def"
 
 # -- Adam and AdamW: they differ in stage 4 alone
 
@@ -98,7 +96,7 @@ def sgd_next_clock(group: Mapping[str, float], clock: float) -> float:
 
 class Rule(NamedTuple):
     step: Any
-    """``step(w, g, state, scalars)``: the moved weight, its new state, and the metric d, or 1 for a rule without one."""
+    """``step(w, g, state, scalars)``: the moved weight, its new state, the metric d (1 for a rule without one)."""
     fill: Any
     """``fill(group, clock)``: ``step``'s scalars, the prox's step size tau, the next clock."""
     step_scalars: int

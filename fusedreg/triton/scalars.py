@@ -1,8 +1,8 @@
 """The scalars of a step in device memory: hyperparameters, AMP's scalars, clocks.
 
-A scalar is two int64: its kind, and its value or its address. So a step takes a number from the host and one that only the
-device knows (a learning rate that is a tensor, AMP's ``found_inf``, a clock under a CUDA graph) alike, and waits for
-neither.
+A scalar is two int64: its kind, and its value or its address. So a step takes a number from the host and one that only
+the device knows (a learning rate that is a tensor, AMP's ``found_inf``, a clock under a CUDA graph) alike, and waits
+for neither.
 """
 
 from __future__ import annotations
@@ -10,12 +10,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-# mypy: disable-error-code="no-untyped-def"
-
 VALUE, FLOAT32_AT, FLOAT64_AT = (tl.constexpr(i) for i in range(3))
 
-# The scalars of the step itself, at the head of the table. Then those of each group: COMMON_SCALARS of optimizer.py, and
-# from RULE_SCALARS on those that the rule names.
+# The scalars of the step itself, at the head of the table. Then those of each group: COMMON_SCALARS of optimizer.py,
+# and from RULE_SCALARS on those that the rule names.
 GRAD_SCALE, FOUND_INF, MAX_GRAD_NORM = (tl.constexpr(i) for i in range(3))
 STEP_SCALARS = tl.constexpr(3)
 LR, WEIGHT_DECAY, MAXIMIZE, DECOUPLED_WEIGHT_DECAY, L1, L2, L1_MODE, CLIP_VALUE = (tl.constexpr(i) for i in range(8))
