@@ -288,6 +288,26 @@ def test_one_launch_for_all_groups_of_a_dtype(launches, host_clocks) -> None:
     assert [name for name, *_ in launches] == ["squares_kernel", "prepare_kernel", "update_kernel"]
 
 
+def test_only_what_is_aligned_is_taken_for_aligned(launches, host_clocks) -> None:
+    """The interpreter minds no alignment; a device does not forgive a wide load from the wrong place."""
+    buffer = torch.zeros(200)
+    first = (16 - buffer.data_ptr() % 16) % 16 // 4
+    params = [buffer[first : first + 64].requires_grad_(), buffer[first + 65 : first + 129].requires_grad_()]
+    optimizer = FusedRegAdam(params, backend="triton")
+    run(optimizer, params, 1)
+    constants = [dict(constants) for name, _, constants, _ in launches if name == "update_kernel"]
+    assert sorted(c["ALIGNED"] for c in constants) == ["False", "True"]
+
+
+def test_a_nan_in_the_largest_second_moment_stays(host_clocks) -> None:
+    params = make_params(((50,),))
+    optimizer = FusedRegAdam(params, amsgrad=True, backend="triton", **{**REGULARIZED, "max_grad_norm": None})
+    run(optimizer, params, 1)
+    optimizer.state[params[0]]["max_exp_avg_sq"][17] = math.nan
+    run(optimizer, params, 1)
+    assert params[0].isnan().nonzero().flatten().tolist() == [17]
+
+
 def test_tables_are_made_once(host_clocks) -> None:
     params = make_params()
     optimizer = FusedRegAdam(params, backend="triton", **REGULARIZED)

@@ -108,8 +108,9 @@ def test_update(what, config, target, tmp_path) -> None:
     kernel = compiled(kernels.update_kernel, constants, target, config.warps)
     registers, spills = registers_and_spills(kernel, tmp_path)
     print(f"{registers} registers, {spills} bytes spilled")  # pytest -rA shows it
-    # To have room for more blocks, ptxas puts a few loop invariants of other candidates aside, before the loop.
-    assert spills <= (0 if config == launch.DEFAULT else 32)
+    # To have room for more blocks, ptxas puts a few loop invariants aside, before the loop. Of 128 kernels with the
+    # default, Triton 3.6 has none that does, 3.9 one.
+    assert spills <= (8 if config == launch.DEFAULT else 32)
     assert rounds_as_ieee(kernel)
     assert kernel.metadata.shared == 0  # no element changes hands between threads
     loads, stores = wide_accesses(kernel)

@@ -109,6 +109,7 @@ class TritonPlan(Plan):
         self._launches: list[Launch] = []
         self._chunks: list[int] = []
         self._chunks_made_for: Any = None
+        self._kinds: list[tuple[str, int, bool]] | None = None
         self._tables = {name: Table() for name in ("rows", "chunks", "slots", "scalars")}
         self._hyper: Tensor | None = None
         self._hyper_made_for: Any = None
@@ -226,13 +227,17 @@ class TritonPlan(Plan):
 
     def _cut_into_chunks(self) -> None:
         """Chunks that one compiled kernel takes stand side by side."""
+        made_for = (self._parameters.columns, self._state_counts)
+        if self._chunks_made_for == made_for:
+            return
+        self._chunks_made_for = made_for
         bits = [0] * len(self._clocks)
         for column in self._parameters.columns:
             bits = [a | b for a, b in zip(bits, column, strict=True)]
         kinds = list(zip(map(str, self._elements), self._state_counts, [b % 16 == 0 for b in bits], strict=True))
-        if kinds == self._chunks_made_for:
+        if kinds == self._kinds:
             return
-        self._chunks_made_for = kinds
+        self._kinds = kinds
         rows_of_kind: dict[Any, list[int]] = {}
         for row, kind in enumerate(kinds):
             rows_of_kind.setdefault(kind, []).append(row)
