@@ -29,7 +29,8 @@ from fusedreg import backends
 from fusedreg.groups import L1_MODES
 from fusedreg.parity import TOLERANCE_IN_EPS, Case, cases, error_in_eps
 
-pytestmark = pytest.mark.skipif(reason_to_skip() is not None, reason=reason_to_skip() or "")
+if (REASON := reason_to_skip()) is not None:
+    pytest.skip(REASON, allow_module_level=True)
 
 
 @pytest.fixture
