@@ -9,13 +9,19 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
 
-.PHONY: demo test lint typecheck format bench cuda-check gpu-check info parity clean
+.PHONY: demo test test-triton lint typecheck format bench cuda-check gpu-check sanitize fuzz info parity clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/demo.py
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest $(PYTEST)
+
+# The Triton backend without a GPU: compiled for several, and run by Triton's interpreter.
+test-triton: $(VENV)/.triton
+	$(BIN)/python -m pytest tests/test_triton_compile.py tests/test_registry.py $(PYTEST)
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/test_triton.py $(PYTEST)
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/test_edges.py tests/hostile -k triton $(PYTEST)
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .
@@ -64,6 +70,10 @@ $(VENV)/.demo: $(VENV)/.built requirements/demo.txt
 
 $(VENV)/.test: $(VENV)/.built requirements/test.txt
 	$(PIP) -r requirements/test.txt
+	touch $@
+
+$(VENV)/.triton: $(VENV)/.test requirements/triton.txt
+	$(PIP) -r requirements/triton.txt
 	touch $@
 
 $(VENV)/.lint: $(VENV)/.built requirements/lint.txt

@@ -36,8 +36,6 @@ def info(console: Console) -> int:
     for name, backend in backends.BACKENDS.items():
         reason = backend.unavailable_reason()
         table.add_row(name, "yes" if reason is None else "no", reason or "")
-    for name in backends.PLANNED:
-        table.add_row(name, "no", "not part of this version")
     console.print(table)
     return 0
 

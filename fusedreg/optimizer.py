@@ -38,8 +38,8 @@ REGULARIZER_DOC = """
             ``clip_grad_value_``, without writing ``p.grad``.
         max_grad_norm (float, optional): scales all gradients down to this total norm, as ``clip_grad_norm_`` after
             ``clip_grad_value_``, without writing ``p.grad``. One number for the whole optimizer; ``inf`` only measures.
-        backend (str): ``"auto"``, or the name of a backend that must be used: ``"cpp"``, ``"cuda"``, ``"reference"``.
-            One for the whole optimizer.
+        backend (str): ``"auto"``, or the name of a backend that must be used: ``"cpp"``, ``"cuda"``, ``"triton"``,
+            ``"reference"``. One for the whole optimizer.
 
     Raises:
         ValueError: a strength, mode, clip or backend name that is not allowed; groups that disagree on

@@ -8,7 +8,9 @@ import os
 import hypothesis
 import pytest
 import torch
+from triton_interpreter import INTERPRETING, InterpretedTritonBackend, reason_to_skip
 
+from fusedreg import backends
 from fusedreg.backends.cpp import load_extension
 
 EXTENSION, NO_EXTENSION_REASON = load_extension()
@@ -20,11 +22,21 @@ TARGETS = [
     pytest.param(("reference", "cpu"), id="reference"),
     pytest.param(("cuda", "cuda"), marks=pytest.mark.gpu, id="cuda"),
     pytest.param(("reference", "cuda"), marks=pytest.mark.gpu, id="reference-on-cuda"),
+    pytest.param(("triton", "cuda"), marks=pytest.mark.gpu, id="triton"),
 ]
+if INTERPRETING:  # make test-triton
+    TARGETS = [pytest.param(("triton", "cpu"), id="triton")]
+    if reason_to_skip() is None:
+        backends.BACKENDS["triton"] = InterpretedTritonBackend(host_clocks=False)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="run the tests marked slow too")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if INTERPRETING:  # numpy warns of NaN and infinity, which some tests are about
+        config.addinivalue_line("filterwarnings", "ignore::RuntimeWarning")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -43,6 +55,9 @@ def _seed() -> None:
 def backend(request):
     """The name of a backend; the device that it runs on is torch's default device meanwhile."""
     name, device = request.param
+    reason = backends.BACKENDS[name].unavailable_reason()
+    if reason is not None:
+        pytest.skip(f"backend {name!r}: {reason}")
     with torch.device(device) if device != "cpu" else contextlib.nullcontext():
         yield name
 

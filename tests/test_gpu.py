@@ -16,6 +16,7 @@ from helpers import (
     assert_same_bits,
     flags_of,
     make_params,
+    run,
     set_grads,
     snapshot,
 )
@@ -30,6 +31,9 @@ every_optimizer = pytest.mark.parametrize(("cls", "flags"), OPTIMIZER_FLAGS, ids
 
 @pytest.fixture(params=GPU_BACKENDS)
 def backend(request):
+    reason = backends.BACKENDS[request.param].unavailable_reason()
+    if reason is not None:
+        pytest.skip(f"backend {request.param!r}: {reason}")
     with torch.device("cuda"):
         yield request.param
 
@@ -252,3 +256,24 @@ def test_a_checkpoint_moves_between_devices(backend) -> None:
         other.step()
     for a, b in zip(params, on_cpu, strict=True):
         torch.testing.assert_close(a.detach().cpu(), b.detach(), rtol=1e-5, atol=1e-6)
+
+
+def test_new_hyperparameters_and_parameters_compile_nothing(backend) -> None:
+    if backend != "triton":
+        pytest.skip("compiled ahead of time")
+    from fusedreg.triton import kernels
+
+    def compiled() -> int:
+        kinds = (kernels.update_kernel, kernels.squares_kernel, kernels.prepare_kernel)
+        return sum(len(caches[0]) for kernel in kinds for caches in kernel.device_caches.values())
+
+    params = make_params([(64, 64)] * 40)
+    optimizer = FusedRegAdam(params[:1], backend=backend, **REGULARIZED)
+    run(optimizer, params[:1], 1)
+    first = compiled()
+    optimizer.param_groups[0].update(lr=1.0, l1=0.0, betas=(0.5, 0.6), clip_value=None)
+    run(optimizer, params[:1], 20)
+    for some in (params[1:16], params[16:17], params[17:]):
+        optimizer.add_param_group({"params": some})
+        run(optimizer, params, 1)
+    assert compiled() == first

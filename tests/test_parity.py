@@ -10,10 +10,12 @@ import torch
 from conftest import EXTENSION
 from helpers import IDS, OPTIMIZER_FLAGS, REGULARIZED, FusedRegAdam, flags_of, make_params, run, set_grads
 
+from fusedreg import backends
 from fusedreg.groups import L1_MODES
 from fusedreg.parity import TOLERANCE_IN_EPS, Case, cases, error_in_eps
 
 FAST = [case for case in cases("cpp")] if EXTENSION else []
+ON_CUDA = [case for name in ("cuda", "triton") for case in cases(name, "cuda")]
 
 
 @pytest.mark.parametrize("case", FAST, ids=str)
@@ -22,8 +24,11 @@ def test_one_step(case: Case) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("case", list(cases("cuda", "cuda")), ids=str)
-def test_one_step_on_a_gpu(case: Case) -> None:
+@pytest.mark.parametrize("case", ON_CUDA, ids=str)
+def test_one_step_on_cuda(case: Case) -> None:
+    reason = backends.BACKENDS[case.backend].unavailable_reason()
+    if reason is not None:
+        pytest.skip(f"backend {case.backend!r}: {reason}")
     assert error_in_eps(case) <= TOLERANCE_IN_EPS[case.dtype]
 
 

@@ -12,9 +12,11 @@ from helpers import IDS, OPTIMIZER_FLAGS, OPTIMIZERS, TWINS, flags_of, make_para
 
 import fusedreg
 from fusedreg import backends, reference
+from fusedreg.backends.triton import why_not_triton
 from fusedreg.groups import L1_MODES, REGULARIZERS
 from fusedreg.optimizer import COMMON_SCALARS, FusedRegOptimizer
 
+needs_triton = pytest.mark.skipif(why_not_triton() is not None, reason=why_not_triton() or "")
 CSRC = Path(__file__).parents[1] / "csrc"
 
 
@@ -65,6 +67,31 @@ def test_the_reference_returns_the_states_that_the_class_names(cls, flags) -> No
 def test_every_rule_has_its_header(rule) -> None:
     assert (CSRC / "rules" / f"{rule}.h").exists()
     assert f'#include "{rule}.h"' in (CSRC / "rules" / "registry.h").read_text()
+
+
+@needs_triton
+def test_triton_has_every_rule_its_states_and_its_scalars() -> None:
+    from fusedreg.triton import kernels, scalars
+    from fusedreg.triton.rules import RULES
+
+    python = {cls.rule: (cls.state_names, cls.scalars) for cls in OPTIMIZERS}
+    assert {name: (rule.state_names, rule.scalar_names) for name, rule in RULES.items()} == python
+    common = [getattr(scalars, name.upper()).value for name in COMMON_SCALARS]
+    assert common == list(range(scalars.RULE_SCALARS))
+    assert [getattr(scalars, mode.upper()).value for mode in L1_MODES] == list(range(len(L1_MODES)))
+    for rule in RULES.values():
+        assert len(rule.state_names) <= kernels.MAX_STATES == kernels.NUMEL.value - kernels.STATE.value
+        assert kernels.HYPER_FIELDS.value + rule.step_scalars <= kernels.HYPER_WIDTH.value
+
+
+@needs_triton
+@pytest.mark.parametrize(("cls", "flags"), OPTIMIZER_FLAGS, ids=IDS)
+def test_triton_counts_states_as_the_class_does(cls, flags) -> None:
+    from fusedreg.triton.rules import RULES
+
+    group = cls(make_params(), **flags_of(cls, flags)).param_groups[0]
+    values = dict(zip((*COMMON_SCALARS, *cls.scalars), cls._read_scalars(group), strict=True))
+    assert RULES[cls.rule].state_count(values) == len(cls.states_of(group))
 
 
 def test_the_l1_modes_have_the_order_of_the_cpp_enum() -> None:

@@ -10,15 +10,16 @@ from .base import Backend, DeviceNorm, Entry, Plan, StepScalars
 from .cpp import CppBackend
 from .cuda import CudaBackend
 from .reference import ReferenceBackend
+from .triton import TritonBackend
 
 __all__ = [
     "BACKENDS",
-    "PLANNED",
     "Backend",
     "DeviceNorm",
     "Entry",
     "Plan",
     "StepScalars",
+    "TritonBackend",
     "check_name",
     "choose",
     "log_once",
@@ -27,20 +28,17 @@ __all__ = [
 logger = logging.getLogger("fusedreg")
 
 # The one list of backends, the fastest first: "auto" takes the first that accepts a parameter.
-_ALL: tuple[Backend, ...] = (CppBackend(), CudaBackend(), ReferenceBackend())
+_ALL: tuple[Backend, ...] = (CppBackend(), CudaBackend(), TritonBackend(), ReferenceBackend())
 BACKENDS: dict[str, Backend] = {backend.name: backend for backend in _ALL}
-PLANNED = ("triton",)
 
 _said: set[str] = set()
 
 
 def check_name(name: str) -> None:
     """Raises ValueError for an unknown backend, RuntimeError for one that cannot run here, with the reason."""
-    names = ("auto", *BACKENDS, *PLANNED)
+    names = ("auto", *BACKENDS)
     if name not in names:
         raise ValueError(f"Invalid backend value: {name!r} (allowed: {', '.join(map(repr, names))})")
-    if name in PLANNED:
-        raise RuntimeError(f"backend {name!r} cannot run: it is not part of this version of fusedreg")
     if name != "auto":
         reason = BACKENDS[name].unavailable_reason()
         if reason is not None:

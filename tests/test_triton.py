@@ -1,0 +1,343 @@
+"""The Triton backend without a GPU: its tables, slots, launches, index arithmetic and maths, in Triton's interpreter.
+
+``make test-triton`` runs it, and suites that take the fixture ``backend``. What it does not show is what only a device
+has: layouts, reductions over warps, streams and graphs. tests/test_triton_compile.py compiles the kernels for devices.
+"""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from helpers import (
+    IDS,
+    OPTIMIZER_FLAGS,
+    REGULARIZED,
+    FusedRegAdam,
+    FusedRegSGD,
+    assert_same_bits,
+    flags_of,
+    make_params,
+    run,
+    set_grads,
+    snapshot,
+)
+from triton_interpreter import InterpretedTritonBackend, reason_to_skip
+
+from fusedreg import backends
+from fusedreg.groups import L1_MODES
+from fusedreg.parity import TOLERANCE_IN_EPS, Case, cases, error_in_eps
+
+if (REASON := reason_to_skip()) is not None:
+    pytest.skip(REASON, allow_module_level=True)
+
+
+@pytest.fixture
+def host_clocks(monkeypatch):
+    monkeypatch.setitem(backends.BACKENDS, "triton", InterpretedTritonBackend(host_clocks=True))
+
+
+@pytest.fixture
+def device_clocks(monkeypatch):
+    monkeypatch.setitem(backends.BACKENDS, "triton", InterpretedTritonBackend(host_clocks=False))
+
+
+@pytest.fixture(params=["host_clocks", "device_clocks"])
+def interpreted(request):
+    request.getfixturevalue(request.param)
+
+
+@pytest.mark.parametrize("case", list(cases("triton")), ids=str)
+def test_one_step(case: Case, host_clocks) -> None:
+    assert error_in_eps(case) <= TOLERANCE_IN_EPS[case.dtype]
+
+
+@pytest.mark.parametrize("case", [c for c in cases("triton") if c.dtype == torch.float64], ids=str)
+def test_one_step_with_clocks_on_the_device(case: Case, device_clocks) -> None:
+    assert error_in_eps(case, shapes=((17, 3), (5,))) <= TOLERANCE_IN_EPS[case.dtype]
+
+
+@pytest.mark.parametrize("t", [1, 2, 10, 1000, 10**6])
+@pytest.mark.parametrize("betas", [(0.9, 0.999), (0.0, 0.95), (0.99, 0.999999)])
+def test_bias_corrections(t, betas, device_clocks) -> None:
+    """beta^t comes from exp2 and log2, and 1 - beta^t loses leading digits where t is small."""
+    results = []
+    for backend in ("triton", "reference"):
+        params = make_params(((50,),), torch.float64)
+        optimizer = FusedRegAdam(params, lr=1.0, betas=betas, backend=backend)
+        run(optimizer, params, 1)
+        optimizer.state[params[0]]["step"].fill_(t - 1)
+        run(optimizer, params, 1, first_seed=7)
+        results.append(params[0].detach())
+    # One rounding of beta^t, seen through 1 - beta^t, as a power function has it too.
+    noise = torch.finfo(torch.float64).eps / min(1 - betas[1] ** t, 1 - betas[0] ** t)
+    torch.testing.assert_close(*results, rtol=0, atol=8 * max(noise, 1e-15))
+
+
+@pytest.mark.parametrize("off", ["weight_decay", "l1", "l2", "clip_value", "max_grad_norm"])
+@pytest.mark.parametrize("mode", L1_MODES)
+@pytest.mark.parametrize(("cls", "flags"), OPTIMIZER_FLAGS, ids=IDS)
+def test_with_one_regularizer_off(cls, flags, mode, off, host_clocks) -> None:
+    options = {**REGULARIZED, **flags_of(cls, flags), "l1_mode": mode}
+    options[off] = None if off in ("clip_value", "max_grad_norm") else 0.0
+    results = []
+    for backend in ("triton", "reference"):
+        params = make_params(((7, 13), ()), torch.float64)
+        run(cls(params, backend=backend, **options), params, steps=2)
+        results.append(params)
+    for ours, truth in zip(*results, strict=True):
+        torch.testing.assert_close(ours, truth, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("numel", [16383, 16384, 16385, 2 * 16384 + 5])
+@pytest.mark.parametrize("offset", [0, 1, 3, 4])
+@pytest.mark.parametrize("dtype", TOLERANCE_IN_EPS, ids=str)
+def test_chunks_tails_and_misalignment(numel, offset, dtype, host_clocks) -> None:
+    """Against the reference, with sentinels around the views."""
+    results = []
+    for backend in ("triton", "reference"):
+        torch.manual_seed(numel)
+        buffer = torch.full((numel + 40,), 123.0, dtype=dtype)
+        param = buffer[offset : offset + numel].normal_().requires_grad_()
+        # No norm clip: gradients so small that a decay cancels them make a first step of Adam a matter of rounding.
+        optimizer = FusedRegAdam([param], backend=backend, **{**REGULARIZED, "max_grad_norm": math.inf})
+        gradient = torch.rand(numel + 8, dtype=torch.float64) + 0.5
+        param.grad = gradient.mul(torch.randn(numel + 8).sign()).to(dtype)[8 - offset :][:numel]
+        optimizer.step()
+        assert (buffer.detach()[:offset] == 123.0).all()
+        assert (buffer.detach()[offset + numel :] == 123.0).all()
+        results.append(param.detach().double())
+    unit = torch.finfo(dtype).eps * results[1].abs().max()
+    # Two results of half precision, each rounded once, may be neighbours.
+    assert (results[0] - results[1]).abs().max() <= max(TOLERANCE_IN_EPS[dtype], 1.0) * unit
+
+
+def test_many_slots(interpreted) -> None:
+    """A group for every parameter, and parameters at their own steps."""
+    results = []
+    for backend in ("triton", "reference"):
+        params = make_params([(5, 3)] * 40, torch.float64)
+        groups = [{"params": [p], "lr": 0.01 + 0.001 * i, "l1": 0.002 * (i % 3)} for i, p in enumerate(params)]
+        optimizer = FusedRegAdam(groups, backend=backend, l2=0.1, weight_decay=0.1, max_grad_norm=3.0)
+        for step in range(4):
+            set_grads(params, step)
+            for i, param in enumerate(params):
+                if i % 4 == step:
+                    param.grad = None
+            optimizer.step()
+        results.append(([p.detach() for p in params], [optimizer.state[p]["step"] for p in params]))
+    for ours, truth in zip(results[0][0], results[1][0], strict=True):
+        torch.testing.assert_close(ours, truth, rtol=1e-12, atol=1e-13)
+    assert results[0][1] == results[1][1]
+
+
+def test_sgds_clocks(interpreted) -> None:
+    """The gain is moved by the host or by the kernel, to the same number; NaN is a buffer that nobody counted."""
+    params = make_params(((3,), (4,)), torch.float64)
+    optimizer = FusedRegSGD(params, momentum=0.8, dampening=0.3, nesterov=False, backend="triton")
+    expected = 0.0
+    for i in range(4):
+        run(optimizer, params, 1, first_seed=i)
+        expected = 1.0 if i == 0 else 0.8 * expected + 1 - 0.3
+        assert optimizer.param_groups[0]["momentum_gain"].tolist() == pytest.approx([expected] * 2, rel=1e-15)
+    optimizer.param_groups[0]["momentum_gain"].fill_(math.nan)
+    run(optimizer, params, 1)
+    assert optimizer.param_groups[0]["momentum_gain"].tolist() == pytest.approx([0.7 / 0.2] * 2, rel=1e-15)
+
+
+def test_dtypes_and_variants_side_by_side(interpreted) -> None:
+    """Launches of their own, one norm."""
+    results = []
+    for backend in ("triton", "reference"):
+        params = [p for i, dtype in enumerate(TOLERANCE_IN_EPS) for p in make_params(((19, 3), (5,)), dtype, i)]
+        groups = [{"params": params[::2]}, {"params": params[1::2], "amsgrad": True}]
+        optimizer = FusedRegAdam(groups, backend=backend, **REGULARIZED)
+        run(optimizer, params, 3)
+        results.append(([p.detach() for p in params], optimizer.grad_norm))
+    for ours, truth in zip(*(result[0] for result in results), strict=True):
+        eps = torch.finfo(ours.dtype).eps
+        torch.testing.assert_close(ours, truth, rtol=4 * max(eps, 1e-7), atol=4 * max(eps, 1e-7))
+    torch.testing.assert_close(results[0][1], results[1][1])
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128], ids=str)
+def test_complex_parameters_are_two_reals(dtype, host_clocks) -> None:
+    results = []
+    for backend in ("triton", "reference"):
+        params = make_params(((5, 3), ()), dtype)
+        optimizer = FusedRegAdam(params, backend=backend, lr=0.1, l2=0.1, weight_decay=0.1, max_grad_norm=1.0)
+        for step in range(3):
+            torch.manual_seed(step)
+            for param in params:
+                param.grad = torch.randn_like(param) if step < 2 else torch.randn_like(param).conj()
+            optimizer.step()
+        results.append([param.detach() for param in params])
+    torch.testing.assert_close(*results)
+
+
+@pytest.mark.parametrize(("cls", "flags"), OPTIMIZER_FLAGS, ids=IDS)
+@pytest.mark.parametrize("found_inf", [0.0, 1.0, 2.0, math.nan])
+def test_amp_on_the_device(cls, flags, found_inf, device_clocks, monkeypatch) -> None:
+    """Scale and found_inf are read by the kernels, and a skipped step moves no clock."""
+    monkeypatch.setattr("fusedreg.optimizer.on_gpu", lambda value: isinstance(value, torch.Tensor))
+    results = []
+    for backend in ("triton", "cpp"):
+        if backends.BACKENDS[backend].unavailable_reason():
+            backend = "reference"
+        params = make_params(((7, 13), ()), torch.float64)
+        optimizer = cls(params, backend=backend, **{**REGULARIZED, **flags_of(cls, flags)})
+        run(optimizer, params, 2)
+        before = snapshot(optimizer)
+        set_grads(params, 50)
+        optimizer.grad_scale, optimizer.found_inf = torch.tensor(4.0), torch.tensor(found_inf)
+        optimizer.step()
+        if found_inf != 0:
+            assert_same_bits(before, snapshot(optimizer))
+        del optimizer.grad_scale, optimizer.found_inf
+        run(optimizer, params, 1)
+        results.append(snapshot(optimizer))
+    for ours, truth in zip(*results, strict=True):
+        torch.testing.assert_close(ours, truth, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("cls", [FusedRegAdam, FusedRegSGD])
+def test_hyperparameters_on_the_device(cls, dtype, device_clocks, monkeypatch) -> None:
+    """As a CUDA graph needs it: moved in place between steps, read by the kernels."""
+    everything_on_device = lambda value: isinstance(value, torch.Tensor)  # noqa: E731
+    for module in ("optimizer", "groups"):
+        monkeypatch.setattr(f"fusedreg.{module}.on_gpu", everything_on_device)
+    values = {"lr": 0.05, "l1": 0.03, "l2": 0.2, "weight_decay": 0.1, "clip_value": 0.8, "max_grad_norm": 2.0}
+    tensors = {key: torch.tensor(value, dtype=dtype) for key, value in values.items()}
+    values = {key: tensor.item() for key, tensor in tensors.items()}
+    params, own = make_params(dtype=torch.float64), make_params(dtype=torch.float64)
+    ours = cls([{"params": params[:2]}, {"params": params[2:], "l2": 0.0}], backend="triton", **tensors)
+    theirs = cls([{"params": own[:2]}, {"params": own[2:], "l2": 0.0}], backend="reference", **values)
+    for i in range(5):
+        run(ours, params, 1, first_seed=i)
+        run(theirs, own, 1, first_seed=i)
+        for key, tensor in tensors.items():
+            tensor.mul_(0.7)
+            for group in theirs.param_groups:
+                if key in group and not (key == "l2" and group is theirs.param_groups[1]):
+                    group[key] = tensor.item()
+        torch.testing.assert_close(ours.grad_norm, theirs.grad_norm, rtol=1e-12, atol=0)
+    for a, b in zip(params, own, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-13)
+
+
+def test_empty_parameters_alone_move_their_clocks(interpreted) -> None:
+    param = torch.nn.Parameter(torch.empty(0, 3))
+    param.grad = torch.empty(0, 3)
+    optimizer = FusedRegAdam([param], backend="triton", max_grad_norm=1.0)
+    optimizer.step()
+    optimizer.step()
+    assert optimizer.state[param]["step"] == 2
+    assert optimizer.grad_norm == 0
+
+
+def test_the_norm_has_the_same_bits_in_every_run(host_clocks) -> None:
+    norms = set()
+    for _ in range(3):
+        params = make_params(((200, 301), (77,)), torch.float32)
+        optimizer = FusedRegSGD(params, max_grad_norm=1.0, backend="triton")
+        run(optimizer, params, 1)
+        norms.add(optimizer._grad_norm.item())
+    assert len(norms) == 1
+
+
+@pytest.fixture
+def launches(monkeypatch):
+    """What each launch is compiled for, if it is not compiled already."""
+    from fusedreg.triton import launch
+
+    seen = []
+    run_it = launch.run
+
+    def recorded(kernel, programs, arguments, constants, warps):
+        kinds = [str(a.dtype) if isinstance(a, torch.Tensor) else type(a).__name__ for a in arguments]
+        constants_of = sorted((name, getattr(value, "__name__", str(value))) for name, value in constants.items())
+        seen.append((kernel.__name__, tuple(kinds), tuple(constants_of), warps))
+        run_it(kernel, programs, arguments, constants, warps)
+
+    monkeypatch.setattr(launch, "run", recorded)
+    return seen
+
+
+def test_hyperparameters_steps_and_tensors_compile_nothing_new(launches, host_clocks) -> None:
+    params = make_params([(5, 3)] * 5)
+    optimizer = FusedRegAdam(params[:2], backend="triton", **REGULARIZED)
+    run(optimizer, params[:2], 1)
+    first = set(launches)
+    assert {name for name, *_ in first} == {"squares_kernel", "prepare_kernel", "update_kernel"}
+    for i, mode in enumerate(L1_MODES):
+        optimizer.param_groups[0].update(
+            lr=0.1 / (i + 1), l1=0.01 * i, l2=0.0, eps=1e-7, betas=(0.8, 0.9), l1_mode=mode
+        )
+        run(optimizer, params[:2], 2)
+    optimizer.add_param_group({"params": params[2:], "clip_value": None})
+    run(optimizer, params, 2)
+    assert set(launches) == first
+
+
+def test_one_launch_for_all_groups_of_a_dtype(launches, host_clocks) -> None:
+    params = make_params([(5, 3)] * 6)
+    groups = [{"params": [p], "l1": 0.1 * (i % 2), "l1_mode": L1_MODES[i % 3]} for i, p in enumerate(params)]
+    optimizer = FusedRegAdam(groups, backend="triton", weight_decay=0.1, max_grad_norm=1.0)
+    run(optimizer, params, 1)
+    assert [name for name, *_ in launches] == ["squares_kernel", "prepare_kernel", "update_kernel"]
+
+
+def test_only_what_is_aligned_is_taken_for_aligned(launches, host_clocks) -> None:
+    """The interpreter minds no alignment; a device does not forgive a wide load from the wrong place."""
+    buffer = torch.zeros(200)
+    first = (16 - buffer.data_ptr() % 16) % 16 // 4
+    params = [buffer[first : first + 64].requires_grad_(), buffer[first + 65 : first + 129].requires_grad_()]
+    optimizer = FusedRegAdam(params, backend="triton")
+    run(optimizer, params, 1)
+    constants = [dict(constants) for name, _, constants, _ in launches if name == "update_kernel"]
+    assert sorted(c["ALIGNED"] for c in constants) == ["False", "True"]
+
+
+def test_a_nan_in_the_largest_second_moment_stays(host_clocks) -> None:
+    params = make_params(((50,),))
+    optimizer = FusedRegAdam(params, amsgrad=True, backend="triton", **{**REGULARIZED, "max_grad_norm": None})
+    run(optimizer, params, 1)
+    optimizer.state[params[0]]["max_exp_avg_sq"][17] = math.nan
+    run(optimizer, params, 1)
+    assert params[0].isnan().nonzero().flatten().tolist() == [17]
+
+
+def test_tables_are_made_once(host_clocks) -> None:
+    params = make_params()
+    optimizer = FusedRegAdam(params, backend="triton", **REGULARIZED)
+    set_grads(params, 1)
+    optimizer.step()
+    (plan,) = optimizer._plans
+    before = {name: table._on_device for name, table in plan._tables.items()}
+    optimizer.step()
+    changed = {name for name, table in plan._tables.items() if table._on_device is not before[name]}
+    assert optimizer._plans == [plan]
+    assert changed == {"slots"}  # the step count
+
+
+def test_a_replaced_state_dict_is_seen(host_clocks) -> None:
+    """opt.state[p] = {...} leaves the plan alone with the old one."""
+    params = make_params()
+    optimizer = FusedRegAdam(params, backend="triton")
+    run(optimizer, params, 1)
+    optimizer.state[params[0]] = {key: value.clone() for key, value in optimizer.state[params[0]].items()}
+    optimizer.state[params[0]]["exp_avg"].fill_(5.0)
+    run(optimizer, params, 1)
+    assert optimizer.state[params[0]]["step"] == 2
+    assert optimizer.state[params[0]]["exp_avg"].mean() > 4
+
+
+def test_autograd_sees_the_in_place_change(host_clocks) -> None:
+    weight = make_params(((4, 4),))[0]
+    loss = (weight**3).sum()
+    weight.grad = torch.ones_like(weight)
+    FusedRegAdam([weight], backend="triton").step()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
