@@ -9,7 +9,7 @@ PYBIND11_MODULE(_C, module) {
 
   py::class_<cpu::Plan>(module, "Plan")
       .def(py::init<const std::string&, const py::list&, const std::vector<int>&, const py::list&, const py::list&,
-                    py::dict>(),
+                    const py::dict&>(),
            py::arg("rule"), py::arg("params"), py::arg("groups"), py::arg("states"), py::arg("clocks"),
            py::arg("optimizer_state"))
       .def("set_groups", &cpu::Plan::set_groups)

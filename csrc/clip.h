@@ -13,11 +13,11 @@ FUSEDREG_HD A clip_gradient_value(A g, const Hyper<A>& h) {
 }
 
 // 3. norm clip, 4. the penalties that enter through the gradient: coupled decay and l1_mode="subgradient".
-// kPenalized is false where both are zero: 0 * w would turn an infinite weight into a NaN.
+// Neither is added where it is zero: 0 * w would turn an infinite weight into a NaN.
 template <bool kPenalized, class A>
 FUSEDREG_HD A transform_gradient(A g, A w, const Hyper<A>& h) {
   g = clip_gradient_value(g, h) * h.clip_coef;
-  if constexpr (kPenalized) g = g + h.l2_gradient * w + h.l1_gradient * sign(w);
+  if constexpr (kPenalized) g = g + (h.l2_gradient != A(0) ? h.l2_gradient * w : A(0)) + h.l1_gradient * sign(w);
   return g;
 }
 

@@ -36,7 +36,7 @@ static_assert(sizeof(Group) == sizeof(double) * (FUSEDREG_ALL_SCALARS(FUSEDREG_C
   /* stages 1 to 4: clip.h */                                                            \
   X(inv_grad_scale) X(clip_value) X(clip_coef) X(l1_gradient) X(l2_gradient) X(w_scale)  \
   /* stage 5: rules/ */                                                                  \
-  X(step_size) X(one_minus_beta1) X(beta2) X(one_minus_beta2)                            \
+  X(step_size) X(beta1) X(one_minus_beta1) X(beta2) X(one_minus_beta2)                            \
   X(inv_sqrt_bias_correction2) X(eps)                                                    \
   X(momentum) X(one_minus_dampening) X(nesterov)                                         \
   /* stage 6: prox.h */                                                                  \

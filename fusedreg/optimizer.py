@@ -98,6 +98,7 @@ class FusedRegOptimizer(Optimizer):
     # What steps keep: the plans, what they rest on, and the hyperparameters as they were last read.
     _plans: list[Plan] | None = None
     _planned_state: Any = None
+    _before_created: Any = None
     _planned_params: list[list[Tensor]]
     _raw: list[tuple[Any, ...]]
     _scalars: list[tuple[float | Tensor, ...]]
@@ -221,20 +222,27 @@ class FusedRegOptimizer(Optimizer):
         if stays_on_device and not self._clocks_on_device:
             # As torch's fused optimizers have it: the host does not know whether a step is skipped.
             self._clocks_on_device, self._plans = True, None
-        plans = self._current_plans()
         step = StepScalars(grad_scale=getattr(self, "grad_scale", None))
-        if stays_on_device:
-            if all(plan.stays_on_device for plan in plans):
-                step.found_inf = found_inf
-            elif float(cast(Tensor, found_inf)) != 0:
-                return
-        if "capturable" in self.defaults and any(plan.stays_on_device for plan in plans):
-            _check_graph_capture(self)
-        max_grad_norm = self.param_groups[0]["max_grad_norm"] if self.param_groups else None
-        if max_grad_norm is not None:
-            self._clip(plans, step, max_grad_norm)
-        else:
-            self._grad_norm = None
+        if not on_gpu(step.grad_scale) and step.inv_grad_scale == math.inf:
+            raise ZeroDivisionError("grad_scale is so small that its inverse is infinite")  # a zero raises by itself
+        try:
+            plans = self._current_plans()
+            if stays_on_device:
+                if all(plan.stays_on_device for plan in plans):
+                    step.found_inf = found_inf
+                elif float(cast(Tensor, found_inf)) != 0:
+                    return
+            if "capturable" in self.defaults and any(plan.stays_on_device for plan in plans):
+                _check_graph_capture(self)
+            max_grad_norm = self.param_groups[0]["max_grad_norm"] if self.param_groups else None
+            if max_grad_norm is not None:
+                self._clip(plans, step, max_grad_norm)
+            else:
+                self._grad_norm = None
+        except BaseException:
+            self._take_back_created()
+            raise
+        self._before_created = None
         for plan in plans:
             plan.update(step)
 
@@ -244,8 +252,9 @@ class FusedRegOptimizer(Optimizer):
         if all(isinstance(value, float) for value in sums):
             norm = math.sqrt(sum(cast(list[float], sums)))
             self._grad_norm = norm
-            coefficient = float(max_grad_norm) / (norm + 1e-6)
-            step.clip_coef = 1.0 if coefficient > 1.0 else coefficient  # NaN stays
+            bound = float(max_grad_norm)
+            # Infinity measures, also what is not finite. Otherwise NaN stays.
+            step.clip_coef = 1.0 if bound == math.inf or bound / (norm + 1e-6) > 1.0 else bound / (norm + 1e-6)
             return
         device = next(value.device for value in sums if isinstance(value, Tensor))
         parts = [
@@ -264,7 +273,8 @@ class FusedRegOptimizer(Optimizer):
         if not all(plan.stays_on_device for plan in plans):
             total = squares.sum().sqrt()
             self._grad_norm = total.detach()
-            step.clip_coef = clip_coefficient(total, limit)
+            measures = not isinstance(limit, Tensor) and limit == math.inf
+            step.clip_coef = 1.0 if measures else clip_coefficient(total, limit)
 
     # -- plans
 
@@ -294,13 +304,14 @@ class FusedRegOptimizer(Optimizer):
     def _read_groups(self) -> bool:
         """Checks the hyperparameters and reads them into ``self._scalars``; False if they are as they were."""
         raw = list(map(self._reader(), self.param_groups))
-        if self._plans is not None and not self._has_tensor_scalars and raw == self._raw:
+        has_tensors = any(isinstance(value, Tensor) for value in _flatten(raw))  # equal to a number that it rounds to
+        if self._plans is not None and not has_tensors and not self._has_tensor_scalars and raw == self._raw:
             return False
         for group in self.param_groups:
             check_group(group)
         check_one_max_grad_norm(self.param_groups)
         self._scalars = [self._read_scalars(group) for group in self.param_groups]
-        self._has_tensor_scalars = any(isinstance(value, Tensor) for value in _flatten(raw))
+        self._has_tensor_scalars = has_tensors
         # lists copied: they can be written in place
         self._raw = [tuple(list(value) if isinstance(value, list) else value for value in group) for group in raw]
         with_l1 = [on_gpu(group["l1"]) or group["l1"] != 0 for group in self.param_groups]
@@ -345,7 +356,12 @@ class FusedRegOptimizer(Optimizer):
                     check_states(param, states, step if isinstance(step, Tensor) else None)
                     chosen[param] = backends.choose(self._backend, param, states, differentiable).name
         self._send_shared_memory_to_reference(chosen)
-        # Nothing below fails: from here on state is created.
+        # Below, only memory can run out, or a signal come: then what was created is taken back.
+        gains = [group.get("momentum_gain") for group in self.param_groups]
+        self._before_created = (
+            {param: dict(self.state[param]) if param in self.state else None for param in chosen},
+            [None if gain is None else gain.clone() for gain in gains],
+        )
         watched: list[Entry] = []
         self.align_clocks()
         entries: dict[tuple[str, torch.device], list[Entry]] = {}
@@ -371,6 +387,29 @@ class FusedRegOptimizer(Optimizer):
             backends.BACKENDS[name].make_plan(self.rule, some, differentiable, self.state)
             for (name, _), some in entries.items()
         ]
+
+    def _take_back_created(self) -> None:
+        """After a step that was not taken: state that was made for it would read as if it had been."""
+        if self._before_created is None:
+            return
+        self._plans = None
+        states, gains = self._before_created
+        for param, state in states.items():
+            if state is None:
+                self.state.pop(param, None)
+            else:
+                self.state[param].clear()
+                self.state[param].update(state)
+        for group, gain in zip(self.param_groups, gains, strict=True):
+            if gain is not None:
+                group["momentum_gain"] = gain
+            else:
+                group.pop("momentum_gain", None)
+        self._forget_clocks()
+        self._before_created = None
+
+    def _forget_clocks(self) -> None:
+        """Clocks that stand in the groups were put there anew."""
 
     def _send_shared_memory_to_reference(self, chosen: dict[Tensor, str]) -> None:
         """Parameters that share memory are updated one after the other, as torch does, not side by side."""
@@ -432,6 +471,8 @@ def memory_extent(tensor: Tensor) -> int:
 
 def overlaps_itself(tensor: Tensor) -> bool:
     """Whether two of a tensor's elements share memory, as those of an expanded tensor do."""
+    if tensor.numel() == 0:
+        return False
     dims = sorted((stride, size) for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if size > 1)
     extent = 1
     for stride, size in dims:

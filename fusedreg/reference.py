@@ -38,7 +38,8 @@ def clip_gradient_value(g: Tensor, group: Group, inv_grad_scale: Scalar) -> Tens
         g = -g
     if group["clip_value"] is not None:
         bound = float(group["clip_value"])
-        g = g.clamp(-bound, bound)
+        if bound <= torch.finfo(g.dtype).max:  # clamp refuses a larger one
+            g = g.clamp(-bound, bound)
     return g
 
 
@@ -86,15 +87,19 @@ def sgd(w: Tensor, g: Tensor, state: Mapping[str, Tensor], clock: Scalar, group:
         s = momentum * clock + (1 - dampening)
         if clock != clock:
             s = (1 - dampening) / (1 - momentum) if momentum < 1 else 1.0
+        s = s or 5e-324  # 0 means that no step was taken yet
+    # With dampening above 1 the gain can be negative; a prox has no negative step size.
     if group["nesterov"]:
-        return Step(w - lr * (g + momentum * buffer), {"momentum_buffer": buffer}, s, None, lr * (1 + momentum * s))
-    return Step(w - lr * buffer, {"momentum_buffer": buffer}, s, None, lr * s)
+        tau = lr * max(1 + momentum * s, 0.0)
+        return Step(w - lr * (g + momentum * buffer), {"momentum_buffer": buffer}, s, None, tau)
+    return Step(w - lr * buffer, {"momentum_buffer": buffer}, s, None, lr * max(s, 0.0))
 
 
 def prox(z: Tensor, w_old: Tensor, step: Step, group: Group) -> Tensor:
     """Stage 6: ``soft(z, tau * l1) / (1 + tau * l2)`` in the metric of the step."""
     l1, l2 = group["l1"], group["l2"]
-    if (l1 == 0 and l2 == 0) or group["l1_mode"] == "subgradient":
+    moves_nothing = not isinstance(group["lr"], Tensor) and group["lr"] == 0
+    if moves_nothing or (l1 == 0 and l2 == 0) or group["l1_mode"] == "subgradient":
         return z
     if group["l1_mode"] == "decoupled":
         tau = group["lr"]

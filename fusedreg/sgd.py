@@ -67,6 +67,9 @@ class FusedRegSGD(FusedRegOptimizer, torch.optim.SGD):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        self._forget_clocks()
+
+    def _forget_clocks(self) -> None:
         self._gains = {}
 
     def align_clocks(self) -> None:
@@ -81,7 +84,8 @@ class FusedRegSGD(FusedRegOptimizer, torch.optim.SGD):
             on_one_gpu = len(devices) == 1 and params[0].is_cuda
             device = params[0].device if on_one_gpu else torch.device("cpu")
             if saved is None or len(saved) != len(params):
-                saved = torch.zeros(len(params), dtype=torch.float64, device=device)
+                # NaN for a buffer that is there already and that nobody counted: the rule takes the stationary gain.
+                saved = torch.full((len(params),), math.nan, dtype=torch.float64, device=device)
             gains = [known.get(param, saved[i]).to(device) for i, param in enumerate(params)]
             group["momentum_gain"] = torch.stack(gains)
             self._gains.update(zip(params, group["momentum_gain"].unbind(), strict=True))
@@ -97,8 +101,6 @@ class FusedRegSGD(FusedRegOptimizer, torch.optim.SGD):
         gain = group["momentum_gain"][position]
         if self.state[group["params"][position]].get("momentum_buffer") is None:
             gain.zero_()
-        else:
-            gain.masked_fill_(gain == 0, math.nan)  # a buffer that nobody counted: the rule takes the stationary gain
         return gain
 
 

@@ -3,8 +3,8 @@
 namespace fusedreg::cpu {
 
 Plan::Plan(const std::string& rule, const py::list& params, const std::vector<int>& groups, const py::list& states,
-           const py::list& clocks, py::dict optimizer_state)
-    : Parameters(rule, params, groups, states, clocks, std::move(optimizer_state)), kernels_(params.size()) {
+           const py::list& clocks, const py::dict& optimizer_state)
+    : Parameters(rule, params, groups, states, clocks, optimizer_state), kernels_(params.size()) {
   for (std::size_t i = 0; i < entries_.size(); ++i) {
     if (!entries_[i].param().is_cpu()) throw std::invalid_argument("a CPU plan takes CPU tensors");
     if (entries_[i].active) work_.add_tensor(static_cast<std::int32_t>(i), real_numel(entries_[i].param()));

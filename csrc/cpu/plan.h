@@ -9,7 +9,7 @@ namespace fusedreg::cpu {
 class __attribute__((visibility("hidden"))) Plan : public Parameters {
  public:
   Plan(const std::string& rule, const py::list& params, const std::vector<int>& groups, const py::list& states,
-       const py::list& clocks, py::dict optimizer_state);
+       const py::list& clocks, const py::dict& optimizer_state);
 
   // Takes the groups' scalars, in the order of scalar_names(rule). False: another number of state tensors is needed.
   bool set_groups(const std::vector<std::vector<double>>& groups);

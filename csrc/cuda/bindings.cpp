@@ -17,7 +17,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
 
   py::class_<cuda::Plan>(module, "Plan")
       .def(py::init<const std::string&, const py::list&, const std::vector<int>&, const py::list&, const py::list&,
-                    py::dict, bool>(),
+                    const py::dict&, bool>(),
            py::arg("rule"), py::arg("params"), py::arg("groups"), py::arg("states"), py::arg("clocks"),
            py::arg("optimizer_state"), py::arg("host_clocks"))
       .def("set_groups", &cuda::Plan::set_groups)

@@ -56,6 +56,7 @@ FUSEDREG_HD double read_clock(const StepArgs& step, const Tensor& tensor) {
 
 FUSEDREG_HD double clip_coefficient(const UpdateArgs& args, double norm) {
   const double limit = args.max_grad_norm_on_device ? args.max_grad_norm_on_device.read() : args.max_grad_norm;
+  if (limit == INFINITY) return 1;  // measures, also what is not finite
   const double coefficient = limit / (norm + 1e-6);
   return coefficient > 1 ? 1 : coefficient;  // a NaN stays
 }

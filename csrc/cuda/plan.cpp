@@ -45,8 +45,8 @@ void keep_for_ever(const at::Tensor& tensor) {
 }  // namespace
 
 Plan::Plan(const std::string& rule, const py::list& params, const std::vector<int>& groups, const py::list& states,
-           const py::list& clocks, py::dict optimizer_state, bool host_clocks)
-    : Parameters(rule, params, groups, states, clocks, std::move(optimizer_state)),
+           const py::list& clocks, const py::dict& optimizer_state, bool host_clocks)
+    : Parameters(rule, params, groups, states, clocks, optimizer_state),
       device_(entries_.at(0).param().device()),
       host_clocks_(host_clocks) {
   for (std::size_t i = 0; i < entries_.size(); ++i) {
@@ -102,7 +102,7 @@ void Plan::assign_slots() {
     const Entry& entry = entries_[order_[i]];
     Tensor& row = rows_[i];
     row.pointers = entry.pointers;
-    row.aligned = is_aligned(entry.pointers, entry.states);
+    row.aligned = is_aligned(entry.pointers, entry.used);
     const auto begin_launch = [&] {
       Launch& launch = launches_.emplace_back();
       launch.dtype = entry.dtype;

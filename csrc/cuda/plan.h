@@ -26,7 +26,7 @@ class __attribute__((visibility("hidden"))) Plan : public Parameters {
  public:
   // host_clocks: clocks in the CPU's memory are the host's to move. False only where the host plays device.
   Plan(const std::string& rule, const py::list& params, const std::vector<int>& groups, const py::list& states,
-       const py::list& clocks, py::dict optimizer_state, bool host_clocks);
+       const py::list& clocks, const py::dict& optimizer_state, bool host_clocks);
 
   bool set_groups(const std::vector<std::vector<double>>& groups, std::vector<OnDevice> on_device);
   bool refresh() { return refresh_gradients(); }

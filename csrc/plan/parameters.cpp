@@ -74,13 +74,18 @@ DType dtype_of(const at::Tensor& tensor) {
   }
 }
 
+// A tensor made in inference mode has no version.
+void bump_version(const at::Tensor& tensor) {
+  if (!tensor.is_inference()) tensor.unsafeGetTensorImpl()->bump_version();
+}
+
 bool is_plain(const at::Tensor& tensor) { return !tensor.is_conj() && !tensor.is_neg(); }
 
 template <class Items>
 Items items_of(const py::dict& dict) {
   Items items;
   for (const auto& [key, value] : dict) {
-    items.emplace_back(py::reinterpret_borrow<py::object>(key), py::reinterpret_borrow<py::object>(value));
+    items.emplace_back(key.ptr(), value.ptr());
   }
   return items;
 }
@@ -92,7 +97,7 @@ bool holds(PyObject* dict, const Items& items) {
   PyObject *key, *value;
   Py_ssize_t position = 0;
   for (auto item = items.begin(); PyDict_Next(dict, &position, &key, &value); ++item) {
-    if (key != item->first.ptr() || value != item->second.ptr()) return false;
+    if (key != item->first || value != item->second) return false;
   }
   return true;
 }
@@ -102,17 +107,18 @@ bool holds(PyObject* dict, const Items& items) {
 Parameters::~Parameters() = default;
 
 Parameters::Parameters(const std::string& rule, const py::list& params, const std::vector<int>& groups,
-                       const py::list& states, const py::list& clocks, py::dict optimizer_state)
+                       const py::list& states, const py::list& clocks, const py::dict& optimizer_state)
     : rule_(rule_index(rule)),
       scalar_names_(scalar_names(rule_)),
-      optimizer_state_(std::move(optimizer_state)),
-      optimizer_state_items_(items_of<Items>(optimizer_state_)) {
+      optimizer_state_(optimizer_state.ptr()),
+      optimizer_state_items_(items_of<Items>(optimizer_state)) {
   const std::vector<std::string> names = state_names(rule_);
   entries_.reserve(params.size());
   for (std::size_t i = 0; i < params.size(); ++i) {
     Entry& entry = entries_.emplace_back();
-    entry.param_object = params[i];
-    const at::Tensor param = params[i].cast<at::Tensor>();
+    entry.param_object = params[i].ptr();
+    if (!THPVariable_Check(entry.param_object)) throw std::invalid_argument("a parameter is not a tensor");
+    const at::Tensor& param = entry.param();
     if (!is_supported(param.scalar_type())) {
       throw std::invalid_argument("a plan takes floating point and complex tensors");
     }
@@ -126,10 +132,11 @@ Parameters::Parameters(const std::string& rule, const py::list& params, const st
     entry.strides = param.strides().vec();
     entry.is_dense = param.is_non_overlapping_and_dense() && is_plain(param);
     const py::dict state = states[i];
-    entry.state_dict = state;
+    entry.state_dict = state.ptr();
     entry.state_items = items_of<Items>(state);
     for (const std::string& name : names) {
-      if (!state.contains(name)) break;
+      // An older torch's SGD without momentum left None there.
+      if (!state.contains(name) || !THPVariable_Check(py::object(state[name.c_str()]).ptr())) break;
       entry.state[entry.states] = state[name.c_str()].cast<at::Tensor>();
       entry.data.state[entry.states] = entry.state[entry.states].data_ptr();
       ++entry.states;
@@ -144,11 +151,13 @@ bool Parameters::take_groups(const std::vector<std::vector<double>>& groups) {
     if (values.size() != scalar_names_.size()) throw std::invalid_argument("a group has another number of scalars");
     groups_.push_back(make_group(scalar_names_, values));
   }
-  for (const Entry& entry : entries_) {
+  for (Entry& entry : entries_) {
     if (!entry.active) continue;
     int needed = 0;
     Rules::visit(rule_, [&](auto host) { needed = decltype(host)::state_count(groups_.at(entry.group)); });
-    if (entry.states < needed) return false;
+    // Whether a rule keeps a clock changes with its state, and Python makes both.
+    if (entry.states < needed || (entry.used >= 0 && entry.used != needed)) return false;
+    entry.used = needed;
   }
   return true;
 }
@@ -179,13 +188,13 @@ void Parameters::prefetch(std::size_t i) const {
     __builtin_prefetch(static_cast<const char*>(at) + 128);
   };
   touch(entry.param().unsafeGetTensorImpl());
-  touch(entry.state_dict.ptr());
-  for (int k = 0; k < entry.states; ++k) touch(entry.state[k].unsafeGetTensorImpl());
+  touch(entry.state_dict);
+  for (int k = 0; k < entry.used; ++k) touch(entry.state[k].unsafeGetTensorImpl());
   if (entry.clock.tensor.defined()) touch(entry.clock.tensor.unsafeGetTensorImpl());
 }
 
 bool Parameters::refresh_gradients() {
-  if (!holds(optimizer_state_.ptr(), optimizer_state_items_)) return false;
+  if (!holds(optimizer_state_, optimizer_state_items_)) return false;
   for (std::size_t i = 0; i < entries_.size(); ++i) {
     prefetch(i);
     if (!bind(entries_[i])) return false;
@@ -195,7 +204,8 @@ bool Parameters::refresh_gradients() {
 
 bool Parameters::bind(Entry& entry) {
   const at::Tensor& param = entry.param();
-  const at::Tensor& grad = param.grad();
+  entry.grad = param.grad();
+  const at::Tensor& grad = entry.grad;
   if (grad.defined() != entry.active) return false;
   if (!entry.active) return true;
   // Outside of InferenceMode, torch lets nobody write what was made inside.
@@ -205,12 +215,12 @@ bool Parameters::bind(Entry& entry) {
   };
   if (param.data_ptr() != entry.data.w || param.strides() != entry.strides || dtype_of(param) != entry.dtype ||
       !has_same_shape(param) || (param.is_inference() && !may_write_inference) ||
-      !holds(entry.state_dict.ptr(), entry.state_items)) {
+      !holds(entry.state_dict, entry.state_items)) {
     return false;
   }
   if (!has_same_shape(grad) || grad.device() != param.device() || grad.layout() != at::kStrided) return false;
   bool fast = entry.is_dense && grad.strides() == entry.strides && is_plain(grad);
-  for (int i = 0; i < entry.states; ++i) {
+  for (int i = 0; i < entry.used; ++i) {
     const at::Tensor& state = entry.state[i];
     if (!has_same_shape(state) || state.data_ptr() != entry.data.state[i]) return false;
     if (state.is_inference() && !may_write_inference) return false;
@@ -236,7 +246,7 @@ void Parameters::stage(Entry& entry, const at::Tensor& grad) {
   entry.staged = std::make_unique<Staged>();
   entry.pointers.w = (entry.staged->param = copy(entry.param())).data_ptr();
   entry.pointers.g = (entry.staged->grad = copy(grad)).const_data_ptr();
-  for (int i = 0; i < entry.states; ++i) {
+  for (int i = 0; i < entry.used; ++i) {
     entry.pointers.state[i] = (entry.staged->state[i] = copy(entry.state[i])).data_ptr();
   }
 }
@@ -245,7 +255,7 @@ void Parameters::unstage(Entry& entry) {
   const c10::NoGradGuard no_grad;
   // detach(): an in-place copy into a leaf, or into a view of one, is what autograd would forbid.
   entry.param().detach().copy_(entry.staged->param);
-  for (int i = 0; i < entry.states; ++i) entry.state[i].detach().copy_(entry.staged->state[i]);
+  for (int i = 0; i < entry.used; ++i) entry.state[i].detach().copy_(entry.staged->state[i]);
   entry.staged.reset();
 }
 
@@ -254,13 +264,14 @@ void Parameters::finish_update() {
     prefetch(i);
     Entry& entry = entries_[i];
     if (!entry.active) continue;
+    entry.grad.reset();
     if (entry.staged) {
       unstage(entry);
       continue;
     }
     // Raw pointers bypass autograd's check of in-place changes; the version counters keep it honest.
-    entry.param().unsafeGetTensorImpl()->bump_version();
-    for (int k = 0; k < entry.states; ++k) entry.state[k].unsafeGetTensorImpl()->bump_version();
+    bump_version(entry.param());
+    for (int k = 0; k < entry.used; ++k) bump_version(entry.state[k]);
   }
 }
 

@@ -30,8 +30,10 @@ class __attribute__((visibility("hidden"))) Parameters {  // hidden, as pybind11
  public:
   // One entry a parameter, with or without a gradient; `states[i]` is opt.state[params[i]], or None where the parameter
   // has no gradient. `clocks[i]` is the 0-dim tensor with the rule's clock, or None where the rule keeps none.
+  // All of these objects, opt.state and its items too, are borrowed: the caller holds them as long as the plan lives. A
+  // reference from here is one that Python's garbage collector cannot see, and would keep a cycle for ever.
   Parameters(const std::string& rule, const py::list& params, const std::vector<int>& groups, const py::list& states,
-             const py::list& clocks, py::dict optimizer_state);
+             const py::list& clocks, const py::dict& optimizer_state);
   Parameters(const Parameters&) = delete;
   ~Parameters();
 
@@ -48,16 +50,17 @@ class __attribute__((visibility("hidden"))) Parameters {  // hidden, as pybind11
     void write(double value) const;
   };
 
-  using Items = std::vector<std::pair<py::object, py::object>>;
+  using Items = std::vector<std::pair<PyObject*, PyObject*>>;
 
   struct Entry {
     // The object, not the tensor behind it: torch.utils.swap_tensors exchanges that, where nobody else holds it.
-    py::object param_object;
-    const at::Tensor& param() const { return THPVariable_Unpack(param_object.ptr()); }
+    PyObject* param_object;
+    const at::Tensor& param() const { return THPVariable_Unpack(param_object); }
     int group;
     DType dtype;
-    bool active;  // has a gradient
-    int states;
+    bool active;    // has a gradient
+    int states;     // that opt.state[param] has
+    int used = -1;  // that the group's options need
     at::Tensor state[kMaxStates];
     Clock clock;
     // What it looked like when the plan was made: another place or layout in memory needs Python's checks again.
@@ -65,9 +68,10 @@ class __attribute__((visibility("hidden"))) Parameters {  // hidden, as pybind11
     std::vector<std::int64_t> sizes, strides;
     bool is_dense;
     // opt.state[param], and its items when the plan was made: walked in every step, in case one was replaced.
-    py::object state_dict;
+    PyObject* state_dict;
     Items state_items;
-    // of the current step
+    // of the current step; the gradient is held, as another thread may set p.grad meanwhile
+    at::Tensor grad;
     Pointers pointers;
     std::unique_ptr<Staged> staged;
   };
@@ -98,7 +102,7 @@ class __attribute__((visibility("hidden"))) Parameters {  // hidden, as pybind11
   void unstage(Entry& entry);
 
   std::vector<std::string> scalar_names_;
-  py::dict optimizer_state_;
+  PyObject* const optimizer_state_;
   Items optimizer_state_items_;
 };
 

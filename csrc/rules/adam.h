@@ -16,7 +16,9 @@ struct Adam {
   FUSEDREG_HD static A step(A& w, A g, A* state, const Hyper<A>& h) {
     A& exp_avg = state[0];
     A& exp_avg_sq = state[1];
-    exp_avg = exp_avg + h.one_minus_beta1 * (g - exp_avg);
+    // torch's lerp, from the nearer end: with a small beta1 a large exp_avg would swallow a small gradient.
+    const A change = g - exp_avg;
+    exp_avg = h.one_minus_beta1 < A(0.5) ? exp_avg + h.one_minus_beta1 * change : g - h.beta1 * change;
     exp_avg_sq = h.beta2 * exp_avg_sq + h.one_minus_beta2 * g * g;
     A second_moment = exp_avg_sq;
     if constexpr (kAmsgrad) second_moment = state[2] = max_keeping_nan(exp_avg_sq, state[2]);
@@ -45,6 +47,7 @@ struct AdamHost {
 
   FUSEDREG_HD static void fill(Hyper<double>& h, const Group& group, double clock) {
     const double t = next_clock(group, clock);
+    h.beta1 = group.beta1;
     h.one_minus_beta1 = 1 - group.beta1;
     h.beta2 = group.beta2;
     h.one_minus_beta2 = 1 - group.beta2;

@@ -43,7 +43,10 @@ struct SgdHost {
   FUSEDREG_HD static double next_clock(const Group& group, double clock) {
     if (group.momentum == 0) return clock;  // a buffer out of an earlier step waits, and its gain with it
     if (clock == 0) return 1;
-    if (clock == clock) return group.momentum * clock + 1 - group.dampening;
+    if (clock == clock) {
+      const double gain = group.momentum * clock + 1 - group.dampening;
+      return gain != 0 ? gain : 5e-324;  // 0 is before the first step; dampening can bring the gain there
+    }
     return group.momentum < 1 ? (1 - group.dampening) / (1 - group.momentum) : 1;
   }
 
@@ -55,7 +58,8 @@ struct SgdHost {
     h.one_minus_dampening = first ? 1 : 1 - group.dampening;
     h.nesterov = group.nesterov != 0 ? group.momentum : 0;
     const double gain = group.momentum != 0 ? next_clock(group, clock) : 1;
-    h.tau = group.lr * (group.nesterov != 0 ? 1 + group.momentum * gain : gain);
+    const double step_gain = group.nesterov != 0 ? 1 + group.momentum * gain : gain;
+    h.tau = group.lr * (step_gain > 0 ? step_gain : 0);  // with dampening above 1 it can be negative
   }
 };
 

@@ -47,6 +47,12 @@ class DeviceNorm:
     """0-dim float64: where the plan writes the norm."""
 
 
+def objects_held(entries: list[Entry], state: dict[Any, Any]) -> tuple[Any, ...]:
+    """What a compiled plan borrows, for its Python side to hold, where the garbage collector sees it."""
+    items = [tuple(entry.state.items()) for entry in entries if entry.state is not None]
+    return entries, state, tuple(state.items()), items
+
+
 class Plan(Protocol):
     """The entries of one optimizer that one backend works on, all on one device."""
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .base import Entry, Plan, StepScalars, rejection_of_memory
+from .base import Entry, Plan, StepScalars, objects_held, rejection_of_memory
 
 REBUILD = "rebuild it with `pip install --no-build-isolation --force-reinstall --no-deps .` in fusedreg's source folder"
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.complex64, torch.complex128)
@@ -43,6 +43,7 @@ class CppPlan(Plan):
     def __init__(self, rule: str, entries: list[Entry], state: dict[Any, Any]) -> None:
         extension, _ = load_extension()
         assert extension is not None
+        self._held = objects_held(entries, state)
         self._plan = extension.Plan(
             rule,
             [entry.param for entry in entries],

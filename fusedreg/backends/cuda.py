@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .base import Entry, Plan, StepScalars, rejection_of_memory
+from .base import Entry, Plan, StepScalars, objects_held, rejection_of_memory
 from .cpp import DTYPES, load_extension
 
 
@@ -21,6 +21,7 @@ class CudaPlan(Plan):
         self._step = extension.Step()
         self._scalar_names = extension.scalar_names(rule)
         self._device = entries[0].param.device
+        self._held = objects_held(entries, state)
         self._plan = extension.Plan(
             rule,
             [entry.param for entry in entries],

@@ -134,8 +134,10 @@ def prepare_kernel(
             i = start + tl.arange(0, BLOCK)
             sums += tl.load(partial_sums + i, mask=i < partial_sum_count, other=0.0)
         norm = tl.sqrt(tl.sum(sums))
-        coefficient = read(scalars, MAX_GRAD_NORM) / (norm + 1e-6)
-        clip_coef = tl.where(coefficient > 1, 1.0, coefficient)  # a NaN stays
+        max_grad_norm = read(scalars, MAX_GRAD_NORM)
+        coefficient = max_grad_norm / (norm + 1e-6)
+        # Infinity measures, also what is not finite. Otherwise a NaN stays.
+        clip_coef = tl.where((coefficient > 1) | (max_grad_norm == float("inf")), 1.0, coefficient)
         tl.store(norm_at, norm, mask=(slot == 0) & (skip == 0))
 
     lr, weight_decay, l1, l2 = read(group, LR), read(group, WEIGHT_DECAY), read(group, L1), read(group, L2)

@@ -77,7 +77,8 @@ def fill_sgd(group, clock):
     gain = tl.where(clock == clock, momentum * clock + 1 - dampening, stationary)  # NaN: nobody counted
     gain = tl.where(is_first, 1.0, gain)
     nesterov = tl.where(read(group, NESTEROV) != 0, momentum, 0.0)
-    tau = lr * tl.where(nesterov != 0, 1 + momentum * gain, gain)
+    step_gain = tl.where(nesterov != 0, 1 + momentum * gain, gain)
+    tau = lr * tl.where(step_gain > 0, step_gain, 0.0)  # with dampening above 1 it can be negative
     # the first buffer is the gradient itself, undamped
     scalars = (lr, tl.where(is_first, 0.0, momentum), tl.where(is_first, 1.0, 1 - dampening), nesterov)
     return scalars, tau, gain
