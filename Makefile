@@ -50,6 +50,14 @@ gpu-check:
 	$(PYTHON) -m pytest -q -m gpu $(PYTEST)
 	$(PYTHON) benchmarks/gpu_step.py
 
+# The extension with AddressSanitizer and UndefinedBehaviorSanitizer, and the suites that reach the farthest into it.
+sanitize: $(VENV)/.test
+	BIN=$(BIN) FUSEDREG_NO_CUDA=1 tools/sanitize $(PYTEST)
+
+# New examples in every run, FUZZ_EXAMPLES of each property.
+fuzz: $(VENV)/.test
+	FUZZ_EXAMPLES=$${FUZZ_EXAMPLES:-5000} $(BIN)/python -m pytest tests/hostile/test_fuzz.py $(PYTEST)
+
 info parity: $(VENV)/.built
 	$(BIN)/python -m fusedreg $@
 

@@ -52,6 +52,10 @@ PLAN = ["csrc/plan/parameters.cpp"]
 FLAGS = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wextra", "-Wno-unknown-pragmas"]
 OPENMP = ["-fopenmp"] if sys.platform.startswith("linux") else []
 
+# For tools/sanitize. After FLAGS, so that its -O1 counts; not recovering makes the first finding end the process.
+SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
+SANITIZE = [*SANITIZERS, "-O1", "-g", "-fno-omit-frame-pointer"] if os.environ.get("FUSEDREG_SANITIZE") else []
+
 # Extensions that are left out, and why: what `python -m fusedreg info` says.
 NOT_BUILT: dict[str, str] = {}
 
@@ -104,7 +108,8 @@ extensions = [
     CppExtension(
         "fusedreg._C",
         ["csrc/bindings.cpp", *PLAN, *sorted(str(path) for path in Path("csrc/cpu").glob("*.cpp"))],
-        extra_compile_args=[*FLAGS, *OPENMP],
+        extra_compile_args=[*FLAGS, *OPENMP, *SANITIZE],
+        extra_link_args=SANITIZERS if SANITIZE else [],
         depends=HEADERS,
     )
 ]

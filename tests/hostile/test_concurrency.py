@@ -13,6 +13,7 @@ import textwrap
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -30,6 +31,8 @@ from helpers import (
     set_grads,
     snapshot,
 )
+
+import fusedreg
 
 pytestmark = needs_cpp
 
@@ -132,7 +135,12 @@ def test_gradients_that_another_thread_replaces_meanwhile() -> None:
 
 def run_script(script: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", textwrap.dedent(script)],
+        cwd=Path(fusedreg.__file__).parents[1],  # the same package as here, whichever that is
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
     assert done.returncode == 0, f"ended with {done.returncode}:\n{done.stderr[-2000:]}"
 

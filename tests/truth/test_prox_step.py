@@ -10,11 +10,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from helpers import FusedRegAdam, FusedRegAdamW, FusedRegSGD
+from helpers import TWINS, FusedRegAdam, FusedRegAdamW, FusedRegSGD
 from scipy.optimize import minimize_scalar
 
 N_GROUPS, N_WEIGHTS = 24, 16
-T = 1000  # the step number that Adam's state pretends to
+T = 4  # the step number that Adam's state pretends to: both bias corrections still count
 BETAS, EPS = (0.9, 0.999), 1e-8
 
 
@@ -82,7 +82,7 @@ def test_adam(flavour, dtype, backend) -> None:
     l1, l2 = penalties(rng)
     lr = decades(rng, -1, 0.3, N_GROUPS)
     wanted_d = decades(rng, -6, 6, *shape)
-    w_old, m_old, g = rng.standard_normal((3, *shape)) * [np.ones(shape), wanted_d, wanted_d]
+    w_old, m_old, g = rng.standard_normal((3, *shape)) * [np.ones(shape), wanted_d / 3, wanted_d / 3]
     bias_correction1, bias_correction2 = (1 - beta**T for beta in BETAS)
     v_old = (wanted_d**2 * bias_correction2 - (1 - BETAS[1]) * g**2) / BETAS[1]
     assert (v_old > 0).all()
@@ -99,9 +99,8 @@ def test_adam(flavour, dtype, backend) -> None:
     }
     if options.get("amsgrad"):
         # The metric wanted stands in the maximum, and the second moment is a tenth of it.
-        for own in state.values():
-            own["max_exp_avg_sq"] = own["exp_avg_sq"]
-            own["exp_avg_sq"] = own["exp_avg_sq"] / 10
+        for own, maximum in zip(state.values(), tensors(wanted_d**2 * bias_correction2), strict=True):
+            own["max_exp_avg_sq"], own["exp_avg_sq"] = maximum, maximum / 10
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     w_old = values(params)  # as rounded to the dtype
     for param, gradient in zip(params, tensors(g), strict=True):
@@ -112,8 +111,7 @@ def test_adam(flavour, dtype, backend) -> None:
     x, m = values(params), values([optimizer.state[param]["exp_avg"] for param in params])
     second_moment = "max_exp_avg_sq" if options.get("amsgrad") else "exp_avg_sq"
     d = np.sqrt(values([optimizer.state[param][second_moment] for param in params]) / bias_correction2) + EPS
-    # within a hundredth: EPS, and amsgrad's maximum, which lacks the last gradient
-    np.testing.assert_allclose(d, wanted_d, rtol=0.02)
+    np.testing.assert_allclose(d, wanted_d + EPS, rtol=1e-5)
     floor = (l1 + l2 * np.abs(w_old)) / 2
     d_prox = np.ones(shape) if flavour == "adam-decoupled" else np.maximum(d, floor)
     step = lr * m / bias_correction1 / d
@@ -136,9 +134,14 @@ SGD_FLAVOURS = {
 
 
 @every_dtype
+@pytest.mark.parametrize("start", ["first-steps", "from-torch"])
 @pytest.mark.parametrize("flavour", SGD_FLAVOURS)
-def test_sgd(flavour, dtype, backend) -> None:
-    """lr, the inverse of SGD's metric, goes over 12 decades; gradients and penalties go with it. Three steps."""
+def test_sgd(flavour, start, dtype, backend) -> None:
+    """lr, the inverse of SGD's metric, goes over 12 decades; gradients and penalties go with it. Three steps.
+
+    They are the first, or the first after steps of torch's SGD: nobody counted the gain of that buffer, and it is taken
+    as the stationary one.
+    """
     options = SGD_FLAVOURS[flavour]
     momentum, dampening = options.get("momentum", 0.0), options.get("dampening", 0.0)
     rng = np.random.default_rng(2)
@@ -151,15 +154,26 @@ def test_sgd(flavour, dtype, backend) -> None:
     groups = [{"params": [p], "lr": a, "l1": b, "l2": c} for p, a, b, c in zip(params, lr, l1, l2, strict=True)]
     optimizer = FusedRegSGD(groups, backend=backend, **options)
     l1, l2, lr = l1[:, None], l2[:, None], lr[:, None]
+
+    def draw_gradients() -> np.ndarray:
+        for param, row in zip(params, 3 * rng.standard_normal((N_GROUPS, N_WEIGHTS)) / lr, strict=True):
+            param.grad = torch.tensor(row, dtype=dtype, device=param.device)
+        return values([param.grad for param in params])
+
+    if start == "from-torch":
+        twin = TWINS[FusedRegSGD]([{"params": [p], "lr": a.item()} for p, a in zip(params, lr, strict=True)], **options)
+        for _ in range(2):
+            draw_gradients()
+            twin.step()
+        optimizer.load_state_dict(twin.state_dict())
     n_zeros = 0
     for t in range(1, 4):
         w_old = values(params)
-        for param, row in zip(params, 3 * rng.standard_normal((N_GROUPS, N_WEIGHTS)) / lr, strict=True):
-            param.grad = torch.tensor(row, dtype=dtype, device=param.device)
-        g = values([param.grad for param in params])
+        g = draw_gradients()
         optimizer.step()
         # The gain in closed form: the first buffer is the gradient itself, and each step keeps momentum of the rest.
-        gain = momentum ** (t - 1) + (1 - dampening) * (1 - momentum ** (t - 1)) / (1 - momentum)
+        stationary = (1 - dampening) / (1 - momentum)
+        gain = momentum ** (t - 1) + stationary * (1 - momentum ** (t - 1)) if start == "first-steps" else stationary
         if not momentum:
             direction, tau = g, lr
         else:
