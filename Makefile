@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
 
-.PHONY: demo test test-triton lint typecheck format bench cuda-check gpu-check sanitize fuzz info parity clean
+.PHONY: demo test test-triton test-triton-hostile lint typecheck format bench cuda-check gpu-check sanitize fuzz info parity clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/demo.py
@@ -21,6 +21,9 @@ test: $(VENV)/.test
 test-triton: $(VENV)/.triton
 	$(BIN)/python -m pytest tests/test_triton_compile.py tests/test_registry.py $(PYTEST)
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/test_triton.py $(PYTEST)
+
+# Also the edges and hostile suites in the interpreter: minutes.
+test-triton-hostile: $(VENV)/.triton
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/test_edges.py tests/hostile -k triton $(PYTEST)
 
 lint: $(VENV)/.lint
