@@ -73,6 +73,10 @@ class Span:
     def infinite(self) -> Tensor:
         return self.lo.isinf() | self.hi.isinf()
 
+    def at(self, index: Tensor) -> Span:
+        """Some of the elements, in a row."""
+        return Span(*(part.reshape(-1)[index] for part in (self.lo, self.hi, self.nan)), self.arithmetic)
+
     def holds(self, values: Tensor) -> Tensor:
         """Element by element, whether `values`, stored in their own dtype, may come out."""
         real = torch.view_as_real(values.detach().resolve_conj()) if values.is_complex() else values.detach()

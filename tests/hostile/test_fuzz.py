@@ -20,7 +20,7 @@ from conftest import EXTENSION, needs_cpp
 from helpers import IDS, OPTIMIZER_FLAGS, REGULARIZED, flags_of
 from hypothesis import event, given, note
 from hypothesis import strategies as st
-from scenarios import DTYPES, Gradient, Param, Scenario, Step, Values, lay_out, scenarios
+from scenarios import CHUNK, DTYPES, Gradient, Param, Scenario, Step, Values, lay_out, scenarios
 from spans import (
     Span,
     clipped_by_value,
@@ -62,6 +62,13 @@ class Before:
     clock: float
     """Adam's count of steps; SGD's gain, 0 before the first step, NaN where it was not counted."""
     has_state: bool
+
+    def looked_at(self) -> Tensor:
+        """Which elements are compared: all, or of a large tensor those around its chunks' borders and every 29th."""
+        index = torch.arange(real(self.w).numel())
+        place = index % CHUNK
+        near = (index % 29 == 0) | (place < 70) | (place >= CHUNK - 70) | (index >= len(index) - 70)
+        return index[near] if len(index) > 10_000 else index
 
     def scalars(self) -> dict[str, Any]:
         group = {k: v for k, v in self.group.items() if k not in ("params", "momentum_gain")}
@@ -182,18 +189,19 @@ class Driver:
 
         for before, span, truth in zip(befores, clipped, truths, strict=True):
             clock = self.check_clock(before)
+            index = before.looked_at()
             state = before.state if before.has_state or optimizer.rule == "adam" else {}
-            bounds, state_bounds = step_bounds(
-                optimizer.rule, before.w, span, state, clock, before.scalars(), coefficient
-            )
+            state = {name: real(value).reshape(-1)[index] for name, value in state.items()}
+            w, group = real(before.w).reshape(-1)[index], before.scalars()
+            weight, bounds = step_bounds(optimizer.rule, w, span.at(index), state, clock, group, coefficient)
+            bounds["weight"] = weight
             results = {"weight": before.param} | {name: optimizer.state[before.param][name] for name in before.state}
             for name, result in results.items():
-                bound = state_bounds.get(name, bounds)
-                assert_held(f"{name} of the backend", bound, result, before)
-                assert_held(f"{name} of the reference in float64", bound, truth[name], before)
-            if before.group["l1"] > 0 and before.group["l1_mode"] != "subgradient" and float(before.group["lr"]) > 0:
-                cut = bounds.is_point(0.0)
-                assert not torch.signbit(real(before.param)[cut]).any(), "a threshold's zero is -0.0"
+                assert_held(f"{name} of the backend", bounds[name], result, index, before)
+                assert_held(f"{name} of the reference in float64", bounds[name], truth[name], index, before)
+            if group["l1"] > 0 and group["l1_mode"] != "subgradient" and group["lr"] > 0:
+                cut = real(before.param).reshape(-1)[index[weight.is_point(0.0)]]
+                assert not torch.signbit(cut).any(), "a threshold's zero is -0.0"
 
     def check_clock(self, before: Before) -> float:
         """Adam's t, SGD's s_t, after the step."""
@@ -209,18 +217,18 @@ class Driver:
         return gain
 
 
-def assert_held(what: str, span: Span, result: Tensor, before: Before) -> None:
-    held = span.holds(result)
+def assert_held(what: str, span: Span, result: Tensor, index: Tensor, before: Before) -> None:
+    result = real(result).reshape(-1)
+    held = span.holds(result[index])
     if held.all():
         return
-    where = tuple((~held).nonzero()[0].tolist())
-    lo, hi, nan = (part.expand(held.shape)[where].item() for part in (span.lo, span.hi, span.nan))
+    first = int((~held).nonzero()[0])
+    i = index[first]
+    lo, hi, nan = (part[first].item() for part in (span.lo, span.hi, span.nan))
+    inputs = {"w": before.w, "g": before.param.grad, **before.state}
     note(f"{tuple(before.param.shape)} {before.param.dtype}, strides {before.param.stride()}, {before.scalars()}")
-    note(f"w {real(before.w)[where]!r}, g {real(before.param.grad)[where]!r}, clock {before.clock}")
-    note(f"state { {name: real(value)[where].item() for name, value in before.state.items()} }")
-    raise AssertionError(
-        f"{what}: element {where} is {real(result)[where].item()!r}, not in {lo!r} to {hi!r} (NaN: {nan})"
-    )
+    note(f"clock {before.clock}, { {name: real(value).reshape(-1)[i].item() for name, value in inputs.items()} }")
+    raise AssertionError(f"{what}: element {i} is {result[i].item()!r}, not in {lo!r} to {hi!r} (NaN: {nan})")
 
 
 def float64_truths(rule: str, step: Step, befores: list[Before], inv: float) -> list[dict[str, Tensor]]:

@@ -1,7 +1,6 @@
 """Proves what a short minibatch run on digits keeps of the exactness: the zeros, the objective, the accuracy.
 
-The runs are those of benchmarks/minibatch_sparsity.py, with fewer epochs. docs/correctness-minibatch.md has the long
-ones.
+The runs are those of benchmarks/minibatch_sparsity.py, with fewer epochs; docs/minibatch.md has the long ones.
 """
 
 from __future__ import annotations
