@@ -223,7 +223,7 @@ def assert_held(what: str, span: Span, result: Tensor, index: Tensor, before: Be
     if held.all():
         return
     first = int((~held).nonzero()[0])
-    i = index[first]
+    i = int(index[first])
     lo, hi, nan = (part[first].item() for part in (span.lo, span.hi, span.nan))
     inputs = {"w": before.w, "g": before.param.grad, **before.state}
     note(f"{tuple(before.param.shape)} {before.param.dtype}, strides {before.param.stride()}, {before.scalars()}")
