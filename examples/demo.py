@@ -17,12 +17,24 @@ from pathlib import Path
 
 import demo_plots
 import torch
+from _common import (
+    Split,
+    example_parser,
+    load_split,
+    make_console,
+    make_table,
+    parse,
+    percent,
+    positive_int,
+    print_plots,
+    progress_bar,
+    show_number,
+    standardise,
+)
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
-from sklearn.datasets import load_diabetes, load_digits
+from sklearn.datasets import load_diabetes
 from sklearn.linear_model import Lasso
-from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim.lr_scheduler import CosineAnnealingLR
@@ -110,25 +122,6 @@ def mlp(*widths: int) -> nn.Sequential:
 
 
 @dataclass
-class Digits:
-    train_x: Tensor
-    train_y: Tensor
-    test_x: Tensor
-    test_y: Tensor
-
-    @classmethod
-    def load(cls) -> Digits:
-        pixels, labels = load_digits(return_X_y=True)
-        # The split is fixed, so that another --seed changes the training only.
-        train_x, test_x, train_y, test_y = train_test_split(
-            pixels / 16.0, labels, test_size=0.25, random_state=0, stratify=labels
-        )
-        x_parts = (torch.from_numpy(part).float() for part in (train_x, test_x))
-        y_parts = (torch.from_numpy(part).long() for part in (train_y, test_y))
-        return cls(next(x_parts), next(y_parts), next(x_parts), next(y_parts))
-
-
-@dataclass
 class History:
     """One training run, measured before the first epoch and after each."""
 
@@ -138,7 +131,7 @@ class History:
     zeros: list[float] = field(default_factory=list)
 
     @torch.no_grad()
-    def measure(self, way: Way, digits: Digits, step: int) -> None:
+    def measure(self, way: Way, digits: Split, step: int) -> None:
         self.steps.append(step)
         # Without the penalty, so that the three curves show the same quantity.
         self.train_loss.append(way.loss(digits.train_x, digits.train_y).item())
@@ -147,7 +140,7 @@ class History:
         self.zeros.append(100.0 * fusedreg.sparsity_report(way.weights).fraction)
 
 
-def train(way: Way, digits: Digits, epochs: int, seed: int, on_epoch: Callable[[], None]) -> History:
+def train(way: Way, digits: Split, epochs: int, seed: int, on_epoch: Callable[[], None]) -> History:
     """Trains on minibatches, whose order depends on the seed only."""
     order = torch.Generator().manual_seed(seed)
     steps_per_epoch = -(-len(digits.train_x) // BATCH_SIZE)
@@ -199,15 +192,11 @@ def time_optimizers(
 def digits_table(
     ways: Sequence[Way],
     histories: dict[str, History],
-    digits: Digits,
+    digits: Split,
     timings: Sequence[tuple[str, dict[str, float]]],
     l1: float,
 ) -> Table:
-    table = Table(title=f"Digits, MLP 64-256-10, lambda = {l1:g}", title_style="bold", title_justify="left")
-    table.add_column("")
-    for way in ways:
-        table.add_column(way.name, justify="right", style="bold green" if way.name == FUSED else None)
-
+    table = make_table(f"Digits, MLP 64-256-10, lambda = {l1:g}", ["", *(way.name for way in ways)], highlight=FUSED)
     with torch.no_grad():
         absolute_sums = [sum(weight.abs().sum().item() for weight in way.weights) for way in ways]
         losses = [way.loss(digits.train_x, digits.train_y).item() for way in ways]
@@ -217,7 +206,7 @@ def digits_table(
 
     table.add_row("test accuracy", *(f"{histories[way.name].test_accuracy[-1]:.1f} %" for way in ways))
     table.add_row("loss + lambda * sum |w|", *(f"{objective:.4f}" for objective in objectives))
-    table.add_row("weights exactly zero", *(f"{report.fraction:.1%}".replace("%", " %") for report in reports))
+    table.add_row("weights exactly zero", *(percent(report.fraction) for report in reports))
     table.add_row(f"pixels unused, of {first[0].shape[1]}", *(str(tensor.empty_columns) for tensor in first))
     table.add_row(f"units without input, of {first[0].shape[0]}", *(str(tensor.empty_rows) for tensor in first))
     table.add_row(f"units never read, of {second[0].shape[1]}", *(str(t.empty_columns) for t in second))
@@ -230,7 +219,7 @@ def digits_table(
 def run_digits(console: Console, epochs: int, l1: float, seed: int, output: Path) -> list[Path]:
     console.rule("1. A sparse classifier, trained three ways")
     torch.manual_seed(seed)
-    digits = Digits.load()
+    digits = load_split()
     initial = mlp(64, 256, 10)
     ways = make_ways(initial, l1, LR)
     with progress_bar(console) as progress:
@@ -304,9 +293,7 @@ def fit_linear(
 def run_lasso(console: Console, output: Path) -> Path:
     console.rule("2. The same lambda as the Lasso's")
     data = load_diabetes()
-    x, y = torch.from_numpy(data.data), torch.from_numpy(data.target)
-    x = (x - x.mean(dim=0)) / x.std(dim=0, correction=0)
-    y = y - y.mean()
+    x, y = torch.from_numpy(standardise(data.data)), torch.from_numpy(data.target - data.target.mean())
     lasso = Lasso(alpha=LASSO_ALPHA, fit_intercept=False, tol=1e-14, max_iter=1_000_000).fit(x.numpy(), y.numpy())
     solution = torch.from_numpy(lasso.coef_)
 
@@ -317,16 +304,10 @@ def run_lasso(console: Console, output: Path) -> Path:
             fits[name] = fit_linear(x, y, LASSO_ALPHA, fused, solution, lambda task=task: progress.advance(task))
     coefficients = {"scikit-learn Lasso": solution, **{name: w for name, (w, _, _) in fits.items()}}
 
-    table = Table(
-        title=f"Diabetes, {len(y)} patients, alpha = l1 = {LASSO_ALPHA:g}, fp64, {LASSO_STEPS} full-batch steps",
-        title_style="bold",
-        title_justify="left",
-    )
-    table.add_column("coefficient")
-    for name in coefficients:
-        table.add_column(name, justify="right", style="bold green" if name == FUSED else None)
+    title = f"Diabetes, {len(y)} patients, alpha = l1 = {LASSO_ALPHA:g}, fp64, {LASSO_STEPS} full-batch steps"
+    table = make_table(title, ["coefficient", *coefficients], highlight=FUSED)
     for i, feature in enumerate(data.feature_names):
-        table.add_row(feature, *(show_coefficient(w[i].item()) for w in coefficients.values()))
+        table.add_row(feature, *(show_number(w[i].item()) for w in coefficients.values()))
     table.add_section()
     table.add_row("exact zeros", *(str(int((w == 0).sum())) for w in coefficients.values()))
     console.print(table)
@@ -348,51 +329,23 @@ def run_lasso(console: Console, output: Path) -> Path:
     )
 
 
-def show_coefficient(value: float) -> str:
-    """An exact zero as a bare 0, so that it cannot be mistaken for a small number."""
-    if value == 0:
-        return "0" + " " * 7
-    return f"{value:.6f}" if abs(value) >= 1e-5 else f"{value:.0e}"
-
-
 # -- the program
 
 
-def progress_bar(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description:<24}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=console,
-    )
-
-
-def positive_int(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
-    return value
-
-
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="A sparse digits classifier and the Lasso, with fusedreg.")
+    parser = example_parser(__doc__, output="demo-output")
     parser.add_argument("--epochs", type=positive_int, default=60, help="epochs on digits (default: %(default)s)")
     parser.add_argument("--l1", type=float, default=3e-4, help="lambda on digits (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of weights and batch order (default: %(default)s)")
-    parser.add_argument("--output", type=Path, default=Path("demo-output"), help="plots' folder (default: %(default)s)")
-    return parser.parse_args()
+    return parse(parser, threads=None)  # it times large tensors too
 
 
 def main() -> None:
     arguments = parse_arguments()
-    console = Console()
-    arguments.output.mkdir(parents=True, exist_ok=True)
+    console = make_console()
     plots = run_digits(console, arguments.epochs, arguments.l1, arguments.seed, arguments.output)
     plots.append(run_lasso(console, arguments.output))
     console.rule("3. Plots")
-    for plot in plots:
-        console.print(str(plot), highlight=False, soft_wrap=True)
+    print_plots(console, plots)
 
 
 if __name__ == "__main__":

@@ -6,38 +6,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-import matplotlib
-
-matplotlib.use("Agg")  # files only: the demo must run where there is no display
-
 import matplotlib.pyplot as plt
 import numpy as np
+from _common import BLUE, GREY, ORANGE, draw_coefficients, save
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
-# Okabe and Ito's palette, which stays apart for colour-blind eyes; the dashes let a curve below them show.
-GREY, ORANGE, BLUE = "#9a9a9a", "#D55E00", "#0072B2"
+# The dashes let a curve below them show.
 STYLES: dict[str, tuple[str, str]] = {
     "plain Adam": (GREY, "-"),
     "L1 in the loss": (ORANGE, "--"),
     "FusedRegAdam": (BLUE, "-"),
 }
-
-plt.rcParams.update(
-    {
-        "font.size": 12,
-        "axes.titlesize": 14,
-        "axes.titlelocation": "left",
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.grid": True,
-        "axes.axisbelow": True,
-        "grid.color": "#e6e6e6",
-        "legend.frameon": False,
-        "lines.linewidth": 2.2,
-        "savefig.dpi": 130,
-    }
-)
 
 
 class Curves(Protocol):
@@ -47,12 +26,6 @@ class Curves(Protocol):
     train_loss: list[float]
     test_accuracy: list[float]
     zeros: list[float]
-
-
-def save(figure: Figure, path: Path) -> Path:
-    figure.savefig(path)
-    plt.close(figure)
-    return path
 
 
 def draw(axes: Axes, name: str, x: Sequence[float], y: Sequence[float]) -> None:
@@ -132,25 +105,7 @@ def lasso_comparison(
     path: Path,
 ) -> Path:
     figure, (left, right) = plt.subplots(1, 2, figsize=(13, 5.4), layout="constrained", width_ratios=(1.15, 1))
-    places = np.arange(len(features))
-    lasso = coefficients["scikit-learn Lasso"]
-    fused = coefficients["FusedRegAdam"]
-    left.bar(places, lasso, width=0.72, color="#F0C9A6", label="scikit-learn Lasso")
-    is_zero = fused == 0
-    left.plot(places[~is_zero], fused[~is_zero], "o", color=BLUE, markersize=9, label="FusedRegAdam")
-    left.plot(
-        places[is_zero],
-        fused[is_zero],
-        "o",
-        color=BLUE,
-        markerfacecolor="white",
-        markersize=9,
-        markeredgewidth=2,
-        label="FusedRegAdam, exactly 0",
-    )
-    left.axhline(0, color="black", linewidth=0.8)
-    left.set_xticks(places, features)
-    left.grid(visible=False, axis="x")
+    draw_coefficients(left, features, coefficients["scikit-learn Lasso"], coefficients["FusedRegAdam"], "FusedRegAdam")
     left.set(
         title=f"Coefficients, diabetes data, alpha = l1 = {alpha:g}",
         xlabel="feature (standardised)",
