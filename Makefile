@@ -7,12 +7,18 @@ TORCH ?= torch==2.13.0
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+EXAMPLES := $(sort $(filter-out examples/_% examples/demo%, $(wildcard examples/*.py)))
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
 
-.PHONY: demo test test-triton test-triton-hostile lint typecheck format bench cuda-check gpu-check sanitize fuzz info parity clean
+.PHONY: demo examples notebooks pictures docs docs-serve test test-triton test-triton-hostile lint typecheck format bench cuda-check gpu-check sanitize fuzz info parity clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/demo.py
+
+# Tables to the terminal, plots to examples-output/; then what the examples claim, as tests.
+examples: $(VENV)/.demo $(VENV)/.test
+	set -e; for example in $(EXAMPLES); do echo "== $$example"; $(BIN)/python $$example; done
+	$(BIN)/python -m pytest tests/test_examples.py $(PYTEST)
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest $(PYTEST)
@@ -92,4 +98,4 @@ $(VENV)/.lint: $(VENV)/.built requirements/lint.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info fusedreg/*.so fusedreg/_built_with.py demo-output
+	rm -rf $(VENV) build dist *.egg-info fusedreg/*.so fusedreg/_built_with.py demo-output examples-output site

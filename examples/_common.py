@@ -178,7 +178,7 @@ def draw_coefficients(axes: Axes, names: Sequence[str], theirs: np.ndarray, ours
     axes.bar(places, theirs, width=0.72, color="#F0C9A6", label="scikit-learn")
     axes.plot(places[~is_zero], ours[~is_zero], **dots, label=our_name)
     if is_zero.any():
-        hollow = {"markerfacecolor": "white", "markeredgewidth": 2}
+        hollow: dict[str, Any] = {"markerfacecolor": "white", "markeredgewidth": 2}
         axes.plot(places[is_zero], ours[is_zero], **dots, **hollow, label=f"{our_name}, exactly 0")
     axes.axhline(0, color="black", linewidth=0.8)
     axes.set_xticks(places, names)

@@ -13,6 +13,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import demo_plots
@@ -180,8 +181,8 @@ def time_optimizers(
             way.backward(inputs, targets)
             cost = 0.0
             if way.l1_in_loss:
-                without = seconds(lambda way=way: way.backward(inputs, targets, with_penalty=False))
-                cost = seconds(lambda way=way: way.backward(inputs, targets)) - without
+                without = seconds(partial(way.backward, inputs, targets, with_penalty=False))
+                cost = seconds(partial(way.backward, inputs, targets)) - without
             cost += seconds(way.step)
             if i >= warm_up:
                 samples[way.name].append(cost)
@@ -226,7 +227,7 @@ def run_digits(console: Console, epochs: int, l1: float, seed: int, output: Path
         histories = {}
         for way in ways:
             task = progress.add_task(f"train: {way.name}", total=epochs)
-            histories[way.name] = train(way, digits, epochs, seed, lambda task=task: progress.advance(task))
+            histories[way.name] = train(way, digits, epochs, seed, partial(progress.advance, task))
 
         timings = []
         wide = mlp(1024, 2048, 2048, 10)
@@ -239,7 +240,7 @@ def run_digits(console: Console, epochs: int, l1: float, seed: int, output: Path
             copied = copy.deepcopy(model)
             competitors.append(Way(TORCH_FUSED, copied, torch.optim.Adam(copied.parameters(), TIMING_LR, fused=True)))
             task = progress.add_task(f"time: {label}", total=rounds + max(3, rounds // 10))
-            medians = time_optimizers(competitors, inputs, targets, rounds, lambda task=task: progress.advance(task))
+            medians = time_optimizers(competitors, inputs, targets, rounds, partial(progress.advance, task))
             timings.append((label, medians))
 
     console.print(digits_table(ways, histories, digits, timings, l1))
@@ -301,7 +302,7 @@ def run_lasso(console: Console, output: Path) -> Path:
     with progress_bar(console) as progress:
         for name, fused in ((FUSED, True), (TUTORIAL, False)):
             task = progress.add_task(f"fit: {name}", total=LASSO_STEPS)
-            fits[name] = fit_linear(x, y, LASSO_ALPHA, fused, solution, lambda task=task: progress.advance(task))
+            fits[name] = fit_linear(x, y, LASSO_ALPHA, fused, solution, partial(progress.advance, task))
     coefficients = {"scikit-learn Lasso": solution, **{name: w for name, (w, _, _) in fits.items()}}
 
     title = f"Diabetes, {len(y)} patients, alpha = l1 = {LASSO_ALPHA:g}, fp64, {LASSO_STEPS} full-batch steps"

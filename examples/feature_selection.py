@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -39,7 +40,6 @@ from _common import (
     show_number,
     standardise,
 )
-from rich.progress import Progress
 from sklearn.linear_model import lasso_path
 from torch import nn
 
@@ -193,14 +193,13 @@ def parse_arguments() -> argparse.Namespace:
     return parse(parser)
 
 
-def run(seed: int, count: int, progress: Progress | None = None) -> tuple[Ratings, np.ndarray, np.ndarray, np.ndarray]:
+def run(
+    seed: int, count: int, on_strength: Callable[[], None] = lambda: None
+) -> tuple[Ratings, np.ndarray, np.ndarray, np.ndarray]:
+    """The data, the strengths, our path and lasso_path's; raises AssertionError where they differ."""
     data = make_ratings(seed)
     strengths = 1.001 * strongest(data) * np.logspace(0, -2.5, count)
-    advance = lambda: None  # noqa: E731
-    if progress is not None:
-        task = progress.add_task("down the strengths", total=count)
-        advance = lambda: progress.advance(task)  # noqa: E731
-    path = walk_path(data, strengths, on_strength=advance)
+    path = walk_path(data, strengths, on_strength=on_strength)
     theirs = scikit_learns(data, strengths)
     difference = np.abs(path - theirs).max()
     assert difference < 1e-8, f"the coefficients differ from lasso_path's by up to {difference:.1e}"
@@ -211,7 +210,9 @@ def main() -> None:
     arguments = parse_arguments()
     console = make_console()
     with progress_bar(console) as progress:
-        data, strengths, path, theirs = run(arguments.seed, arguments.strengths, progress)
+        task = progress.add_task("down the strengths", total=arguments.strengths)
+        advance = partial(progress.advance, task)
+        data, strengths, path, theirs = run(arguments.seed, arguments.strengths, advance)
     table = make_table(
         f"The L1 path, {len(data.train_y)} films, {len(strengths)} strengths",
         ["feature", "true effect", "enters at l1", "lasso_path's", "at the end"],

@@ -19,6 +19,7 @@ import argparse
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -154,7 +155,7 @@ def fit_all(problems: list[Problem], steps: int, progress: Progress) -> list[Fit
     fits = []
     for problem in problems:
         task = progress.add_task(problem.name, total=steps)
-        fits.append(fit(problem, steps, lambda task=task: progress.advance(task)))
+        fits.append(fit(problem, steps, partial(progress.advance, task)))
     return fits
 
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -201,9 +202,9 @@ def main() -> None:
     data = load_split()
     with progress_bar(console) as progress:
         task = progress.add_task("p = 1", total=len(P1_STRENGTHS))
-        p1 = run_p1(data, arguments.steps, lambda: progress.advance(task))
+        p1 = run_p1(data, arguments.steps, partial(progress.advance, task))
         task = progress.add_task("p = 2", total=len(P2_STRENGTHS))
-        p2 = run_p2(data, arguments.steps, lambda: progress.advance(task))
+        p2 = run_p2(data, arguments.steps, partial(progress.advance, task))
 
     columns = ["c", "", "cost", "correct", *(f"< {fraction:g}" for fraction in FRACTIONS), "zeros"]
     table = make_table("p = 1, and the shares of weights below a fraction of the largest", columns)

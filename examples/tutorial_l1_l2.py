@@ -21,6 +21,7 @@ import argparse
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -171,9 +172,7 @@ def train_all(console: Console, strength: float, epochs: int, seed: int) -> Runs
             for kind in ("l1", "l2"):
                 task = progress.add_task(f"{name}, {kind}", total=3 * epochs)
                 runs[name, kind] = {
-                    way: train(
-                        way, initial, data, kind, strength, epochs, seed, lambda task=task: progress.advance(task)
-                    )
+                    way: train(way, initial, data, kind, strength, epochs, seed, partial(progress.advance, task))
                     for way in (IN_THE_LOSS, SUBGRADIENT, PROXIMAL)
                 }
     return runs
