@@ -86,8 +86,7 @@ def positive_int(text: str) -> int:
 
 
 def make_console() -> Console:
-    # In a notebook rich would ask for widgets, and take 80 columns for all there is.
-    return Console(force_jupyter=False, width=110 if IN_NOTEBOOK else None, highlight=False)
+    return Console(highlight=False)
 
 
 def progress_bar(console: Console) -> Progress:

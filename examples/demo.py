@@ -1,9 +1,11 @@
+# %% [markdown]
 """What fusedreg does, on data that ships with scikit-learn: a sparse digits classifier, and the Lasso.
 
 Run it with ``python examples/demo.py``; ``make demo`` installs what it needs. Tables go to the terminal, plots to
 ``demo-output/``.
 """
 
+# %%
 from __future__ import annotations
 
 import argparse
@@ -58,7 +60,10 @@ PLAIN, TUTORIAL, FUSED = "plain Adam", "L1 in the loss", "FusedRegAdam"
 TORCH_FUSED = "Adam(fused=True)"
 
 
-# -- the three ways to train
+# %% [markdown]
+# ## The three ways to train
+
+# %%
 
 
 @dataclass
@@ -119,7 +124,10 @@ def mlp(*widths: int) -> nn.Sequential:
     return nn.Sequential(*layers[:-1])
 
 
-# -- part 1: digits
+# %% [markdown]
+# ## Part 1: digits
+
+# %%
 
 
 @dataclass
@@ -217,7 +225,7 @@ def digits_table(
     return table
 
 
-def run_digits(console: Console, epochs: int, l1: float, seed: int, output: Path) -> list[Path]:
+def run_digits(console: Console, epochs: int, l1: float, seed: int, rounds: int, output: Path) -> list[Path]:
     console.rule("1. A sparse classifier, trained three ways")
     torch.manual_seed(seed)
     digits = load_split()
@@ -233,14 +241,14 @@ def run_digits(console: Console, epochs: int, l1: float, seed: int, output: Path
         wide = mlp(1024, 2048, 2048, 10)
         wide_batch = (torch.randn(16, 1024), torch.randint(10, (16,)))
         digits_batch = (digits.train_x[:BATCH_SIZE], digits.train_y[:BATCH_SIZE])
-        for model, (inputs, targets), rounds in ((initial, digits_batch, 300), (wide, wide_batch, 15)):
+        for model, (inputs, targets), n in ((initial, digits_batch, rounds), (wide, wide_batch, -(-rounds // 20))):
             size = sum(param.numel() for param in model.parameters())
             label = f"{size / 1e3:.0f}k weights" if size < 1e6 else f"{size / 1e6:.1f}M weights"
             competitors = make_ways(model, l1, TIMING_LR)
             copied = copy.deepcopy(model)
             competitors.append(Way(TORCH_FUSED, copied, torch.optim.Adam(copied.parameters(), TIMING_LR, fused=True)))
-            task = progress.add_task(f"time: {label}", total=rounds + max(3, rounds // 10))
-            medians = time_optimizers(competitors, inputs, targets, rounds, partial(progress.advance, task))
+            task = progress.add_task(f"time: {label}", total=n + max(3, n // 10))
+            medians = time_optimizers(competitors, inputs, targets, n, partial(progress.advance, task))
             timings.append((label, medians))
 
     console.print(digits_table(ways, histories, digits, timings, l1))
@@ -263,7 +271,10 @@ def run_digits(console: Console, epochs: int, l1: float, seed: int, output: Path
     ]
 
 
-# -- part 2: the Lasso
+# %% [markdown]
+# ## Part 2: the Lasso
+
+# %%
 
 
 def fit_linear(
@@ -330,20 +341,24 @@ def run_lasso(console: Console, output: Path) -> Path:
     )
 
 
-# -- the program
+# %% [markdown]
+# ## The program
+
+# %%
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = example_parser(__doc__, output="demo-output")
     parser.add_argument("--epochs", type=positive_int, default=60, help="epochs on digits (default: %(default)s)")
     parser.add_argument("--l1", type=float, default=3e-4, help="lambda on digits (default: %(default)s)")
+    parser.add_argument("--rounds", type=positive_int, default=300, help="of timing (default: %(default)s)")
     return parse(parser, threads=None)  # it times large tensors too
 
 
 def main() -> None:
     arguments = parse_arguments()
     console = make_console()
-    plots = run_digits(console, arguments.epochs, arguments.l1, arguments.seed, arguments.output)
+    plots = run_digits(console, arguments.epochs, arguments.l1, arguments.seed, arguments.rounds, arguments.output)
     plots.append(run_lasso(console, arguments.output))
     console.rule("3. Plots")
     print_plots(console, plots)
