@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 EXAMPLES := $(sort $(filter-out examples/_% examples/demo%, $(wildcard examples/*.py)))
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
 
-.PHONY: demo examples notebooks pictures docs docs-serve test test-triton test-triton-hostile lint typecheck format bench cuda-check gpu-check sanitize fuzz info parity clean
+.PHONY: demo examples notebooks notebooks-check pictures docs docs-serve test test-triton test-triton-hostile lint typecheck format bench cuda-check gpu-check sanitize fuzz info parity clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/demo.py
@@ -19,6 +19,24 @@ demo: $(VENV)/.demo
 examples: $(VENV)/.demo $(VENV)/.test
 	set -e; for example in $(EXAMPLES); do echo "== $$example"; $(BIN)/python $$example; done
 	$(BIN)/python -m pytest tests/test_examples.py $(PYTEST)
+
+# Three examples as notebooks, made from the scripts; notebooks-check changes none.
+notebooks: $(VENV)/.notebooks
+	$(BIN)/python tools/notebooks.py write run
+
+notebooks-check: $(VENV)/.notebooks
+	$(BIN)/python tools/notebooks.py check run
+
+# The first line that mkdocs-material prints is about its successor.
+docs: export NO_MKDOCS_2_WARNING = 1
+docs: $(VENV)/.docs
+	$(BIN)/mkdocs build --quiet
+
+docs-serve: $(VENV)/.docs
+	$(BIN)/mkdocs serve
+
+pictures: examples
+	$(BIN)/python docs/draw_pictures.py
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest $(PYTEST)
@@ -87,6 +105,14 @@ $(VENV)/.demo: $(VENV)/.built requirements/demo.txt
 
 $(VENV)/.test: $(VENV)/.built requirements/test.txt
 	$(PIP) -r requirements/test.txt
+	touch $@
+
+$(VENV)/.notebooks: $(VENV)/.demo requirements/notebooks.txt
+	$(PIP) -r requirements/notebooks.txt
+	touch $@
+
+$(VENV)/.docs: $(VENV)/.built requirements/docs.txt
+	$(PIP) -r requirements/docs.txt
 	touch $@
 
 $(VENV)/.triton: $(VENV)/.test requirements/triton.txt

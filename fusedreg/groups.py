@@ -93,7 +93,9 @@ def param_groups(
 
     Args:
         model: the module whose parameters are split; a shared parameter is listed once.
-        l1, l2, weight_decay: the weights' strengths; None leaves each to the optimizer's own argument.
+        l1: strength on the weights; None leaves it to the optimizer's own argument.
+        l2: likewise.
+        weight_decay: likewise.
         **options: any other group option (``lr``, ``clip_value``, ...), given to both groups.
 
     Returns:

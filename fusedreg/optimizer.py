@@ -46,7 +46,8 @@ REGULARIZER_DOC = """
             ``max_grad_norm``; ``l1 > 0`` on complex parameters. From ``step()``: a gradient on another device, of
             another dtype or shape than its parameter, a parameter that overlaps itself in memory.
         RuntimeError: a backend asked for by name that cannot run. From ``step()``: a sparse gradient.
-        Whatever raises, no parameter, state or step count has changed.
+
+    Whatever raises, no parameter, state or step count has changed.
 """
 
 

@@ -1,23 +1,117 @@
-"""Every Python snippet in the README runs as it is printed."""
+"""Every Python snippet in README.md and docs/ runs as it is printed, and prints what stands behind it.
+
+A page's snippets run one after the other, in one namespace. A comment before a snippet may say otherwise:
+``<!-- not run: REASON -->``, or ``<!-- needs CUDA -->``; after ``<!-- prints -->`` its output is compared.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[1]
-SNIPPETS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
-# The loop that a reader comes with is a fragment; what replaces it must run.
-RUNNABLE = [snippet for snippet in SNIPPETS if "import" in snippet]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+NOT_RUN, NEEDS_CUDA, PRINTS = "not run: ", "needs CUDA", "prints"
+SNIPPET = re.compile(
+    r"(?:<!-- (?P<mark>[^\n]*) -->\n+)?^```python\n(?P<code>.*?)^```\n(?:\n*^```text\n(?P<output>.*?)^```\n)?",
+    flags=re.DOTALL | re.MULTILINE,
+)
+NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e-?\d+)?")
 
 
-def test_there_are_snippets() -> None:
-    assert len(RUNNABLE) == len(SNIPPETS) - 1 == 2
+@dataclass(frozen=True)
+class Snippet:
+    page: Path
+    line: int
+    code: str
+    mark: str
+    output: str
+
+    def run(self, namespace: dict[str, Any]) -> None:
+        # The empty lines give a traceback the page's own line numbers.
+        exec(compile("\n" * (self.line - 1) + self.code, str(self.page), "exec"), namespace)
 
 
-@pytest.mark.parametrize("snippet", RUNNABLE, ids=lambda snippet: snippet.splitlines()[1])
-def test_readme(snippet: str, capsys) -> None:
-    exec(compile(snippet, "README.md", "exec"), {})
-    assert capsys.readouterr().out
+def snippets_of(page: Path) -> Iterator[Snippet]:
+    text = page.read_text()
+    for match in SNIPPET.finditer(text):
+        line = text.count("\n", 0, match.start("code")) + 1
+        yield Snippet(page, line, match["code"], match["mark"] or "", match["output"] or "")
+
+
+SNIPPETS = {page: list(snippets_of(page)) for page in PAGES}
+
+
+def page_id(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def assert_same_output(printed: str, expected: str) -> None:
+    """The same words; numbers may differ as rounding on another machine makes counts and losses differ."""
+    assert NUMBER.sub("#", printed).split() == NUMBER.sub("#", expected).split()
+    for ours, theirs in zip(NUMBER.findall(printed), NUMBER.findall(expected), strict=True):
+        assert float(ours) == pytest.approx(float(theirs), rel=0.1, abs=2 if "." not in theirs else 0.02)
+
+
+@pytest.fixture(autouse=True)
+def _as_a_reader(tmp_path, monkeypatch):
+    """In a folder of its own, as snippets may write; on one thread, as their tensors are tiny."""
+    monkeypatch.chdir(tmp_path)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if SNIPPETS[page]], ids=page_id)
+def test_snippets_run(page: Path, capsys) -> None:
+    namespace: dict[str, Any] = {}
+    for snippet in SNIPPETS[page]:
+        if snippet.mark.startswith(NOT_RUN) or snippet.mark == NEEDS_CUDA:
+            continue
+        capsys.readouterr()
+        snippet.run(namespace)
+        if snippet.mark == PRINTS:
+            assert_same_output(capsys.readouterr().out, snippet.output)
+
+
+CUDA_SNIPPETS = [snippet for some in SNIPPETS.values() for snippet in some if snippet.mark == NEEDS_CUDA]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("snippet", CUDA_SNIPPETS, ids=lambda snippet: f"{page_id(snippet.page)}:{snippet.line}")
+def test_cuda_snippets_run(snippet: Snippet) -> None:
+    snippet.run({})
+
+
+def test_snippets_are_found_and_their_marks_known() -> None:
+    for page, snippets in SNIPPETS.items():
+        assert len(snippets) == page.read_text().count("```python"), page_id(page)
+        for snippet in snippets:
+            is_known = snippet.mark in ("", NEEDS_CUDA, PRINTS) or len(snippet.mark) > len(NOT_RUN)
+            assert is_known, f"{page_id(page)}:{snippet.line}: {snippet.mark}"
+            assert (snippet.mark == PRINTS) == bool(snippet.output), f"{page_id(page)}:{snippet.line}"
+    assert len(SNIPPETS[ROOT / "README.md"]) >= 3
+    assert CUDA_SNIPPETS
+
+
+def test_outputs_are_compared() -> None:
+    assert_same_output("loss 0.061\n1009 of 1101", "loss 0.06\n1012 of 1101")
+    for wrong in ("loss 0.06\n500 of 1101", "a loss 0.06\n1012 of 1101", "loss 0.06", "loss 0.1\n1012 of 1101"):
+        with pytest.raises(AssertionError):
+            assert_same_output("loss 0.061\n1009 of 1101", wrong)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_named_files_are_there(page: Path) -> None:
+    """A script, test or example that a page names exists: `python benchmarks/...`, `examples/...`, `tests/...`."""
+    named = re.findall(r"\b((?:benchmarks|docs|examples|tests|tools)/[\w/]+(?:\.\w+)?)", page.read_text())
+    written_by_a_script = ("benchmarks/results",)
+    missing = [name for name in named if not (ROOT / name).exists() and not name.startswith(written_by_a_script)]
+    assert not missing

@@ -1,0 +1,129 @@
+"""Draws docs/pictures/: the penalties' proxes, and the examples' plots, shrunk. `make pictures` runs it.
+
+The examples' plots are those that `make examples` left in examples-output/.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "examples"))
+
+from _common import BLUE, GREEN, GREY, ORANGE, save  # noqa: E402
+
+from fusedreg import FusedRegAdam, FusedRegSGD  # noqa: E402
+
+PICTURES = ROOT / "docs" / "pictures"
+EXAMPLE_PLOTS = ROOT / "examples-output"
+
+
+def step_of(z: float, **strengths: float) -> float:
+    """Where one proximal step of size 1 takes a weight z that has no gradient."""
+    w = nn.Parameter(torch.tensor([z], dtype=torch.float64))
+    w.grad = torch.zeros_like(w)
+    FusedRegSGD([w], lr=1.0, **strengths).step()
+    return w.item()
+
+
+def draw_proxes() -> None:
+    figure, axes = plt.subplots(figsize=(8, 5.2), layout="constrained")
+    z = np.linspace(-2, 2, 401)
+    axes.plot(z, z, color=GREY, linestyle="--", label="no penalty: w = z")
+    for strengths, colour, label in (
+        ({"l2": 0.6}, GREEN, "l2: shrinks by a factor, to zero never"),
+        ({"l1": 0.6}, BLUE, "l1: shrinks by an amount, to zero within it"),
+        ({"l1": 0.6, "l2": 0.6}, ORANGE, "both (elastic net)"),
+    ):
+        axes.plot(z, [step_of(value, **strengths) for value in z], color=colour, label=label)
+    axes.set(
+        title="What a proximal step makes of a weight (tau = 1, strengths 0.6)",
+        xlabel="z: the weight after the gradient step",
+        ylabel="w: the weight after the prox",
+    )
+    axes.title.set_fontsize(13)
+    axes.legend()
+    save(figure, PICTURES / "prox.png")
+
+
+def draw_modes() -> None:
+    """One weight, loss (w - a)^2 / 2, l1 = 0.1: the minimiser is 0 where |a| <= l1, and a - l1 above."""
+    figure, panels = plt.subplots(1, 2, figsize=(12, 4.8), layout="constrained", sharex=True)
+    l1, steps = 0.1, 300
+    styles = (("subgradient", ORANGE, "-"), ("decoupled", GREEN, "-"), ("proximal", BLUE, "--"))
+    for axes, a in zip(panels, (0.05, 0.4), strict=True):
+        for mode, colour, line in styles:
+            w = nn.Parameter(torch.tensor([0.2], dtype=torch.float64))
+            optimizer = FusedRegAdam([w], lr=0.01, l1=l1, l1_mode=mode)
+            path = [w.item()]
+            for _ in range(steps):
+                w.grad = w.detach() - a
+                optimizer.step()
+                path.append(w.item())
+            at_end = "exactly 0" if path[-1] == 0 else f"{path[-1]:.4f}"
+            axes.plot(path, color=colour, linestyle=line, label=f"{mode}: ends at {at_end}")
+        minimiser = max(a - l1, 0.0)
+        axes.axhline(minimiser, color="black", linestyle=":", linewidth=1.5, label=f"the minimiser, {minimiser:g}")
+        axes.set(title=rf"loss $(w - {a:g})^2 / 2$, l1 = {l1:g}", xlabel="steps of Adam, lr 0.01")
+        axes.legend(fontsize=11)
+    panels[0].set_ylabel("w")
+    figure.suptitle(
+        "Subgradients come near zero, decoupled solves another problem, proximal ends at the minimiser", fontsize=15
+    )
+    save(figure, PICTURES / "modes.png")
+
+
+def draw_thresholds() -> None:
+    """How much l1 takes off a weight in one step, by how large the weight's gradients have been."""
+    figure, axes = plt.subplots(figsize=(8, 4.8), layout="constrained")
+    lr, l1 = 1e-3, 1e-3
+    scales = np.logspace(-6, 0, 200)
+    for mode, colour in (("proximal", BLUE), ("decoupled", GREEN)):
+        taken = []
+        for scale in scales:
+            moved = []
+            for strength in (0.0, l1):
+                w = nn.Parameter(torch.tensor([1.0], dtype=torch.float64))
+                w.grad = torch.full_like(w, scale)
+                FusedRegAdam([w], lr=lr, l1=strength, l1_mode=mode).step()
+                moved.append(w.item())
+            taken.append(moved[0] - moved[1])
+        axes.plot(scales, taken, color=colour, label=mode)
+    axes.axhline(2 * lr, color="black", linestyle=":", linewidth=1.5, label="2 lr: the safeguard")
+    axes.set(
+        title="What l1 takes off a weight in one step of Adam",
+        xlabel=f"size of the weight's gradients, lr = {lr:g}, l1 = {l1:g}",
+        ylabel="taken off",
+        xscale="log",
+        yscale="log",
+    )
+    axes.legend()
+    save(figure, PICTURES / "thresholds.png")
+
+
+def shrink(path: Path, to: Path, width: int = 1200) -> None:
+    image = Image.open(path).convert("RGB")
+    image = image.resize((width, round(image.height * width / image.width)), Image.Resampling.LANCZOS)
+    image.quantize(256).save(to, optimize=True)
+
+
+def main() -> None:
+    PICTURES.mkdir(exist_ok=True)
+    draw_proxes()
+    draw_modes()
+    draw_thresholds()
+    for path in sorted(PICTURES.glob("*.png")):
+        shrink(path, path, width=900)
+    for path in sorted(EXAMPLE_PLOTS.glob("*.png")):
+        shrink(path, PICTURES / path.name)
+
+
+if __name__ == "__main__":
+    main()
