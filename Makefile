@@ -27,10 +27,11 @@ notebooks: $(VENV)/.notebooks
 notebooks-check: $(VENV)/.notebooks
 	$(BIN)/python tools/notebooks.py check run
 
-# The first line that mkdocs-material prints is about its successor.
+# Strict, so not --quiet: that hides warnings from --strict as well, and a dead link would pass. The variable drops what
+# mkdocs-material prints about its successor.
 docs: export NO_MKDOCS_2_WARNING = 1
 docs: $(VENV)/.docs
-	$(BIN)/mkdocs build --quiet
+	$(BIN)/mkdocs build --strict
 
 docs-serve: $(VENV)/.docs
 	$(BIN)/mkdocs serve
