@@ -36,7 +36,7 @@ docs: $(VENV)/.docs
 docs-serve: $(VENV)/.docs
 	$(BIN)/mkdocs serve
 
-pictures: examples
+pictures: demo examples
 	$(BIN)/python docs/draw_pictures.py
 
 test: $(VENV)/.test

@@ -1,6 +1,6 @@
 """Draws docs/pictures/: the penalties' proxes, and the examples' plots, shrunk. `make pictures` runs it.
 
-The examples' plots are those that `make examples` left in examples-output/.
+The plots are those that `make demo` and `make examples` left in demo-output/ and examples-output/.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from fusedreg import FusedRegAdam, FusedRegSGD  # noqa: E402
 
 PICTURES = ROOT / "docs" / "pictures"
 EXAMPLE_PLOTS = ROOT / "examples-output"
+DEMO_PLOT = ROOT / "demo-output" / "exact-zeros.png"
 
 
 def step_of(z: float, **strengths: float) -> float:
@@ -121,7 +122,7 @@ def main() -> None:
     draw_thresholds()
     for path in sorted(PICTURES.glob("*.png")):
         shrink(path, path, width=900)
-    for path in sorted(EXAMPLE_PLOTS.glob("*.png")):
+    for path in (DEMO_PLOT, *sorted(EXAMPLE_PLOTS.glob("*.png"))):
         shrink(path, PICTURES / path.name)
 
 

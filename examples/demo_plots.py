@@ -55,8 +55,9 @@ def exact_zeros(histories: Mapping[str, Curves], l1: float, path: Path) -> Path:
     figure, axes = plt.subplots(figsize=(9, 5.2), layout="constrained")
     for name, history in histories.items():
         draw(axes, name, history.steps, history.zeros)
+    sparsest = max(histories, key=lambda name: histories[name].zeros[-1])
     axes.set(
-        title=f"Weights that are exactly zero, digits, lambda = {l1:g}",
+        title=f"{sparsest} ends with {histories[sparsest].zeros[-1]:.0f} % exact zeros (digits, lambda = {l1:g})",
         xlabel="optimizer steps",
         ylabel="exact zeros (% of weights)",
         ylim=(-2, 100),
