@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -26,7 +27,7 @@ EXAMPLE_PLOTS = ROOT / "examples-output"
 DEMO_PLOT = ROOT / "demo-output" / "exact-zeros.png"
 
 
-def step_of(z: float, **strengths: float) -> float:
+def step_of(z: float, **strengths: Any) -> float:
     """Where one proximal step of size 1 takes a weight z that has no gradient."""
     w = nn.Parameter(torch.tensor([z], dtype=torch.float64))
     w.grad = torch.zeros_like(w)
