@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 
 import hypothesis
 import pytest
@@ -91,3 +92,11 @@ hypothesis.settings.register_profile(
     suppress_health_check=SLOW_EXAMPLES,
 )
 hypothesis.settings.load_profile("fuzz" if "FUZZ_EXAMPLES" in os.environ else "ci")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    figures = sys.modules.get("figures")
+    if figures is not None and figures.FIGURES:
+        terminalreporter.section("measured: the worst of each claim, and its bar")
+        for claim, (worst, bar) in sorted(figures.FIGURES.items()):
+            terminalreporter.write_line(f"{worst:9.1e}  {bar:7.0e}  {claim}")
