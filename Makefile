@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
 
-.PHONY: demo test test-triton test-triton-hostile lint typecheck format bench cuda-check gpu-check sanitize fuzz info parity clean
+.PHONY: demo test test-triton test-triton-hostile lint typecheck format bench bench-compare cuda-check gpu-check sanitize fuzz info parity clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/demo.py
@@ -39,8 +39,14 @@ format: $(VENV)/.lint
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
-bench: $(VENV)/.built
-	$(BIN)/python benchmarks/cpu_step.py
+# About five minutes, on a machine that does nothing else. BENCH=--quick takes one.
+bench: $(VENV)/.bench
+	$(BIN)/python benchmarks/cpu_step.py $(BENCH)
+
+# The working tree beside another revision: make bench-compare BASE=main
+BASE ?= HEAD
+bench-compare: $(VENV)/.bench
+	$(BIN)/python tools/bench_compare.py $(BASE) $(PYTEST)
 
 # Needs nvcc and no GPU: registers, shared memory and spills of every CUDA kernel.
 cuda-check: $(VENV)/.test
@@ -87,9 +93,13 @@ $(VENV)/.triton: $(VENV)/.test requirements/triton.txt
 	$(PIP) -r requirements/triton.txt
 	touch $@
 
+$(VENV)/.bench: $(VENV)/.built requirements/bench.txt
+	$(PIP) -r requirements/bench.txt
+	touch $@
+
 $(VENV)/.lint: $(VENV)/.built requirements/lint.txt
 	$(PIP) -r requirements/lint.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info fusedreg/*.so fusedreg/_built_with.py demo-output
+	rm -rf $(VENV) build dist *.egg-info fusedreg/*.so fusedreg/_built_with.py demo-output bench-output
