@@ -278,12 +278,19 @@ class InterruptAtLine:
 @needs_cpp
 @every_rule
 @every_stage
-def test_a_keyboard_interrupt_at_any_line(rule, steps) -> None:
+@pytest.mark.parametrize("lr_factor", [1, 2], ids=["same-lr", "new-lr"])
+def test_a_keyboard_interrupt_at_any_line(rule, steps, lr_factor) -> None:
     """The reference moves parameter by parameter; the C++ backend's update is one call, which no signal cuts short."""
-    truth = undisturbed(rule, "cpp")
+
+    def start():
+        optimizer, params = make(rule, "cpp", steps)
+        optimizer.param_groups[0]["lr"] *= lr_factor
+        return optimizer, params
+
+    truth = finish(*start(), steps)
     taken = not_taken = 0
     for number in range(1, 10_000):
-        optimizer, params = make(rule, "cpp", steps)
+        optimizer, params = start()
         before = [param.detach().clone() for param in params]
         interrupt = InterruptAtLine(number)
         try:
