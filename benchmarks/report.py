@@ -11,6 +11,7 @@ from typing import Any
 from measure import Seconds
 from peers import Contender, Rule
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 
@@ -24,7 +25,9 @@ class Grid:
     caption: str = ""
 
     def show(self, console: Console) -> None:
-        table = Table(title=self.title, caption=self.caption, title_justify="left", caption_justify="left")
+        table = Table(
+            title=escape(self.title), caption=escape(self.caption), title_justify="left", caption_justify="left"
+        )
         for i, header in enumerate(self.headers):
             table.add_column(header, justify="right" if i else "left")
         for row in self.rows:
