@@ -204,21 +204,21 @@ void Parameters::prefetch(std::size_t i) const {
 
 bool Parameters::refresh_gradients() {
   if (!holds(optimizer_state_, optimizer_state_items_)) return false;
+  // Outside of InferenceMode, torch lets nobody write what was made inside.
+  const bool may_write_inference = c10::InferenceMode::is_enabled();
   for (std::size_t i = 0; i < entries_.size(); ++i) {
     prefetch(i);
-    if (!bind(entries_[i])) return false;
+    if (!bind(entries_[i], may_write_inference)) return false;
   }
   return true;
 }
 
-bool Parameters::bind(Entry& entry) {
+bool Parameters::bind(Entry& entry, bool may_write_inference) {
   const at::Tensor& param = entry.param();
-  entry.grad = param.grad();
+  entry.grad = param.unsafeGetTensorImpl()->grad();  // Tensor::grad() looks for reasons to warn first
   const at::Tensor& grad = entry.grad;
   if (grad.defined() != entry.active) return false;
   if (!entry.active) return true;
-  // Outside of InferenceMode, torch lets nobody write what was made inside.
-  const bool may_write_inference = c10::InferenceMode::is_enabled();
   const auto has_same_shape = [&](const at::Tensor& tensor) {
     return same(tensor.sizes(), entry.sizes) && tensor.scalar_type() == param.scalar_type();
   };
