@@ -62,6 +62,7 @@ class Hyper(NamedTuple):
     l2: Any
 
 
+SKIP = tl.constexpr(0)  # its place in Hyper
 HYPER_FIELDS = tl.constexpr(len(Hyper._fields))
 HYPER_WIDTH = tl.constexpr(24)  # Hyper, then the rule's scalars
 
@@ -79,8 +80,9 @@ def clip_gradient_value(g, inv_grad_scale, clip_value):
 def transform_gradient(g, w, h):
     """Stages 1 to 4: what happens to a gradient before a rule sees it."""
     g = clip_gradient_value(g, h.inv_grad_scale, h.clip_value) * h.clip_coef
-    # a switch: 0 * w would turn an infinite weight into a NaN
-    return tl.where(h.is_penalized != 0, g + h.l2_gradient * w + h.l1_gradient * sign(w), g)
+    # switches: 0 * w would turn an infinite weight into a NaN
+    decay = tl.where(h.l2_gradient != 0, h.l2_gradient * w, 0.0)
+    return tl.where(h.is_penalized != 0, g + decay + h.l1_gradient * sign(w), g)
 
 
 @triton.jit
@@ -199,7 +201,8 @@ def add_squares(sums, g, inv_grad_scale, clip_value):
     return sums + value * value
 
 
-@triton.jit(do_not_specialize=["row_count", "chunk_count"])
+# The partial sums of a second launch begin at any place.
+@triton.jit(do_not_specialize=["row_count", "chunk_count"], do_not_specialize_on_alignment=["partial_sums"])
 def squares_kernel(
     rows,
     row_count,
