@@ -43,28 +43,25 @@ ELEMENTS = {"float32": tl.float32, "float64": tl.float64, "bfloat16": tl.bfloat1
 VARIANTS = [("adam", 2), ("adam", 3), ("sgd", 0), ("sgd", 1)]
 POINTERS = {"hyper": "*fp64", "partial_sums": "*fp64", "norm_at": "*fp64"}
 
-# A quick look: every rule, dtype and alignment, but not each with each.
-FEW_UPDATES = [("adam", 2, "float32", True), ("adam", 3, "bfloat16", True), ("adam", 3, "float64", True)]
-FEW_UPDATES += [("sgd", 1, "float16", True), ("sgd", 0, "float32", True), ("adam", 2, "float32", False)]
-ALL_UPDATES = [(*variant, *rest) for variant, *rest in itertools.product(VARIANTS, ELEMENTS, (True, False))]
+UPDATES = [(*variant, *rest) for variant, *rest in itertools.product(VARIANTS, ELEMENTS, (True, False))]
 
 slow = pytest.mark.slow
 every_target = pytest.mark.parametrize("target", TARGETS)
 
 
-def some(few: list, everything: list) -> list:
-    def name(value) -> str:
-        return "-".join(map(str, value))
-
-    rest = [value for value in everything if value not in few]
-    return [pytest.param(v, id=name(v)) for v in few] + [pytest.param(v, id=name(v), marks=slow) for v in rest]
+def name_of(value) -> str:
+    return "-".join(map(str, value))
 
 
 def compiled(kernel, constants: dict, target: str, warps: int):
     names = kernel.arg_names
     types = {name: "constexpr" for name in constants}
     types.update({n: POINTERS.get(n, "i32" if n.endswith("_count") else "*i64") for n in names if n not in constants})
-    aligned = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(names) if types[n].startswith("*")}
+    aligned = {
+        (i,): [["tt.divisibility", 16]]
+        for i, n in enumerate(names)
+        if types[n].startswith("*") and not kernel.params[i].do_not_specialize_on_alignment
+    }
     values = {(names.index(name),): value for name, value in constants.items()}
     source = ASTSource(kernel, {name: types[name] for name in names}, values, aligned)
     return triton.compile(source, target=TARGETS[target], options=launch.options(warps))
@@ -105,8 +102,11 @@ def rounds_as_ieee(kernel) -> bool:
 
 
 @every_target
-@pytest.mark.parametrize("config", some([tuning.DEFAULT], list(tuning.CANDIDATES)))
-@pytest.mark.parametrize("what", some(FEW_UPDATES, ALL_UPDATES))
+@pytest.mark.parametrize(
+    "config",
+    [pytest.param(c, id=name_of(c), marks=() if c == tuning.DEFAULT else slow) for c in tuning.CANDIDATES],
+)
+@pytest.mark.parametrize("what", UPDATES, ids=name_of)
 def test_update(what, config, target, tmp_path) -> None:
     rule, states, element, is_aligned = what
     constants = launch.update_constants(RULES[rule], ELEMENTS[element], states, is_aligned, config.block)
@@ -126,9 +126,7 @@ def test_update(what, config, target, tmp_path) -> None:
 
 
 @every_target
-@pytest.mark.parametrize(
-    "what", some([("float32", True), ("bfloat16", True)], list(itertools.product(ELEMENTS, (True, False))))
-)
+@pytest.mark.parametrize("what", list(itertools.product(ELEMENTS, (True, False))), ids=name_of)
 def test_squares(what, target, tmp_path) -> None:
     element, is_aligned = ELEMENTS[what[0]], what[1]
     constants = launch.squares_constants(element, is_aligned, group_scalars=12)
@@ -141,7 +139,7 @@ def test_squares(what, target, tmp_path) -> None:
 
 
 @every_target
-@pytest.mark.parametrize("clips", [True, pytest.param(False, marks=slow)])
+@pytest.mark.parametrize("clips", [True, False])
 @pytest.mark.parametrize("rule", RULES)
 def test_prepare(rule, clips, target, tmp_path) -> None:
     constants = launch.prepare_constants(RULES[rule], clips, group_scalars=12)
