@@ -24,7 +24,8 @@ test-triton: $(VENV)/.triton
 
 # Also the hostile suite in the interpreter: minutes.
 test-triton-hostile: $(VENV)/.triton
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/test_edges.py tests/hostile -k triton $(PYTEST)
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/test_edges.py tests/hostile \
+		-k "triton or fuzz or rounding or extremes or prox_follows" $(PYTEST)
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .

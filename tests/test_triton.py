@@ -482,6 +482,16 @@ def test_a_refused_step_leaves_no_tables_behind(host_clocks, rows, monkeypatch) 
     torch.testing.assert_close(params[0], other[0], rtol=1e-14, atol=0)
 
 
+def test_the_norm_where_a_scale_has_no_inverse_in_float32(host_clocks) -> None:
+    """1 / 1e-40 is infinite there, and times the zeros that fill up a block NaN: the norm is that of the elements."""
+    param = torch.zeros(5).requires_grad_()
+    param.grad = torch.full((5,), 1e-3)
+    optimizer = FusedRegSGD([param], max_grad_norm=math.inf, backend="triton")
+    optimizer.grad_scale = torch.tensor(1e-40)
+    optimizer.step()
+    assert optimizer.grad_norm == math.inf
+
+
 @pytest.mark.parametrize(("rule", "states"), [("adam", 3), ("sgd", 1), ("sgd", 0)])
 def test_a_trial_is_one_update_of_its_own_memory(rule, states, monkeypatch) -> None:
     import triton.language as tl

@@ -232,8 +232,10 @@ def squares_kernel(
         for start in range(0, full, BLOCK):
             sums = add_squares(sums, tl.load(g + start + element).to(A), inv_grad_scale, clip_value)
         if full < count:
-            tail = tl.load(g + full + element, mask=full + element < count, other=0.0)
-            sums = add_squares(sums, tail.to(A), inv_grad_scale, clip_value)
+            mask = full + element < count
+            tail = tl.load(g + full + element, mask=mask, other=0.0)
+            # not `other` alone: 0 times a scale that has no inverse in float32 is NaN
+            sums = tl.where(mask, add_squares(sums, tail.to(A), inv_grad_scale, clip_value), sums)
     tl.store(partial_sums + program, tl.sum(sums))
 
 
