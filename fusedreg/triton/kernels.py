@@ -196,9 +196,9 @@ def pointer(column, begin, T: tl.constexpr, ALIGNED: tl.constexpr):
 
 
 @triton.jit
-def add_squares(sums, g, inv_grad_scale, clip_value):
-    value = clip_gradient_value(g, inv_grad_scale, clip_value).to(tl.float64)
-    return sums + value * value
+def add_squares(sums, values):
+    values = values.to(tl.float64)
+    return sums + values * values
 
 
 # The partial sums of a second launch begin at any place.
@@ -230,12 +230,14 @@ def squares_kernel(
         clip_value = read(group, CLIP_VALUE).to(A)
         full = count // BLOCK * BLOCK
         for start in range(0, full, BLOCK):
-            sums = add_squares(sums, tl.load(g + start + element).to(A), inv_grad_scale, clip_value)
+            values = tl.load(g + start + element).to(A)
+            sums = add_squares(sums, clip_gradient_value(values, inv_grad_scale, clip_value))
         if full < count:
             mask = full + element < count
-            tail = tl.load(g + full + element, mask=mask, other=0.0)
+            values = tl.load(g + full + element, mask=mask, other=0.0).to(A)
+            values = clip_gradient_value(values, inv_grad_scale, clip_value)
             # not `other` alone: 0 times a scale that has no inverse in float32 is NaN
-            sums = tl.where(mask, add_squares(sums, tail.to(A), inv_grad_scale, clip_value), sums)
+            sums = add_squares(sums, tl.where(mask, values, 0.0))
     tl.store(partial_sums + program, tl.sum(sums))
 
 
