@@ -7,7 +7,8 @@
 
 namespace fusedreg {
 
-// What fusedreg/triton/parameters.py does in Python, in a tenth of the time. A test compares the tables, bit for bit.
+// What fusedreg/triton/parameters.py does in Python, in a twentieth of the time. A test compares the tables, bit for
+// bit.
 class __attribute__((visibility("hidden"))) Tables : public Parameters {
  public:
   // `host_clocks`: clocks in the CPU's memory are read and moved here; else they stay where they are.
