@@ -19,12 +19,13 @@ test: $(VENV)/.test
 
 # The Triton backend without a GPU: compiled for several, and run by Triton's interpreter.
 test-triton: $(VENV)/.triton
-	$(BIN)/python -m pytest tests/test_triton_compile.py tests/test_registry.py $(PYTEST)
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/test_triton.py $(PYTEST)
+	$(BIN)/python -m pytest tests/test_triton_compile.py tests/test_triton_tuning.py tests/test_registry.py $(PYTEST)
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/test_triton.py tests/test_edges.py -k triton $(PYTEST)
 
-# Also the edges and hostile suites in the interpreter: minutes.
+# Also the hostile suite in the interpreter: minutes.
 test-triton-hostile: $(VENV)/.triton
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/test_edges.py tests/hostile -k triton $(PYTEST)
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/test_edges.py tests/hostile \
+		-k "triton or fuzz or rounding or extremes or prox_follows" $(PYTEST)
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .

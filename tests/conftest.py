@@ -25,7 +25,10 @@ TARGETS = [
     pytest.param(("reference", "cuda"), marks=pytest.mark.gpu, id="reference-on-cuda"),
     pytest.param(("triton", "cuda"), marks=pytest.mark.gpu, id="triton"),
 ]
+# The fast backend on the CPU, for suites that name theirs.
+FAST = "cpp"
 if INTERPRETING:  # make test-triton
+    FAST = "triton"
     TARGETS = [pytest.param(("triton", "cpu"), id="triton")]
     if reason_to_skip() is None:
         backends.BACKENDS["triton"] = InterpretedTritonBackend(host_clocks=False)
@@ -71,7 +74,8 @@ def two_threads():
     torch.set_num_threads(before)
 
 
-@pytest.fixture(params=EXTENSION.instruction_sets() if EXTENSION else [])
+# In the interpreter nothing depends on it.
+@pytest.fixture(params=EXTENSION.instruction_sets()[: 1 if INTERPRETING else None] if EXTENSION else [])
 def instruction_set(request):
     before = EXTENSION.instruction_set()
     EXTENSION.use_instruction_set(request.param)

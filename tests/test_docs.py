@@ -1,4 +1,4 @@
-"""Every Python snippet in the README runs as it is printed."""
+"""Every Python snippet in the README runs as it is printed, and docs/triton.md prints the kernels as they are."""
 
 from __future__ import annotations
 
@@ -21,3 +21,12 @@ def test_there_are_snippets() -> None:
 def test_readme(snippet: str, capsys) -> None:
     exec(compile(snippet, "README.md", "exec"), {})
     assert capsys.readouterr().out
+
+
+def test_the_lines_of_the_triton_walk_stand_in_the_kernels() -> None:
+    sources = "\n".join(path.read_text() for path in (ROOT / "fusedreg" / "triton").glob("*.py"))
+    lines = {line.split("  #")[0].strip() for line in sources.splitlines()}
+    blocks = re.findall(r"```\n(.*?)```", (ROOT / "docs" / "triton.md").read_text(), flags=re.DOTALL)
+    printed = [line.split(" #")[0].strip().removesuffix("...").strip() for line in "".join(blocks).splitlines()]
+    assert len(printed) > 10
+    assert [line for line in printed if line not in lines] == []
