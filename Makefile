@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 EXAMPLES := $(sort $(filter-out examples/_% examples/demo%, $(wildcard examples/*.py)))
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
 
-.PHONY: demo examples notebooks notebooks-check pictures docs docs-serve test test-triton test-triton-hostile lint typecheck format bench cuda-check gpu-check sanitize fuzz info parity clean
+.PHONY: demo examples notebooks notebooks-check pictures docs docs-serve test test-triton test-triton-hostile lint typecheck format bench bench-compare cuda-check gpu-check sanitize fuzz info parity clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/demo.py
@@ -44,17 +44,18 @@ test: $(VENV)/.test
 
 # The Triton backend without a GPU: compiled for several, and run by Triton's interpreter.
 test-triton: $(VENV)/.triton
-	$(BIN)/python -m pytest tests/test_triton_compile.py tests/test_registry.py $(PYTEST)
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/test_triton.py $(PYTEST)
+	$(BIN)/python -m pytest tests/test_triton_compile.py tests/test_triton_tuning.py tests/test_registry.py $(PYTEST)
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/test_triton.py tests/test_edges.py -k triton $(PYTEST)
 
-# Also the edges and hostile suites in the interpreter: minutes.
+# Also the hostile suite in the interpreter: minutes.
 test-triton-hostile: $(VENV)/.triton
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/test_edges.py tests/hostile -k triton $(PYTEST)
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/test_edges.py tests/hostile \
+		-k "triton or fuzz or rounding or extremes or prox_follows" $(PYTEST)
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu')
+	$(BIN)/clang-format --dry-run --Werror $(shell find csrc tests benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
 typecheck: $(VENV)/.lint
 	$(BIN)/mypy
@@ -62,10 +63,16 @@ typecheck: $(VENV)/.lint
 format: $(VENV)/.lint
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu')
+	$(BIN)/clang-format -i $(shell find csrc tests benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
-bench: $(VENV)/.built
-	$(BIN)/python benchmarks/cpu_step.py
+# About five minutes, on a machine that does nothing else. BENCH=--quick takes one.
+bench: $(VENV)/.bench
+	$(BIN)/python benchmarks/cpu_step.py $(BENCH)
+
+# The working tree beside another revision: make bench-compare BASE=main
+BASE ?= HEAD
+bench-compare: $(VENV)/.bench
+	$(BIN)/python tools/bench_compare.py $(BASE) $(PYTEST)
 
 # Needs nvcc and no GPU: registers, shared memory and spills of every CUDA kernel.
 cuda-check: $(VENV)/.test
@@ -120,9 +127,13 @@ $(VENV)/.triton: $(VENV)/.test requirements/triton.txt
 	$(PIP) -r requirements/triton.txt
 	touch $@
 
+$(VENV)/.bench: $(VENV)/.built requirements/bench.txt
+	$(PIP) -r requirements/bench.txt
+	touch $@
+
 $(VENV)/.lint: $(VENV)/.built requirements/lint.txt
 	$(PIP) -r requirements/lint.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info fusedreg/*.so fusedreg/_built_with.py demo-output examples-output site
+	rm -rf $(VENV) build dist *.egg-info fusedreg/*.so fusedreg/_built_with.py demo-output examples-output bench-output site

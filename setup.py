@@ -107,7 +107,7 @@ class Build(BuildExtension):
 extensions = [
     CppExtension(
         "fusedreg._C",
-        ["csrc/bindings.cpp", *PLAN, *sorted(str(path) for path in Path("csrc/cpu").glob("*.cpp"))],
+        ["csrc/bindings.cpp", "csrc/plan/tables.cpp", *PLAN, *sorted(map(str, Path("csrc/cpu").glob("*.cpp")))],
         extra_compile_args=[*FLAGS, *OPENMP, *SANITIZE],
         extra_link_args=SANITIZERS if SANITIZE else [],
         depends=HEADERS,

@@ -1,5 +1,6 @@
 // What Python sees of the compiled code.
 #include "cpu/plan.h"
+#include "plan/tables.h"
 
 namespace py = pybind11;
 
@@ -16,6 +17,17 @@ PYBIND11_MODULE(_C, module) {
       .def("refresh", &cpu::Plan::refresh)
       .def("sum_of_squares", &cpu::Plan::sum_of_squares)
       .def("update", &cpu::Plan::update);
+
+  py::class_<fusedreg::Tables>(module, "Tables")
+      .def(py::init<const std::string&, const py::list&, const std::vector<int>&, const py::list&, const py::list&,
+                    const py::dict&, bool>(),
+           py::arg("rule"), py::arg("params"), py::arg("groups"), py::arg("states"), py::arg("clocks"),
+           py::arg("optimizer_state"), py::arg("host_clocks"))
+      .def("set_groups", &fusedreg::Tables::set_groups)
+      .def("refresh", &fusedreg::Tables::refresh)
+      .def("tables", &fusedreg::Tables::tables)
+      .def("move_clocks", &fusedreg::Tables::move_clocks)
+      .def("finish_update", &fusedreg::Tables::finish_update);
 
   module.def("rules", [] {
     py::dict rules;

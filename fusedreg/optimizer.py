@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, cast
 
 import torch
@@ -102,6 +102,7 @@ class FusedRegOptimizer(Optimizer):
     _before_created: Any = None
     _planned_params: list[list[Tensor]]
     _raw: list[tuple[Any, ...]]
+    _constants: list[tuple[Any, ...]]
     _scalars: list[tuple[float | Tensor, ...]]
     _has_tensor_scalars = False
     _with_l1: list[bool]
@@ -241,6 +242,7 @@ class FusedRegOptimizer(Optimizer):
             else:
                 self._grad_norm = None
         except BaseException:
+            self._plans = None  # which may not have been told of hyperparameters that were read
             self._take_back_created()
             raise
         self._before_created = None
@@ -305,6 +307,13 @@ class FusedRegOptimizer(Optimizer):
     def _read_groups(self) -> bool:
         """Checks the hyperparameters and reads them into ``self._scalars``; False if they are as they were."""
         raw = list(map(self._reader(), self.param_groups))
+        # The very objects of the last step, none of which can be written in place: the most common case by far.
+        if (
+            self._plans is not None
+            and len(raw) == len(self._constants)
+            and all(map(_same_objects, raw, self._constants))
+        ):
+            return False
         has_tensors = any(isinstance(value, Tensor) for value in _flatten(raw))  # equal to a number that it rounds to
         if self._plans is not None and not has_tensors and not self._has_tensor_scalars and raw == self._raw:
             return False
@@ -319,6 +328,7 @@ class FusedRegOptimizer(Optimizer):
         if self._plans is not None and with_l1 != self._with_l1:
             self._plans = None  # whether the parameters allow it is checked where plans are made
         self._with_l1 = with_l1
+        self._constants = raw if all(map(_is_constant, raw)) else []
         return True
 
     @classmethod
@@ -453,8 +463,14 @@ def scalar(value: Any) -> float | Tensor:
     return value if on_gpu(value) else float(value.detach())  # one that requires a gradient would warn
 
 
-def _same_objects(a: list[Any], b: list[Any]) -> bool:
+def _same_objects(a: Sequence[Any], b: Sequence[Any]) -> bool:
     return len(a) == len(b) and all(map(operator.is_, a, b))
+
+
+def _is_constant(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return all(map(_is_constant, value))
+    return value is None or isinstance(value, (float, int, str))
 
 
 def _flatten(values: Any) -> Any:

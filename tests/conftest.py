@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 
 import hypothesis
 import pytest
@@ -24,7 +25,10 @@ TARGETS = [
     pytest.param(("reference", "cuda"), marks=pytest.mark.gpu, id="reference-on-cuda"),
     pytest.param(("triton", "cuda"), marks=pytest.mark.gpu, id="triton"),
 ]
+# The fast backend on the CPU, for suites that name theirs.
+FAST = "cpp"
 if INTERPRETING:  # make test-triton
+    FAST = "triton"
     TARGETS = [pytest.param(("triton", "cpu"), id="triton")]
     if reason_to_skip() is None:
         backends.BACKENDS["triton"] = InterpretedTritonBackend(host_clocks=False)
@@ -70,7 +74,8 @@ def two_threads():
     torch.set_num_threads(before)
 
 
-@pytest.fixture(params=EXTENSION.instruction_sets() if EXTENSION else [])
+# In the interpreter nothing depends on it.
+@pytest.fixture(params=EXTENSION.instruction_sets()[: 1 if INTERPRETING else None] if EXTENSION else [])
 def instruction_set(request):
     before = EXTENSION.instruction_set()
     EXTENSION.use_instruction_set(request.param)
@@ -91,3 +96,11 @@ hypothesis.settings.register_profile(
     suppress_health_check=SLOW_EXAMPLES,
 )
 hypothesis.settings.load_profile("fuzz" if "FUZZ_EXAMPLES" in os.environ else "ci")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    figures = sys.modules.get("figures")
+    if figures is not None and figures.FIGURES:
+        terminalreporter.section("measured: the worst of each claim, and its bar")
+        for claim, (worst, bar) in sorted(figures.FIGURES.items()):
+            terminalreporter.write_line(f"{worst:9.1e}  {bar:7.0e}  {claim}")

@@ -2,6 +2,7 @@
 
 A page's snippets run one after the other, in one namespace. A comment before a snippet may say otherwise:
 ``<!-- not run: REASON -->``, or ``<!-- needs CUDA -->``; after ``<!-- prints -->`` its output is compared.
+docs/triton.md prints the kernels as they are, and every script that a page names exists.
 """
 
 from __future__ import annotations
@@ -115,3 +116,12 @@ def test_named_files_are_there(page: Path) -> None:
     written_by_a_script = ("benchmarks/results",)
     missing = [name for name in named if not (ROOT / name).exists() and not name.startswith(written_by_a_script)]
     assert not missing
+
+
+def test_the_lines_of_the_triton_walk_stand_in_the_kernels() -> None:
+    sources = "\n".join(path.read_text() for path in (ROOT / "fusedreg" / "triton").glob("*.py"))
+    lines = {line.split("  #")[0].strip() for line in sources.splitlines()}
+    blocks = re.findall(r"```\n(.*?)```", (ROOT / "docs" / "triton.md").read_text(), flags=re.DOTALL)
+    printed = [line.split(" #")[0].strip().removesuffix("...").strip() for line in "".join(blocks).splitlines()]
+    assert len(printed) > 10
+    assert [line for line in printed if line not in lines] == []

@@ -10,6 +10,7 @@ import math
 
 import pytest
 import torch
+from conftest import needs_cpp
 from helpers import (
     IDS,
     OPTIMIZER_FLAGS,
@@ -32,6 +33,8 @@ from fusedreg.parity import TOLERANCE_IN_EPS, Case, cases, error_in_eps
 if (REASON := reason_to_skip()) is not None:
     pytest.skip(REASON, allow_module_level=True)
 
+from fusedreg.triton.parameters import CompiledParameters, Parameters
+
 
 @pytest.fixture
 def host_clocks(monkeypatch):
@@ -46,6 +49,15 @@ def device_clocks(monkeypatch):
 @pytest.fixture(params=["host_clocks", "device_clocks"])
 def interpreted(request):
     request.getfixturevalue(request.param)
+
+
+ROWS = [pytest.param(CompiledParameters, marks=needs_cpp), Parameters]
+
+
+@pytest.fixture(params=ROWS, ids=lambda made_by: made_by.__name__)
+def rows(request, monkeypatch):
+    """The tables' numbers from C++, and from Python."""
+    monkeypatch.setattr("fusedreg.triton.plan.make_rows", request.param)
 
 
 @pytest.mark.parametrize("case", list(cases("triton")), ids=str)
@@ -113,7 +125,7 @@ def test_chunks_tails_and_misalignment(numel, offset, dtype, host_clocks) -> Non
     assert (results[0] - results[1]).abs().max() <= max(TOLERANCE_IN_EPS[dtype], 1.0) * unit
 
 
-def test_many_slots(interpreted) -> None:
+def test_many_slots(interpreted, rows) -> None:
     """A group for every parameter, and parameters at their own steps."""
     results = []
     for backend in ("triton", "reference"):
@@ -132,7 +144,7 @@ def test_many_slots(interpreted) -> None:
     assert results[0][1] == results[1][1]
 
 
-def test_sgds_clocks(interpreted) -> None:
+def test_sgds_clocks(interpreted, rows) -> None:
     """The gain is moved by the host or by the kernel, to the same number; NaN is a buffer that nobody counted."""
     params = make_params(((3,), (4,)), torch.float64)
     optimizer = FusedRegSGD(params, momentum=0.8, dampening=0.3, nesterov=False, backend="triton")
@@ -146,7 +158,7 @@ def test_sgds_clocks(interpreted) -> None:
     assert optimizer.param_groups[0]["momentum_gain"].tolist() == pytest.approx([0.7 / 0.2] * 2, rel=1e-15)
 
 
-def test_dtypes_and_variants_side_by_side(interpreted) -> None:
+def test_dtypes_and_variants_side_by_side(interpreted, rows) -> None:
     """Launches of their own, one norm."""
     results = []
     for backend in ("triton", "reference"):
@@ -162,7 +174,7 @@ def test_dtypes_and_variants_side_by_side(interpreted) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128], ids=str)
-def test_complex_parameters_are_two_reals(dtype, host_clocks) -> None:
+def test_complex_parameters_are_two_reals(dtype, host_clocks, rows) -> None:
     results = []
     for backend in ("triton", "reference"):
         params = make_params(((5, 3), ()), dtype)
@@ -227,7 +239,7 @@ def test_hyperparameters_on_the_device(cls, dtype, device_clocks, monkeypatch) -
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-13)
 
 
-def test_empty_parameters_alone_move_their_clocks(interpreted) -> None:
+def test_empty_parameters_alone_move_their_clocks(interpreted, rows) -> None:
     param = torch.nn.Parameter(torch.empty(0, 3))
     param.grad = torch.empty(0, 3)
     optimizer = FusedRegAdam([param], backend="triton", max_grad_norm=1.0)
@@ -289,7 +301,7 @@ def test_one_launch_for_all_groups_of_a_dtype(launches, host_clocks) -> None:
     assert [name for name, *_ in launches] == ["squares_kernel", "prepare_kernel", "update_kernel"]
 
 
-def test_only_what_is_aligned_is_taken_for_aligned(launches, host_clocks) -> None:
+def test_only_what_is_aligned_is_taken_for_aligned(launches, host_clocks, rows) -> None:
     """The interpreter minds no alignment; a device does not forgive a wide load from the wrong place."""
     buffer = torch.zeros(200)
     first = (16 - buffer.data_ptr() % 16) % 16 // 4
@@ -309,7 +321,7 @@ def test_a_nan_in_the_largest_second_moment_stays(host_clocks) -> None:
     assert params[0].isnan().nonzero().flatten().tolist() == [17]
 
 
-def test_tables_are_made_once(host_clocks) -> None:
+def test_tables_are_made_once(host_clocks, rows) -> None:
     params = make_params()
     optimizer = FusedRegAdam(params, backend="triton", **REGULARIZED)
     set_grads(params, 1)
@@ -322,7 +334,7 @@ def test_tables_are_made_once(host_clocks) -> None:
     assert changed == {"slots"}  # the step count
 
 
-def test_a_replaced_state_dict_is_seen(host_clocks) -> None:
+def test_a_replaced_state_dict_is_seen(host_clocks, rows) -> None:
     """opt.state[p] = {...} leaves the plan alone with the old one."""
     params = make_params()
     optimizer = FusedRegAdam(params, backend="triton")
@@ -334,10 +346,182 @@ def test_a_replaced_state_dict_is_seen(host_clocks) -> None:
     assert optimizer.state[params[0]]["exp_avg"].mean() > 4
 
 
-def test_autograd_sees_the_in_place_change(host_clocks) -> None:
+def test_autograd_sees_the_in_place_change(host_clocks, rows) -> None:
     weight = make_params(((4, 4),))[0]
     loss = (weight**3).sum()
     weight.grad = torch.ones_like(weight)
     FusedRegAdam([weight], backend="triton").step()
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
+
+
+# -- the tables' numbers
+
+
+class BothRows:
+    """Compares C++ with Python in every answer. The clocks and what was staged are C++'s to move."""
+
+    def __init__(self, *arguments) -> None:
+        self.both = CompiledParameters(*arguments), Parameters(*arguments)
+
+    def same(self, name: str, *arguments):
+        cpp, python = (getattr(rows, name)(*arguments) for rows in self.both)
+        assert cpp == python, name
+        return cpp
+
+    def set_groups(self, groups) -> bool:
+        return self.same("set_groups", groups)
+
+    def refresh(self) -> bool:
+        return self.same("refresh")
+
+    def tables(self):
+        return self.same("tables")
+
+    def move_clocks(self) -> None:
+        cpp, python = self.both
+        before = [(clock, clock.clone()) for _, clock in python._host_clocks]
+        python.move_clocks()
+        moved = [clock.clone() for clock, _ in before]
+        for clock, value in before:
+            clock.copy_(value)
+        cpp.move_clocks()
+        assert_same_bits([clock for clock, _ in before], moved)
+
+    def finish_update(self) -> None:
+        self.both[0].finish_update()
+        self.both[1]._staged.clear()
+
+
+@needs_cpp
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.complex64], ids=str)
+@pytest.mark.parametrize(("cls", "flags"), OPTIMIZER_FLAGS, ids=IDS)
+def test_cpp_and_python_make_the_same_tables(cls, flags, dtype, interpreted, monkeypatch) -> None:
+    """Through all that a plan must notice: gradients that move, come and go, state that is replaced, other options."""
+    monkeypatch.setattr("fusedreg.triton.plan.make_rows", BothRows)
+    monkeypatch.setattr("fusedreg.triton.launch.run", lambda *arguments: None)
+    params = make_params([(4, 3)] * 6, dtype)
+    groups = [{"params": params[:2]}, {"params": params[2:], "lr": 0.1}]
+    optimizer = cls(groups, backend="triton", max_grad_norm=1.0, **flags_of(cls, flags))
+
+    def step(i: int) -> None:
+        for param in params:
+            param.grad = None if i == 2 and param is params[3] else torch.ones_like(param)
+        optimizer.step()
+
+    for i in range(4):
+        step(i)
+    (kept,) = optimizer._plans
+    optimizer.step()
+    assert optimizer._plans == [kept]
+    state = optimizer.state[params[1]]
+    for name, value in state.items():
+        state[name] = value.clone()
+    step(4)
+    optimizer.state.pop(params[4], None)
+    step(5)
+    optimizer.param_groups[0].update({"amsgrad": True} if "betas" in optimizer.defaults else {"momentum": 0.5})
+    step(6)
+    optimizer.param_groups[0].update({"amsgrad": False} if "betas" in optimizer.defaults else {"momentum": 0.0})
+    step(7)
+    for name, value in optimizer.state[params[0]].items():
+        value.data = value.data.clone()
+        assert name
+    step(8)
+    optimizer.load_state_dict(optimizer.state_dict())
+    step(9)
+
+
+@needs_cpp
+def test_cpp_and_python_notice_the_same_layouts(host_clocks, monkeypatch) -> None:
+    """One after the other, as what is staged stands at an address of its own: the answers, and the parameters."""
+    results = []
+    for made_by in (CompiledParameters, Parameters):
+        monkeypatch.setattr("fusedreg.triton.plan.make_rows", made_by)
+        base = torch.linspace(-1, 1, 96, dtype=torch.float64)
+        params = [base[:24].view(4, 6)[:, ::2], base[24:36].view(4, 3), base[48:60].view(3, 4).t()]
+        params = [param.detach().requires_grad_() for param in params]
+        optimizer = FusedRegAdam(params, backend="triton", **REGULARIZED)
+        for i in range(3):
+            set_grads(params, i)
+            if i == 1:
+                params[1].grad = torch.ones(3, 4, dtype=torch.float64).t()
+            if i == 2:
+                params[2].data = params[2].data.contiguous()
+            optimizer.step()
+        results.append([*snapshot(optimizer), base])
+    assert_same_bits(*results)
+
+
+# -- what changes between steps, beyond tests/hostile
+
+
+def test_a_refused_step_leaves_no_tables_behind(host_clocks, rows, monkeypatch) -> None:
+    """Those of its norm pass: the next step has other gradients, and no norm to take."""
+    params = make_params(((4, 3),), torch.float64)
+    optimizer = FusedRegAdam(params, backend="triton", max_grad_norm=1.0)
+    run(optimizer, params, 1)
+    other = make_params(((4, 3),), torch.float64)
+    twin = torch.optim.Adam(other)
+    run(twin, other, 1)
+
+    def fail(*_):
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fusedreg.optimizer.DeviceNorm", fail)
+        set_grads(params, 3)
+        with pytest.raises(MemoryError):
+            optimizer.step()
+    optimizer.param_groups[0]["max_grad_norm"] = None
+    params[0].data.copy_(other[0].data)
+    for key, value in twin.state[other[0]].items():
+        optimizer.state[params[0]][key].copy_(value)
+    run(optimizer, params, 1, first_seed=9)
+    run(twin, other, 1, first_seed=9)
+    torch.testing.assert_close(params[0], other[0], rtol=1e-14, atol=0)
+
+
+def test_the_norm_where_a_scale_has_no_inverse_in_float32(host_clocks) -> None:
+    """1 / 1e-40 is infinite there, and times the zeros that fill up a block NaN: the norm is that of the elements."""
+    param = torch.zeros(5).requires_grad_()
+    param.grad = torch.full((5,), 1e-3)
+    optimizer = FusedRegSGD([param], max_grad_norm=math.inf, backend="triton")
+    optimizer.grad_scale = torch.tensor(1e-40)
+    optimizer.step()
+    assert optimizer.grad_norm == math.inf
+
+
+@pytest.mark.parametrize(("rule", "states"), [("adam", 3), ("sgd", 1), ("sgd", 0)])
+def test_a_trial_is_one_update_of_its_own_memory(rule, states, monkeypatch) -> None:
+    import triton.language as tl
+
+    from fusedreg.triton import tuning
+
+    monkeypatch.setattr(tuning, "TRIAL_CHUNKS", 2)
+    monkeypatch.setattr(tuning, "read", lambda what: None)
+    monkeypatch.setattr(tuning, "write", lambda what, config: None)
+    update = tuning.launch_update
+    configs = []
+
+    def watched(*arguments) -> None:
+        _, _, tables, _, block, warps = arguments
+        memory = tables.kept.view(torch.bfloat16)
+        assert memory.shape == (2 + states, 2 * tuning.CHUNK)
+        for tensor in memory:
+            tensor.copy_(torch.linspace(1, 2, tensor.numel()))
+        before = memory.clone()
+        update(*arguments)
+        assert (memory[0] != before[0]).all()
+        assert memory[1].equal(before[1])  # the gradient
+        configs.append((block, warps))
+
+    def timer(trial) -> float:
+        trial()
+        return len(configs)
+
+    monkeypatch.setattr(tuning, "launch_update", watched)
+    tuner = tuning.Tuner(timer)
+    kernel = tuning.Kernel(rule, tl.bfloat16, states, True)
+    assert tuner.config(kernel, torch.device("cpu"), capturing=False) == tuning.CANDIDATES[0]
+    assert configs == list(tuning.CANDIDATES)

@@ -6,13 +6,17 @@ memory, no spilled registers, IEEE division and square root.
 
 from __future__ import annotations
 
+import collections
 import itertools
 import re
 import subprocess
 
 import pytest
+import torch
+from helpers import REGULARIZED, FusedRegAdam, FusedRegSGD, make_params, run
 from triton_interpreter import INTERPRETING
 
+from fusedreg import backends
 from fusedreg.backends.triton import why_not_triton
 
 if INTERPRETING:
@@ -25,7 +29,8 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from fusedreg.triton import kernels, launch
+from fusedreg.groups import L1_MODES
+from fusedreg.triton import kernels, launch, tuning
 from fusedreg.triton.rules import RULES
 
 TARGETS = {
@@ -38,28 +43,25 @@ ELEMENTS = {"float32": tl.float32, "float64": tl.float64, "bfloat16": tl.bfloat1
 VARIANTS = [("adam", 2), ("adam", 3), ("sgd", 0), ("sgd", 1)]
 POINTERS = {"hyper": "*fp64", "partial_sums": "*fp64", "norm_at": "*fp64"}
 
-# A quick look: every rule, dtype and alignment, but not each with each.
-FEW_UPDATES = [("adam", 2, "float32", True), ("adam", 3, "bfloat16", True), ("adam", 3, "float64", True)]
-FEW_UPDATES += [("sgd", 1, "float16", True), ("sgd", 0, "float32", True), ("adam", 2, "float32", False)]
-ALL_UPDATES = [(*variant, *rest) for variant, *rest in itertools.product(VARIANTS, ELEMENTS, (True, False))]
+UPDATES = [(*variant, *rest) for variant, *rest in itertools.product(VARIANTS, ELEMENTS, (True, False))]
 
 slow = pytest.mark.slow
 every_target = pytest.mark.parametrize("target", TARGETS)
 
 
-def some(few: list, everything: list) -> list:
-    def name(value) -> str:
-        return "-".join(map(str, value))
-
-    rest = [value for value in everything if value not in few]
-    return [pytest.param(v, id=name(v)) for v in few] + [pytest.param(v, id=name(v), marks=slow) for v in rest]
+def name_of(value) -> str:
+    return "-".join(map(str, value))
 
 
 def compiled(kernel, constants: dict, target: str, warps: int):
     names = kernel.arg_names
     types = {name: "constexpr" for name in constants}
     types.update({n: POINTERS.get(n, "i32" if n.endswith("_count") else "*i64") for n in names if n not in constants})
-    aligned = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(names) if types[n].startswith("*")}
+    aligned = {
+        (i,): [["tt.divisibility", 16]]
+        for i, n in enumerate(names)
+        if types[n].startswith("*") and not kernel.params[i].do_not_specialize_on_alignment
+    }
     values = {(names.index(name),): value for name, value in constants.items()}
     source = ASTSource(kernel, {name: types[name] for name in names}, values, aligned)
     return triton.compile(source, target=TARGETS[target], options=launch.options(warps))
@@ -100,8 +102,11 @@ def rounds_as_ieee(kernel) -> bool:
 
 
 @every_target
-@pytest.mark.parametrize("config", some([launch.DEFAULT], list(launch.CANDIDATES)))
-@pytest.mark.parametrize("what", some(FEW_UPDATES, ALL_UPDATES))
+@pytest.mark.parametrize(
+    "config",
+    [pytest.param(c, id=name_of(c), marks=() if c == tuning.DEFAULT else slow) for c in tuning.CANDIDATES],
+)
+@pytest.mark.parametrize("what", UPDATES, ids=name_of)
 def test_update(what, config, target, tmp_path) -> None:
     rule, states, element, is_aligned = what
     constants = launch.update_constants(RULES[rule], ELEMENTS[element], states, is_aligned, config.block)
@@ -110,7 +115,7 @@ def test_update(what, config, target, tmp_path) -> None:
     print(f"{registers} registers, {spills} bytes spilled")  # pytest -rA shows it
     # To have room for more blocks, ptxas puts a few loop invariants aside, before the loop. Of 128 kernels with the
     # default, Triton 3.6 has none that does, 3.9 one.
-    assert spills <= (8 if config == launch.DEFAULT else 32)
+    assert spills <= (8 if config == tuning.DEFAULT else 32)
     assert rounds_as_ieee(kernel)
     assert kernel.metadata.shared == 0  # no element changes hands between threads
     loads, stores = wide_accesses(kernel)
@@ -121,9 +126,7 @@ def test_update(what, config, target, tmp_path) -> None:
 
 
 @every_target
-@pytest.mark.parametrize(
-    "what", some([("float32", True), ("bfloat16", True)], list(itertools.product(ELEMENTS, (True, False))))
-)
+@pytest.mark.parametrize("what", list(itertools.product(ELEMENTS, (True, False))), ids=name_of)
 def test_squares(what, target, tmp_path) -> None:
     element, is_aligned = ELEMENTS[what[0]], what[1]
     constants = launch.squares_constants(element, is_aligned, group_scalars=12)
@@ -136,7 +139,7 @@ def test_squares(what, target, tmp_path) -> None:
 
 
 @every_target
-@pytest.mark.parametrize("clips", [True, pytest.param(False, marks=slow)])
+@pytest.mark.parametrize("clips", [True, False])
 @pytest.mark.parametrize("rule", RULES)
 def test_prepare(rule, clips, target, tmp_path) -> None:
     constants = launch.prepare_constants(RULES[rule], clips, group_scalars=12)
@@ -152,3 +155,75 @@ def test_what_a_kernel_is_compiled_for(kernel) -> None:
             assert parameter.do_not_specialize
         else:
             assert parameter.is_constexpr == (parameter.name.isupper() or parameter.name in ("step", "prox", "fill"))
+
+
+# -- when Triton compiles
+
+
+class Driver:
+    """As far as Triton's JIT asks for one before it launches."""
+
+    def get_current_target(self) -> GPUTarget:
+        return TARGETS["sm_90"]
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+@pytest.fixture
+def compilations(monkeypatch):
+    """What Triton's JIT has compiled: steps on CPU parameters get as far as that, and launch nothing."""
+
+    class Backend(backends.TritonBackend):
+        device_type = "cpu"
+
+        def unavailable_reason(self) -> None:
+            return None
+
+        def rejection(self, param, states) -> None:
+            return None
+
+    def run(kernel, programs, arguments, constants, warps) -> None:
+        kernel.warmup(*arguments, grid=(programs,), **constants, **launch.options(warps))
+
+    everything = (kernels.update_kernel, kernels.squares_kernel, kernels.prepare_kernel)
+    for kernel in everything:
+        monkeypatch.setattr(kernel, "device_caches", collections.defaultdict(kernel.create_binder))
+    monkeypatch.setattr(triton.runtime.driver, "_active", Driver())
+    monkeypatch.setattr(launch, "run", run)
+    monkeypatch.setitem(backends.BACKENDS, "triton", Backend())
+    return lambda: [(kernel.__name__, key) for kernel in everything for key in kernel.device_caches[0][0]]
+
+
+@pytest.mark.parametrize("cls", [FusedRegAdam, FusedRegSGD])
+def test_the_jit_compiles_for_no_hyperparameter_step_or_number_of_tensors(cls, compilations) -> None:
+    """1, multiples of 16, and what is neither: numbers that Triton would compile anew for, if it was let to."""
+    params = make_params([(64, 64)] * 34)
+    options = {"momentum": 0.9} if cls is FusedRegSGD else {}
+    optimizer = cls(params[:1], backend="triton", **REGULARIZED, **options)
+    run(optimizer, params[:1], 1)
+    first = compilations()
+    assert sorted(name for name, _ in first) == ["prepare_kernel", "squares_kernel", "update_kernel"]
+    for i, mode in enumerate(L1_MODES):
+        optimizer.param_groups[0].update(lr=float(i), l1=0.01 * i, l2=0.0, l1_mode=mode, clip_value=None)
+        optimizer.param_groups[0].update({"momentum": 0.5} if cls is FusedRegSGD else {"betas": (0.5, 1 / 16)})
+        run(optimizer, params[:1], 2)
+    for some in (params[1:16], params[16:17], params[17:]):
+        optimizer.add_param_group({"params": some, "maximize": True})
+        run(optimizer, params, 1)
+    assert compilations() == first
+
+
+def test_the_jit_compiles_for_no_place_in_a_table(compilations) -> None:
+    """Two dtypes share the partial sums, and those of the second begin where those of the first end: at any place."""
+    counts = [(1, 1), (2, 2), (16, 1), (3, 5)]
+    seen = []
+    for singles, halves in counts:
+        params = make_params([(8, 8)] * singles) + make_params([(8, 8)] * halves, torch.float16)
+        optimizer = FusedRegSGD(params, backend="triton", max_grad_norm=1.0, l1=0.1)
+        run(optimizer, params, 1)
+        seen.append(len(compilations()))
+    assert seen == [5] * len(counts)

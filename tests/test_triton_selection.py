@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -72,6 +73,21 @@ def test_a_triton_that_does_not_take_the_kernels_is_named(gpu, monkeypatch) -> N
 def test_in_the_interpreter(gpu, monkeypatch) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert "TRITON_INTERPRET is set" in asked_by_name()
+
+
+@pytest.mark.parametrize("broken", [None, "Triton 9.0.0 does not take the kernels (AttributeError: no div_rn)"])
+def test_what_auto_takes_on_a_gpu_without_the_compiled_backend(gpu, broken, monkeypatch, caplog) -> None:
+    """As far as that can be asked without one: the parameter is no more than its device."""
+    monkeypatch.setattr(backends, "_said", set())
+    monkeypatch.setattr(backends.BACKENDS["cuda"], "unavailable_reason", lambda: "it is not built", raising=False)
+    monkeypatch.setattr("fusedreg.backends.triton.why_not_triton", lambda: broken)
+    monkeypatch.setattr(backends.BACKENDS["triton"], "rejection", lambda param, states: None, raising=False)
+    param = SimpleNamespace(device=torch.device("cuda"))
+    taken = backends.choose("auto", param, [], differentiable=False).name
+    assert taken == ("triton" if broken is None else "reference")
+    said = [f"backend 'cuda' is not used: it is not built. Using backend {taken!r}."]
+    said += [f"backend 'triton' is not used: {broken}. Using backend 'reference'."] if broken else []
+    assert [record.message for record in caplog.records] == said
 
 
 @pytest.mark.gpu

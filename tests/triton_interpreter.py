@@ -51,11 +51,14 @@ def correct_the_interpreter() -> None:
     if getattr(cast, "rounds_to_nearest", False):
         return
 
-    # It cuts float32 off to bfloat16, where devices round to the nearest.
+    # It cuts float32 off to bfloat16, where devices round to the nearest, and misreads subnormal bfloat16.
     def cast_impl(self, src, dst_type):
         if src.dtype.scalar == tl.float32 and dst_type.scalar == tl.bfloat16:
             rounded = torch.from_numpy(src.data).to(torch.bfloat16).view(torch.uint16).numpy()
             return interpreter.TensorHandle(rounded, dst_type.scalar)
+        if src.dtype.scalar == tl.bfloat16 and dst_type.scalar == tl.float32:
+            read = torch.from_numpy(src.data.view("int16")).view(torch.bfloat16).float().numpy()
+            return interpreter.TensorHandle(read, dst_type.scalar)
         return cast(self, src, dst_type)
 
     cast_impl.rounds_to_nearest = True

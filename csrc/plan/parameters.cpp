@@ -81,6 +81,15 @@ void bump_version(const at::Tensor& tensor) {
 
 bool is_plain(const at::Tensor& tensor) { return !tensor.is_conj() && !tensor.is_neg(); }
 
+// Of a few numbers each: a call of memcmp costs more than the comparison.
+bool same(at::IntArrayRef a, const std::vector<std::int64_t>& b) {
+  if (a.size() != b.size()) return false;
+  for (std::size_t i = 0; i < b.size(); ++i) {
+    if (a[i] != b[i]) return false;
+  }
+  return true;
+}
+
 template <class Items>
 Items items_of(const py::dict& dict) {
   Items items;
@@ -195,36 +204,36 @@ void Parameters::prefetch(std::size_t i) const {
 
 bool Parameters::refresh_gradients() {
   if (!holds(optimizer_state_, optimizer_state_items_)) return false;
+  // Outside of InferenceMode, torch lets nobody write what was made inside.
+  const bool may_write_inference = c10::InferenceMode::is_enabled();
   for (std::size_t i = 0; i < entries_.size(); ++i) {
     prefetch(i);
-    if (!bind(entries_[i])) return false;
+    if (!bind(entries_[i], may_write_inference)) return false;
   }
   return true;
 }
 
-bool Parameters::bind(Entry& entry) {
+bool Parameters::bind(Entry& entry, bool may_write_inference) {
   const at::Tensor& param = entry.param();
-  entry.grad = param.grad();
+  entry.grad = param.unsafeGetTensorImpl()->grad();  // Tensor::grad() looks for reasons to warn first
   const at::Tensor& grad = entry.grad;
   if (grad.defined() != entry.active) return false;
   if (!entry.active) return true;
-  // Outside of InferenceMode, torch lets nobody write what was made inside.
-  const bool may_write_inference = c10::InferenceMode::is_enabled();
   const auto has_same_shape = [&](const at::Tensor& tensor) {
-    return tensor.sizes() == entry.sizes && tensor.scalar_type() == param.scalar_type();
+    return same(tensor.sizes(), entry.sizes) && tensor.scalar_type() == param.scalar_type();
   };
-  if (param.data_ptr() != entry.data.w || param.strides() != entry.strides || dtype_of(param) != entry.dtype ||
+  if (param.data_ptr() != entry.data.w || !same(param.strides(), entry.strides) || dtype_of(param) != entry.dtype ||
       !has_same_shape(param) || (param.is_inference() && !may_write_inference) ||
       !holds(entry.state_dict, entry.state_items)) {
     return false;
   }
   if (!has_same_shape(grad) || grad.device() != param.device() || grad.layout() != at::kStrided) return false;
-  bool fast = entry.is_dense && grad.strides() == entry.strides && is_plain(grad);
+  bool fast = entry.is_dense && same(grad.strides(), entry.strides) && is_plain(grad);
   for (int i = 0; i < entry.used; ++i) {
     const at::Tensor& state = entry.state[i];
     if (!has_same_shape(state) || state.data_ptr() != entry.data.state[i]) return false;
     if (state.is_inference() && !may_write_inference) return false;
-    fast = fast && state.strides() == entry.strides;
+    fast = fast && same(state.strides(), entry.strides);
   }
   if (fast) {
     entry.staged.reset();

@@ -97,7 +97,7 @@ class __attribute__((visibility("hidden"))) Parameters {  // hidden, as pybind11
 
  private:
   // False: the entry is not what it was, or not as the kernels need it.
-  bool bind(Entry& entry);
+  bool bind(Entry& entry, bool may_write_inference);
   void stage(Entry& entry, const at::Tensor& grad);
   void unstage(Entry& entry);
 

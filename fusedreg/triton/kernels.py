@@ -62,6 +62,7 @@ class Hyper(NamedTuple):
     l2: Any
 
 
+SKIP = tl.constexpr(0)  # its place in Hyper
 HYPER_FIELDS = tl.constexpr(len(Hyper._fields))
 HYPER_WIDTH = tl.constexpr(24)  # Hyper, then the rule's scalars
 
@@ -79,8 +80,9 @@ def clip_gradient_value(g, inv_grad_scale, clip_value):
 def transform_gradient(g, w, h):
     """Stages 1 to 4: what happens to a gradient before a rule sees it."""
     g = clip_gradient_value(g, h.inv_grad_scale, h.clip_value) * h.clip_coef
-    # a switch: 0 * w would turn an infinite weight into a NaN
-    return tl.where(h.is_penalized != 0, g + h.l2_gradient * w + h.l1_gradient * sign(w), g)
+    # switches: 0 * w would turn an infinite weight into a NaN
+    decay = tl.where(h.l2_gradient != 0, h.l2_gradient * w, 0.0)
+    return tl.where(h.is_penalized != 0, g + decay + h.l1_gradient * sign(w), g)
 
 
 @triton.jit
@@ -194,12 +196,13 @@ def pointer(column, begin, T: tl.constexpr, ALIGNED: tl.constexpr):
 
 
 @triton.jit
-def add_squares(sums, g, inv_grad_scale, clip_value):
-    value = clip_gradient_value(g, inv_grad_scale, clip_value).to(tl.float64)
-    return sums + value * value
+def add_squares(sums, values):
+    values = values.to(tl.float64)
+    return sums + values * values
 
 
-@triton.jit(do_not_specialize=["row_count", "chunk_count"])
+# The partial sums of a second launch begin at any place.
+@triton.jit(do_not_specialize=["row_count", "chunk_count"], do_not_specialize_on_alignment=["partial_sums"])
 def squares_kernel(
     rows,
     row_count,
@@ -227,10 +230,14 @@ def squares_kernel(
         clip_value = read(group, CLIP_VALUE).to(A)
         full = count // BLOCK * BLOCK
         for start in range(0, full, BLOCK):
-            sums = add_squares(sums, tl.load(g + start + element).to(A), inv_grad_scale, clip_value)
+            values = tl.load(g + start + element).to(A)
+            sums = add_squares(sums, clip_gradient_value(values, inv_grad_scale, clip_value))
         if full < count:
-            tail = tl.load(g + full + element, mask=full + element < count, other=0.0)
-            sums = add_squares(sums, tail.to(A), inv_grad_scale, clip_value)
+            mask = full + element < count
+            values = tl.load(g + full + element, mask=mask, other=0.0).to(A)
+            values = clip_gradient_value(values, inv_grad_scale, clip_value)
+            # not `other` alone: 0 times a scale that has no inverse in float32 is NaN
+            sums = add_squares(sums, tl.where(mask, values, 0.0))
     tl.store(partial_sums + program, tl.sum(sums))
 
 

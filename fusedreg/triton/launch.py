@@ -1,4 +1,4 @@
-"""Launches, and the search for the fastest block size.
+"""The launches of a step.
 
 Every launch goes through ``run``. What it passes as a compile-time constant is listed there by its callers: never a
 hyperparameter, and never a number that grows with the model, so neither compiles anything anew.
@@ -6,39 +6,21 @@ hyperparameter, and never a number that grows with the model, so neither compile
 
 from __future__ import annotations
 
-import hashlib
-import json
 from typing import Any, NamedTuple
 
-import torch
-import triton
 import triton.language as tl
 from torch import Tensor
-from triton.runtime.cache import get_cache_manager
 
 from . import kernels
-from .rules import RULES, Rule
+from .rules import Rule
 
 # Elements that a program works on. 16 Ki elements of fp32 Adam move 448 KiB: long enough to hide what a program does
 # before its first load, short enough that the last programs of a launch do not keep the device waiting.
 CHUNK = 16 * 1024
 
-# The block of the norm is not searched for: the order of a sum decides its last bits.
+# The block of the norm is not searched for, as the update's is (tuning.py): the order of a sum decides its last bits.
 NORM_BLOCK = 1024
 NORM_WARPS = 4
-
-
-class Config(NamedTuple):
-    """Elements in a block, and the warps that share them."""
-
-    block: int
-    warps: int
-
-
-DEFAULT = Config(1024, 4)
-CANDIDATES = (Config(512, 4), DEFAULT, Config(1024, 8), Config(2048, 8))
-# The interpreter pays for each operation, whatever its size.
-INTERPRETED = Config(4096, 4)
 
 
 class Launch(NamedTuple):
@@ -56,6 +38,7 @@ class StepTables(NamedTuple):
     chunks: Tensor
     slots: Tensor
     scalars: Tensor
+    slot_count: int
     hyper: Tensor
     capturing: bool = False
     kept: Any = ()
@@ -104,13 +87,13 @@ def prepare_constants(rule: Rule, clips: bool, group_scalars: int) -> dict[str, 
     return dict(fill=rule.fill, HAS_METRIC=rule.has_metric, GROUP_SCALARS=group_scalars, CLIP=clips, BLOCK=NORM_BLOCK)
 
 
-def launch_update(rule: Rule, launch: Launch, tables: StepTables, row_count: int, config: Config) -> None:
+def launch_update(rule: Rule, launch: Launch, tables: StepTables, row_count: int, block: int, warps: int) -> None:
     run(
         kernels.update_kernel,
         launch.chunks,
-        (tables.rows, row_count, tables.chunks[launch.first_chunk :], tables.hyper),
-        update_constants(rule, launch.element, launch.states, launch.is_aligned, config.block),
-        config.warps,
+        (tables.rows, row_count, tables.chunks[2 * launch.first_chunk :], tables.hyper),
+        update_constants(rule, launch.element, launch.states, launch.is_aligned, block),
+        warps,
     )
 
 
@@ -124,7 +107,7 @@ def launch_squares(
         (
             tables.rows,
             row_count,
-            tables.chunks[launch.first_chunk :],
+            tables.chunks[2 * launch.first_chunk :],
             launch.chunks,
             tables.scalars,
             tables.slots,
@@ -136,11 +119,11 @@ def launch_squares(
 
 
 def launch_prepare(
-    rule: Rule, tables: StepTables, slots: int, group_scalars: int, squares: Tensor | None, norm: Tensor | None
+    rule: Rule, tables: StepTables, group_scalars: int, squares: Tensor | None, norm: Tensor | None
 ) -> None:
     run(
         kernels.prepare_kernel,
-        slots,
+        tables.slot_count,
         (
             tables.scalars,
             tables.slots,
@@ -152,67 +135,3 @@ def launch_prepare(
         prepare_constants(rule, squares is not None, group_scalars),
         NORM_WARPS,
     )
-
-
-# -- the search
-
-_chosen: dict[Any, Config] = {}
-
-
-def update_config(rule: str, element: tl.dtype, states: int, device: torch.device, capturing: bool) -> Config:
-    """The fastest configuration of the update kernel on this device, measured once and kept beside Triton's kernels."""
-    if device.type == "cpu":
-        return INTERPRETED
-    what = (rule, str(element), states, torch.cuda.get_device_name(device))
-    if what not in _chosen:
-        if capturing:  # a graph would capture the search
-            return DEFAULT
-        _chosen[what] = _stored(what) or _search(what, element, states, device)
-    return _chosen[what]
-
-
-def _file(what: tuple[Any, ...]) -> tuple[Any, str]:
-    # The key of a JIT function changes with its source and with Triton's version.
-    key = (kernels.update_kernel.cache_key, RULES[what[0]].step.cache_key, triton.__version__, what, CANDIDATES, CHUNK)
-    return get_cache_manager(_digest(repr(key))), "fusedreg_update.json"
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _stored(what: tuple[Any, ...]) -> Config | None:
-    manager, name = _file(what)
-    path = manager.get_file(name)
-    if path is None:
-        return None
-    with open(path) as file:
-        return Config(*json.load(file))
-
-
-def _search(what: tuple[Any, ...], element: tl.dtype, states: int, device: torch.device) -> Config:
-    """Times each candidate on memory of its own: a trial on the parameters would take steps."""
-    rule = RULES[what[0]]
-    chunks, width = 1024, 8 if element == tl.float64 else 4
-    tensors = 2 + states
-    try:
-        memory = torch.zeros(tensors, chunks * CHUNK * width, dtype=torch.uint8, device=device)
-    except torch.cuda.OutOfMemoryError:
-        return DEFAULT
-    columns = [memory[i].data_ptr() if i < tensors else 0 for i in range(2 + kernels.MAX_STATES)]
-    table = torch.tensor([*columns, chunks * CHUNK, 0], device=device)
-    begins = torch.arange(chunks, device=device) * CHUNK
-    hyper = torch.ones(kernels.HYPER_WIDTH.value, dtype=torch.float64, device=device)
-    hyper[0] = 0  # skip
-    tables = StepTables(table, torch.stack((torch.zeros_like(begins), begins), 1), table, table, hyper)
-    launch = Launch(element, states, True, 0, chunks)
-
-    def milliseconds(config: Config) -> float:
-        return triton.testing.do_bench(
-            lambda: launch_update(rule, launch, tables, 1, config), warmup=5, rep=20, return_mode="median"
-        )
-
-    best = min(CANDIDATES, key=milliseconds)
-    manager, name = _file(what)
-    manager.put(json.dumps(best), name, binary=False)
-    return best

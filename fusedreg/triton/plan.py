@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import struct
+import functools
 from array import array
-from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -13,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..backends import Entry, Plan, StepScalars
-from .kernels import HYPER_WIDTH, MAX_STATES
+from .kernels import COLUMNS, HYPER_WIDTH, NUMEL, SLOT_WIDTH
 from .launch import (
     CHUNK,
     Launch,
@@ -21,11 +20,11 @@ from .launch import (
     launch_prepare,
     launch_squares,
     launch_update,
-    update_config,
 )
-from .parameters import Parameters
+from .parameters import bits_of, encode_address, make_rows
 from .rules import RULES
-from .scalars import FLOAT32_AT, FLOAT64_AT, VALUE
+from .scalars import VALUE
+from .tuning import Kernel, update_config
 
 # The norm: this many partial sums a launch at the most, each of a fixed set of chunks added up in a fixed order.
 MAX_PARTIAL_SUMS = 1024
@@ -44,21 +43,21 @@ _kept_for_graphs: list[Tensor] = []
 
 
 class Table:
-    """Numbers in device memory. They are uploaded where they have changed, to a new place: launches read the old."""
+    """int64 in device memory. They are uploaded where they have changed, to a new place: launches read the old."""
 
     def __init__(self) -> None:
-        self._numbers: list[int] | None = None
+        self._numbers: bytes | None = None
         self._stream: int | None = None
         self._on_device: Tensor | None = None
         self._spare: Tensor | None = None
 
-    def put(self, numbers: list[int], device: torch.device, stream: int, capturing: bool) -> Tensor:
+    def put(self, numbers: bytes, device: torch.device, stream: int, capturing: bool) -> Tensor:
         # Another stream does not wait for this one's upload. A graph's capture does: it begins with a synchronization.
         if self._on_device is not None and self._numbers == numbers and (capturing or self._stream == stream):
             if capturing:
                 _kept_for_graphs.append(self._on_device)
             return self._on_device
-        data = torch.frombuffer(array("q", numbers or [0]), dtype=torch.int64)
+        data = torch.frombuffer(bytearray(numbers or bytes(8)), dtype=torch.int64)
         self._on_device = data if device.type == "cpu" else self._upload(data, device, capturing)
         # What is uploaded into a graph is there only when the graph is replayed.
         self._numbers, self._stream = (None if capturing else numbers), stream
@@ -70,11 +69,11 @@ class Table:
         if capturing and self._spare is not None and self._spare.numel() >= data.numel():
             pinned, self._spare = self._spare[: data.numel()], None
         else:
-            pinned = torch.empty(data.numel(), dtype=torch.int64, pin_memory=True)
+            pinned = torch.empty(data.numel(), dtype=torch.int64, device="cpu", pin_memory=True)
         if capturing:
             _kept_for_graphs.append(pinned)
         elif self._spare is None or self._spare.numel() < data.numel():
-            self._spare = torch.empty(data.numel(), dtype=torch.int64, pin_memory=True)
+            self._spare = torch.empty(data.numel(), dtype=torch.int64, device="cpu", pin_memory=True)
         return pinned.copy_(data).to(device, non_blocking=True)
 
 
@@ -88,30 +87,18 @@ class TritonPlan(Plan):
         self._rule_name, self._rule = rule, RULES[rule]
         self._scalar_names = scalar_names
         self._device = entries[0].param.device
-        self._parameters = Parameters(entries, self._rule.state_names, state)
-        self._elements = [ELEMENT[param.dtype] for param in self._parameters.params]
-        self._groups: list[Mapping[str, float]] = []
+        active = [entry for entry in entries if entry.state is not None]
+        self._group_of_row = [entry.group for entry in active]
+        self._elements = [ELEMENT[entry.param.dtype] for entry in active]
+        self._rows = make_rows(rule, entries, state, host_clocks)
         self._group_scalars: list[int] = []  # encoded
         self._state_counts: list[int] = []
         self._kept: list[Tensor] = []
 
-        # The slots of a step are (group, clock). A clock on the device is the same in every step: an address.
-        self._clocks: list[tuple[int, int]] = []
-        self._host_clocks: list[tuple[int, Tensor]] = []
-        for row, clock in enumerate(self._parameters.clocks):
-            if clock is None or (clock.device.type == "cpu" and host_clocks):
-                self._clocks.append((VALUE.value, 0))
-                if clock is not None:
-                    self._host_clocks.append((row, clock))
-            else:
-                self._clocks.append(encode_address(clock))
-        self._slots: list[int] = []
-        self._slot_of_row: list[int] = []
-
         self._launches: list[Launch] = []
-        self._chunks: list[int] = []
-        self._chunks_made_for: Any = None
-        self._kinds: list[tuple[str, int, bool]] | None = None
+        self._chunks = b""
+        self._chunks_made_for: bytes | None = None
+        self._aligned: list[bool] | None = None
         self._tables = {name: Table() for name in ("rows", "chunks", "slots", "scalars")}
         self._hyper: Tensor | None = None
         self._hyper_made_for: Any = None
@@ -127,13 +114,13 @@ class TritonPlan(Plan):
         for values in scalars:
             for value in values:
                 self._group_scalars += self._encode(value, self._kept)
-        self._groups = [
+        groups_scalars = [
             {n: 0.0 if isinstance(v, Tensor) else v for n, v in zip(self._scalar_names, values, strict=True)}
             for values in scalars
         ]
-        needed = [self._rule.state_count(group) for group in self._groups]
-        self._state_counts = [needed[group] for group in self._parameters.groups]
-        return all(len(has) >= count for has, count in zip(self._parameters.states, self._state_counts, strict=True))
+        needed = [self._rule.state_count(group) for group in groups_scalars]
+        self._state_counts = [needed[group] for group in self._group_of_row]
+        return self._rows.set_groups(groups_scalars)
 
     def _encode(self, value: float | Tensor, kept: list[Tensor]) -> list[int]:
         """A scalar as scalars.py reads it. A tensor is read where it is, on this plan's device, and kept alive."""
@@ -144,7 +131,8 @@ class TritonPlan(Plan):
         return list(encode_address(kept[-1]))
 
     def refresh(self) -> bool:
-        return self._parameters.refresh()
+        self._step = None  # of a step that was not taken
+        return self._rows.refresh()
 
     # -- a step: squares (where the norm is asked for), prepare, update
 
@@ -154,7 +142,7 @@ class TritonPlan(Plan):
             counts = [min(launch.chunks, MAX_PARTIAL_SUMS) for launch in self._launches]
             partial_sums = torch.empty(sum(counts), dtype=torch.float64, device=self._device)
             for launch, its_sums in zip(self._launches, partial_sums.split(counts), strict=True):
-                launch_squares(launch, tables, len(self._clocks), len(self._scalar_names), its_sums)
+                launch_squares(launch, tables, len(self._elements), len(self._scalar_names), its_sums)
             return partial_sums
 
     def update(self, step: StepScalars) -> None:
@@ -164,16 +152,20 @@ class TritonPlan(Plan):
             if step.norm is not None:
                 squares = step.norm.squares.to(self._device, non_blocking=True)
                 norm = step.norm.norm if step.norm.norm.device == self._device else torch.empty_like(step.norm.norm)
-            slots = len(self._slots) // 3
-            if slots > 0:
-                launch_prepare(self._rule, tables, slots, len(self._scalar_names), squares, norm)
-            for launch in self._launches:
-                config = update_config(self._rule_name, launch.element, launch.states, self._device, tables.capturing)
-                launch_update(self._rule, launch, tables, len(self._clocks), config)
-            for row, clock in self._host_clocks:
-                group = self._groups[self._parameters.groups[row]]
-                clock.fill_(self._rule.next_clock(group, clock.item()))
-            self._parameters.finish_update()
+            # Before the first launch, which moves clocks: the search may run out of memory, or fail to compile.
+            configs = [
+                update_config(
+                    Kernel(self._rule_name, launch.element, launch.states, launch.is_aligned),
+                    self._device,
+                    tables.capturing,
+                )
+                for launch in self._launches
+            ]
+            launch_prepare(self._rule, tables, len(self._scalar_names), squares, norm)
+            for launch, config in zip(self._launches, configs, strict=True):
+                launch_update(self._rule, launch, tables, len(self._elements), *config)
+            self._rows.move_clocks()
+            self._rows.finish_update()
 
     def _guard(self) -> AbstractContextManager[Any]:
         return torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext()
@@ -185,8 +177,8 @@ class TritonPlan(Plan):
         if self._device.type == "cuda":
             stream, capturing = torch.cuda.current_stream().cuda_stream, torch.cuda.is_current_stream_capturing()
 
-        self._assign_slots()
-        self._cut_into_chunks()
+        rows, slots = self._rows.tables()
+        self._cut_into_chunks(rows)
         kept: list[Tensor] = []
         scale = step.grad_scale
         on_device = isinstance(scale, Tensor) and scale.device.type == self._device.type
@@ -195,68 +187,40 @@ class TritonPlan(Plan):
             *self._encode(0.0 if step.found_inf is None else step.found_inf, kept),
             *self._group_scalars,
         ]
-        empty = [0] * len(self._clocks)
-        columns = self._parameters.columns
-        rows = [*columns, *[empty] * (2 + MAX_STATES - len(columns)), self._parameters.numels, self._slot_of_row]
-        numbers = {
-            "rows": [number for column in rows for number in column],
-            "chunks": self._chunks,
-            "slots": self._slots,
-            "scalars": scalars,
-        }
+        numbers = {"rows": rows, "chunks": self._chunks, "slots": slots, "scalars": array("q", scalars).tobytes()}
         tables = {
             name: table.put(numbers[name], self._device, stream, capturing) for name, table in self._tables.items()
         }
-        made_for = (stream, len(self._slots), capturing)
+        slot_count = len(slots) // (8 * SLOT_WIDTH.value)
+        made_for = (stream, slot_count, capturing)
         if self._hyper is None or self._hyper_made_for != made_for or capturing:
-            size = len(self._slots) // 3 * HYPER_WIDTH.value
+            size = slot_count * HYPER_WIDTH.value
             self._hyper, self._hyper_made_for = torch.empty(size, dtype=torch.float64, device=self._device), made_for
-        tables["chunks"] = tables["chunks"].view(-1, 2) if self._chunks else tables["chunks"]
-        return StepTables(**tables, hyper=self._hyper, capturing=capturing, kept=kept)
+        return StepTables(**tables, slot_count=slot_count, hyper=self._hyper, capturing=capturing, kept=kept)
 
-    def _assign_slots(self) -> None:
-        if self._slots and not self._host_clocks:
-            return
-        clocks = list(self._clocks)
-        values = array("q", array("d", [clock.item() for _, clock in self._host_clocks]).tobytes())
-        for (row, _), value in zip(self._host_clocks, values, strict=True):
-            clocks[row] = (VALUE.value, value)
-        slots: dict[tuple[int, tuple[int, int]], int] = {}
-        self._slot_of_row = [
-            slots.setdefault(key, len(slots)) for key in zip(self._parameters.groups, clocks, strict=True)
-        ]
-        self._slots = [number for group, clock in slots for number in (group, *clock)]
-
-    def _cut_into_chunks(self) -> None:
+    def _cut_into_chunks(self, rows: bytes) -> None:
         """Chunks that one compiled kernel takes stand side by side."""
-        made_for = (self._parameters.columns, self._state_counts)
-        if self._chunks_made_for == made_for:
+        if rows == self._chunks_made_for:
             return
-        self._chunks_made_for = made_for
-        bits = [0] * len(self._clocks)
-        for column in self._parameters.columns:
-            bits = [a | b for a, b in zip(bits, column, strict=True)]
-        kinds = list(zip(map(str, self._elements), self._state_counts, [b % 16 == 0 for b in bits], strict=True))
-        if kinds == self._kinds:
+        self._chunks_made_for = rows
+        columns = torch.frombuffer(bytearray(rows), dtype=torch.int64).view(COLUMNS.value, -1)
+        bits = functools.reduce(torch.bitwise_or, columns[: NUMEL.value])
+        aligned = (bits % 16 == 0).tolist()
+        if aligned == self._aligned:
             return
-        self._kinds = kinds
+        self._aligned = aligned
+        numels = columns[NUMEL.value].tolist()
         rows_of_kind: dict[Any, list[int]] = {}
-        for row, kind in enumerate(kinds):
+        for row, kind in enumerate(zip(map(str, self._elements), self._state_counts, aligned, strict=True)):
             rows_of_kind.setdefault(kind, []).append(row)
-        self._chunks, self._launches = [], []
-        for (_, states, is_aligned), rows in rows_of_kind.items():
-            first = len(self._chunks) // 2
-            for row in rows:
-                for begin in range(0, self._parameters.numels[row], CHUNK):
-                    self._chunks += (row, begin)
-            count = len(self._chunks) // 2 - first
+        chunks = array("q")
+        self._launches = []
+        for (_, states, is_aligned), its_rows in rows_of_kind.items():
+            first = len(chunks) // 2
+            for row in its_rows:
+                for begin in range(0, numels[row], CHUNK):
+                    chunks.extend((row, begin))
+            count = len(chunks) // 2 - first
             if count > 0:
-                self._launches.append(Launch(self._elements[rows[0]], states, is_aligned, first, count))
-
-
-def bits_of(value: float) -> int:
-    return struct.unpack("q", struct.pack("d", value))[0]
-
-
-def encode_address(scalar: Tensor) -> tuple[int, int]:
-    return (FLOAT64_AT if scalar.dtype == torch.float64 else FLOAT32_AT).value, scalar.data_ptr()
+                self._launches.append(Launch(self._elements[its_rows[0]], states, is_aligned, first, count))
+        self._chunks = chunks.tobytes()

@@ -22,8 +22,10 @@ BETA1, BETA2, EPS, AMSGRAD = (tl.constexpr(RULE_SCALARS + i) for i in range(4))
 
 @triton.jit
 def adam(w, g, state, scalars):
-    step_size, one_minus_beta1, beta2, one_minus_beta2, inv_sqrt_bias_correction2, eps = scalars
-    exp_avg = state[0] + one_minus_beta1 * (g - state[0])
+    step_size, beta1, one_minus_beta1, beta2, one_minus_beta2, inv_sqrt_bias_correction2, eps = scalars
+    # torch's lerp, from the nearer end: with a small beta1 a large exp_avg would swallow a small gradient.
+    change = g - state[0]
+    exp_avg = tl.where(one_minus_beta1 < 0.5, state[0] + one_minus_beta1 * change, g - beta1 * change)
     exp_avg_sq = beta2 * state[1] + one_minus_beta2 * g * g
     if len(state) == 3:  # amsgrad
         max_exp_avg_sq = maximum(exp_avg_sq, state[2])
@@ -43,7 +45,7 @@ def fill_adam(group, clock):
     bias_correction1 = 1 - tl.exp2(t * tl.log2(beta1))
     bias_correction2 = 1 - tl.exp2(t * tl.log2(beta2))
     step_size = lr / bias_correction1
-    scalars = (step_size, 1 - beta1, beta2, 1 - beta2, 1 / tl.sqrt(bias_correction2), eps)
+    scalars = (step_size, beta1, 1 - beta1, beta2, 1 - beta2, 1 / tl.sqrt(bias_correction2), eps)
     # tau is over d, in the prox: m_hat is unbiased already, so without its bias correction
     return scalars, lr, t
 
@@ -68,28 +70,39 @@ def sgd(w, g, state, scalars):
         return w - step_size * g, state, 1.0
 
 
+# The smallest positive float64. A gain of 0 is before the first step; dampening can bring it there later, too.
+SMALLEST = tl.constexpr(5e-324)
+
+
 @triton.jit
 def fill_sgd(group, clock):
     """The clock is the momentum's gain s_t: its recurrence, run on a constant 1 (docs/formulas.md)."""
     lr, momentum, dampening = read(group, LR), read(group, MOMENTUM), read(group, DAMPENING)
     is_first = clock == 0
     stationary = tl.where(momentum < 1, (1 - dampening) / tl.where(momentum < 1, 1 - momentum, 1.0), 1.0)
-    gain = tl.where(clock == clock, momentum * clock + 1 - dampening, stationary)  # NaN: nobody counted
+    counted = momentum * clock + 1 - dampening
+    gain = tl.where(clock == clock, tl.where(counted != 0, counted, SMALLEST), stationary)  # NaN: nobody counted
     gain = tl.where(is_first, 1.0, gain)
+    # without momentum the gain waits, with the buffer, for momentum to come back
+    next_clock = tl.where(momentum != 0, gain, clock)
+    gain = tl.where(momentum != 0, gain, 1.0)
     nesterov = tl.where(read(group, NESTEROV) != 0, momentum, 0.0)
-    step_gain = tl.where(nesterov != 0, 1 + momentum * gain, gain)
+    step_gain = tl.where(read(group, NESTEROV) != 0, 1 + momentum * gain, gain)
     tau = lr * tl.where(step_gain > 0, step_gain, 0.0)  # with dampening above 1 it can be negative
     # the first buffer is the gradient itself, undamped
     scalars = (lr, tl.where(is_first, 0.0, momentum), tl.where(is_first, 1.0, 1 - dampening), nesterov)
-    return scalars, tau, gain
+    return scalars, tau, next_clock
 
 
 def sgd_next_clock(group: Mapping[str, float], clock: float) -> float:
+    momentum, dampening = group["momentum"], group["dampening"]
+    if momentum == 0:
+        return clock
     if clock == 0:
         return 1.0
     if clock == clock:
-        return group["momentum"] * clock + 1 - group["dampening"]
-    return (1 - group["dampening"]) / (1 - group["momentum"]) if group["momentum"] < 1 else 1.0
+        return momentum * clock + 1 - dampening or SMALLEST.value
+    return (1 - dampening) / (1 - momentum) if momentum < 1 else 1.0
 
 
 # -- the list
@@ -115,7 +128,7 @@ RULES: dict[str, Rule] = {
     "adam": Rule(
         adam,
         fill_adam,
-        6,
+        7,
         True,
         ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"),
         ("beta1", "beta2", "eps", "amsgrad"),

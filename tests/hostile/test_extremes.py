@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from conftest import EXTENSION
+from conftest import EXTENSION, FAST
 from helpers import OPTIMIZERS, FusedRegAdam, FusedRegSGD
 
 from fusedreg.groups import L1_MODES
@@ -35,7 +35,7 @@ def test_infinite_and_nan_weights_are_lost_in_the_same_way(cls, mode, strength, 
     The weight itself may be infinite on one backend and NaN on the other where Adam's prox is multiplied out.
     """
     results = []
-    for backend in ("cpp", "reference"):
+    for backend in (FAST, "reference"):
         param = weights_and_gradients(weights=LOST)
         options = {"weight_decay": 0.0, strength: 0.125, "l1_mode": mode}
         if cls is FusedRegAdam:
@@ -152,7 +152,7 @@ def test_an_empty_parameter_has_no_elements_to_overlap(backend) -> None:
 def test_dampening_above_1_is_the_same_on_every_backend(nesterov) -> None:
     """torch allows it. The momentum's gain is then negative, and so would be the prox's step size."""
     results = []
-    for backend in ("cpp", "reference"):
+    for backend in (FAST, "reference"):
         param = weights_and_gradients(weights=[0.0, -1.0], dtype=torch.float64)
         optimizer = FusedRegSGD([param], lr=0.1, momentum=0.5, l1=1.0, l2=0.1, backend=backend)
         optimizer.param_groups[0].update(dampening=1.8, nesterov=nesterov)

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import EXTENSION, needs_cpp
+from conftest import EXTENSION, FAST, needs_cpp
 from helpers import IDS, OPTIMIZER_FLAGS, REGULARIZED, flags_of
 from hypothesis import event, given, note
 from hypothesis import strategies as st
@@ -252,7 +252,7 @@ def float64_truths(rule: str, step: Step, befores: list[Before], inv: float) -> 
 
 
 def run(scenario: Scenario) -> None:
-    drivers = [Driver(scenario, backend) for backend in ("cpp", "reference")]
+    drivers = [Driver(scenario, backend) for backend in (FAST, "reference")]
     for step in scenario.steps:
         errors = []
         for driver in drivers:
@@ -305,7 +305,7 @@ def test_the_intervals_are_narrow(cls, flags, mode) -> None:
     bound = options.pop("max_grad_norm")
     steps = [Step([{}], [Gradient("contiguous", values[i])], bound, 2.0, None, None) for i in range(1, 5)]
     params = [[Param((500,), "contiguous", "fp32", values[0])]]
-    driver = Driver(Scenario(cls, params, [options], bound, steps), "cpp")
+    driver = Driver(Scenario(cls, params, [options], bound, steps), FAST)
     for step in steps:
         driver.prepare(step)
         (before,) = driver.before()

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from conftest import needs_cpp
+from conftest import FAST, needs_cpp
 from helpers import FusedRegAdam, FusedRegAdamW, FusedRegSGD
 
 pytestmark = needs_cpp
@@ -31,7 +31,7 @@ def test_every_16_bit_number_is_read_and_written_as_it_is(dtype, instruction_set
     patterns = all_patterns(dtype)
     param = patterns.clone().requires_grad_()
     param.grad = torch.zeros_like(patterns)
-    FusedRegSGD([param], lr=0.0, backend="cpp").step()
+    FusedRegSGD([param], lr=0.0, backend=FAST).step()
     assert_same_numbers(param.detach(), patterns)
 
 
@@ -43,7 +43,7 @@ def test_every_16_bit_number_is_rounded_as_torch_rounds_it(dtype, step, instruct
     gradients = weights[(torch.arange(2**16) * step + 12345) % 2**16]
     param = weights.clone().requires_grad_()
     param.grad = gradients.clone()
-    FusedRegSGD([param], lr=1.0, backend="cpp").step()
+    FusedRegSGD([param], lr=1.0, backend=FAST).step()
     exact = weights.float() - gradients.float()
     assert_same_numbers(param.detach(), exact.to(dtype))
     ties = (exact.view(torch.int32) & (0xFFFF if dtype == torch.bfloat16 else 0x1FFF)) == (
@@ -83,7 +83,7 @@ def test_multiplying_by_the_metric_neither_overflows_nor_underflows(cls, eps, ex
     weight = torch.cat([magnitudes, -magnitudes]).requires_grad_()
     old, lr, l2 = weight.detach().double(), 1e-3, 1e-9
     weight.grad = torch.zeros_like(weight)
-    cls([weight], lr=lr, eps=eps, weight_decay=0.0, l2=l2, backend="cpp").step()
+    cls([weight], lr=lr, eps=eps, weight_decay=0.0, l2=l2, backend=FAST).step()
     d = torch.maximum(torch.tensor(eps, dtype=torch.float64), l2 * old.abs() / 2)
     expected = old / (1 + lr * l2 / d)
     torch.testing.assert_close(weight.detach().double(), expected, rtol=8 * 2.0**-23, atol=0)

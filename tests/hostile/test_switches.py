@@ -68,10 +68,10 @@ def test_the_prox_follows_momentum_on_and_off(momenta, nesterov, meanwhile) -> N
 
     Without momentum s_t is 1, whatever the dampening, and the gain that was reached waits for momentum to come back.
     """
-    from conftest import EXTENSION
+    from conftest import EXTENSION, FAST
 
     dampening = 0.0 if nesterov else 0.5
-    for backend in ("cpp", "reference") if EXTENSION else ("reference",):
+    for backend in (FAST, "reference") if EXTENSION else ("reference",):
         weight = torch.full((3,), 50.0, dtype=torch.float64).requires_grad_()
         optimizer = FusedRegSGD([weight], lr=0.1, momentum=0.1, dampening=dampening, l1=1.0, backend=backend)
         optimizer.param_groups[0]["nesterov"] = nesterov

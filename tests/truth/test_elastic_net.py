@@ -11,6 +11,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
+from figures import at_most
 from helpers import TWINS
 from solvers import SOLVERS, Descent, Strength, diabetes, minimise, scikit_learns, violations
 
@@ -59,7 +60,7 @@ def test_the_strengths_are_worth_testing() -> None:
 
 
 def test_coefficients_are_scikit_learns(fit, family) -> None:
-    np.testing.assert_allclose(fit, truth_of(family), rtol=0, atol=1e-8)
+    at_most(1e-8, np.abs(fit - truth_of(family)).max(), f"{family}: coefficients beside scikit-learn's")
 
 
 def test_support_is_scikit_learns(fit, family) -> None:
@@ -69,7 +70,8 @@ def test_support_is_scikit_learns(fit, family) -> None:
 
 def test_optimality_conditions_hold(fit, family) -> None:
     """Optimality itself, not agreement with another implementation."""
-    assert violations(diabetes(), fit, strengths_of(family)).max() < 1e-8
+    worst = violations(diabetes(), fit, strengths_of(family)).max()
+    at_most(1e-8, worst, f"{family}: optimality conditions")
 
 
 def test_float32(family, solver) -> None:
@@ -83,7 +85,8 @@ def test_float32(family, solver) -> None:
     weakest = 2e-2
     truth = truth_of(family, weakest)
     fit = minimise(diabetes(), strengths_of(family, weakest), SOLVERS[solver], dtype=torch.float32)
-    np.testing.assert_allclose(fit, truth, rtol=0, atol=1e-5 * np.abs(truth).max())
+    error = np.abs(fit - truth).max() / np.abs(truth).max()
+    at_most(1e-5, error, f"{family}, float32: coefficients, relative to the largest")
     np.testing.assert_array_equal(fit != 0, truth != 0)
 
 

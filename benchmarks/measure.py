@@ -1,0 +1,175 @@
+"""Clocks, memory, and what machine this is.
+
+Absolute times mean nothing between machines, so what counts are ratios. They are taken in one process, in rounds: each
+round times one step of every contender, in a new random order, so that whatever else the machine does hits all alike.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import importlib
+import os
+import platform
+import random
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import fusedreg
+
+Step = Callable[[], Any]
+Seconds = dict[str, list[float]]
+
+MIN_ROUNDS, MAX_ROUNDS = 5, 3000
+STREAM_ELEMENTS = 100_000_000
+
+
+@contextmanager
+def no_garbage_collection() -> Iterator[None]:
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+def time_in_rounds(steps: dict[str, Step], budget: float, clock: Callable[[Step], float] | None = None) -> Seconds:
+    """Seconds of each step in each round, for as many rounds as fit into ``budget`` seconds, after a warm-up."""
+    take = clock or wall_time
+    order = list(steps)
+    shuffle = random.Random(0).shuffle
+
+    def play_round() -> dict[str, float]:
+        # A step may leave the caches as the next one likes them; a fixed order would favour one contender.
+        shuffle(order)
+        return {name: take(steps[name]) for name in order}
+
+    with no_garbage_collection():
+        play_round()  # makes state, compiles
+        begin = time.perf_counter()
+        play_round()
+        one = time.perf_counter() - begin
+        rounds = int(min(max(budget / one, MIN_ROUNDS), MAX_ROUNDS))
+        for _ in range(rounds // 10):
+            play_round()
+        played = [play_round() for _ in range(rounds)]
+    return {name: [times[name] for times in played] for name in steps}
+
+
+def wall_time(step: Step) -> float:
+    begin = time.perf_counter()
+    step()
+    return time.perf_counter() - begin
+
+
+class GpuClock:
+    """Seconds of device time of a step, in a row of ``repeats`` where one is too short to tell."""
+
+    def __init__(self, repeats: int) -> None:
+        self.repeats = repeats
+
+    def __call__(self, step: Step) -> float:
+        torch.cuda.synchronize()
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        begin.record()
+        for _ in range(self.repeats):
+            step()
+        end.record()
+        end.synchronize()
+        return begin.elapsed_time(end) / 1e3 / self.repeats
+
+
+def host_time(step: Step) -> float:
+    """What the host takes to hand a step over to an idle GPU."""
+    torch.cuda.synchronize()
+    taken = wall_time(step)
+    torch.cuda.synchronize()
+    return taken
+
+
+# -- memory
+
+
+def stream_step() -> tuple[Step, int]:
+    """An in-place stream, which no step can outrun, and the bytes that it moves."""
+    x = torch.ones(STREAM_ELEMENTS)
+    return lambda: x.mul_(1.0), 2 * x.numel() * x.element_size()
+
+
+def copy_bandwidth(numel: int) -> float:
+    """Bytes a second of a copy on the GPU, read and written."""
+    source = torch.empty(numel, device="cuda").normal_()
+    target = torch.empty_like(source)
+    seconds = time_in_rounds({"copy": lambda: target.copy_(source)}, 1.0, GpuClock(1))["copy"]
+    return 2 * source.numel() * source.element_size() / statistics.median(seconds)
+
+
+def _status_mib(field_name: str) -> float:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field_name + ":"):
+            return int(line.split()[1]) / 1024
+    raise OSError(f"no {field_name} in the process status")
+
+
+def peak_extra_mib(step: Step) -> float | None:
+    """How far a step's peak of resident memory is above what stood there before it; None where Linux does not tell."""
+    # The allocator's freed pages go back first: a step that got those again would seem to need no memory.
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it, musl does not
+    if trim is not None:
+        trim(0)
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # sets VmHWM, the peak, back to what is resident now
+        before = _status_mib("VmHWM")
+        step()
+        return _status_mib("VmHWM") - before
+    except OSError:
+        return None
+
+
+# -- the machine
+
+
+def stamp(device: str) -> dict[str, Any]:
+    about: dict[str, Any] = {
+        "fusedreg": fusedreg.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "cpu": cpu_model(),
+        "cores": os.cpu_count(),
+    }
+    if device == "cpu":
+        from fusedreg import _C
+
+        return about | {"threads": torch.get_num_threads(), "instruction_set": _C.instruction_set()}
+    driver = subprocess.run(
+        ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"], capture_output=True, text=True
+    )
+    about |= {
+        "gpu": torch.cuda.get_device_name(),
+        "cuda": torch.version.cuda,
+        "driver": driver.stdout.strip().partition("\n")[0],
+    }
+    try:
+        about["triton"] = importlib.import_module("triton").__version__
+    except ImportError:
+        about["triton"] = None
+    return about
+
+
+def cpu_model() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
