@@ -44,16 +44,18 @@ class Variant:
     chunk: int = CHUNK
 
 
+NO_PREFETCH = (("cpu/loop.h", 'is_amd = __builtin_cpu_is("amd")', "is_amd = true"),)
+PREFETCH = (("cpu/loop.h", 'is_amd = __builtin_cpu_is("amd")', "is_amd = false"),)
+
+
 def ahead(step: int) -> tuple[tuple[str, str, str], ...]:
-    return (("cpu/loop.h", "kAheadBytes = 2048", f"kAheadBytes = {step}"),)
+    return (*PREFETCH, ("cpu/loop.h", "kAheadBytes = 2048", f"kAheadBytes = {step}"))
 
 
-NO_PREFETCH = (
-    ("cpu/loop.h", "__builtin_prefetch(reinterpret_cast<const char*>(at)", "(void)(reinterpret_cast<const char*>(at)"),
-)
 STEP_VARIANTS = {
     "as shipped": Variant(),
     "no prefetch": Variant(NO_PREFETCH),
+    "prefetch 2 KiB ahead": Variant(PREFETCH),
     "prefetch 512 bytes ahead": Variant(ahead(512)),
     "prefetch 1 KiB ahead": Variant(ahead(1024)),
     "prefetch 4 KiB ahead": Variant(ahead(4096)),
@@ -65,11 +67,14 @@ STEP_VARIANTS = {
 
 
 def norm_ahead(step: int) -> tuple[tuple[str, str, str], ...]:
-    return (("cpu/loop.h", "kNormAheadBytes = 4096", f"kNormAheadBytes = {step}"),)
+    return (*PREFETCH, ("cpu/loop.h", "kNormAheadBytes = 4096", f"kNormAheadBytes = {step}"))
 
 
 NORM_VARIANTS = {
     "as shipped": Variant(),
+    "no prefetch": Variant(NO_PREFETCH),
+    "prefetch 4 KiB ahead": Variant(PREFETCH),
+    "chunks of 256 Ki": Variant(chunk=256 * 1024),
     "prefetch 1 KiB ahead": Variant(norm_ahead(1024)),
     "prefetch 2 KiB ahead": Variant(norm_ahead(2048)),
     "prefetch 8 KiB ahead": Variant(norm_ahead(8192)),

@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
@@ -70,7 +71,7 @@ def main() -> None:
                     best[name] = min(median, best.get(name, median))
     table = Table("benchmark", f"{options.revision}, us", "working tree, us", "ratio")
     for name, before in old.items():
-        table.add_row(name, f"{before * 1e6:.1f}", f"{new[name] * 1e6:.1f}", f"{new[name] / before:.3f}")
+        table.add_row(escape(name), f"{before * 1e6:.1f}", f"{new[name] * 1e6:.1f}", f"{new[name] / before:.3f}")
     Console(width=max(Console().width, 100)).print(table)
 
 
