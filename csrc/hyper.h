@@ -40,7 +40,7 @@ static_assert(sizeof(Group) == sizeof(double) * (FUSEDREG_ALL_SCALARS(FUSEDREG_C
   X(inv_sqrt_bias_correction2) X(eps)                                                    \
   X(momentum) X(one_minus_dampening) X(nesterov)                                         \
   /* stage 6: prox.h */                                                                  \
-  X(tau) X(l1) X(l2)
+  X(tau) X(l1) X(l2) X(shrink)
 // clang-format on
 
 template <class A>
