@@ -216,7 +216,9 @@ def main() -> int:
         bench.sweeps(options.output)
     if "training" in options.only:
         bench.training(options.output)
-    about["not compared with"] = "; ".join(f"{name} ({reason})" for name, reason in missing.items())
+    about |= (
+        {"not compared with": "; ".join(f"{name} ({reason})" for name, reason in missing.items())} if missing else {}
+    )
     write(options.output, "cpu", "One optimizer step on a CPU", about, bench.grids, bench.results)
     console.print(f"Written to {options.output}/cpu.md, cpu.json and cpu-*.png")
     return 0

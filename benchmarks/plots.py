@@ -57,11 +57,11 @@ def ratios(path: Path, title: str, cases: dict[str, dict[str, float]]) -> None:
             x = j + (i - (len(names) - 1) / 2) * width
             axes.bar(x, min(found[name], top), width, color=COLORS[name], label=name if j == 0 else None)
             if found[name] > top:
-                axes.text(x, top, f"{found[name]:.0f}", ha="center", va="bottom", fontsize=7)
+                axes.text(x, top, f"{found[name]:.1f}", ha="center", va="bottom", fontsize=6)
     axes.axhline(1.0, color=COLORS["torch, fused"], linewidth=1)
     axes.set(title=title, ylabel="ratio to torch's fused step", ylim=(0, top * 1.05))
     axes.set_xticks(range(len(cases)), cases, fontsize=8)
-    axes.legend(frameon=False, fontsize=8, ncols=2)
+    figure.legend(*axes.get_legend_handles_labels(), frameon=False, fontsize=8, ncols=4, loc="outside lower center")
     _style(axes)
     figure.savefig(path, dpi=130)
     plt.close(figure)
@@ -84,7 +84,8 @@ def shares(path: Path, title: str, models: dict[str, dict[str, tuple[float, floa
         axes.margins(x=0.12)
         axes.tick_params(axis="y", labelsize=8)
         _style(axes)
-    all_axes[0][-1].legend(frameon=False, fontsize=8, loc="lower right")
+    handles = all_axes[0][0].get_legend_handles_labels()
+    figure.legend(*handles, frameon=False, fontsize=8, ncols=2, loc="outside lower center")
     figure.suptitle(title)
     figure.savefig(path, dpi=130)
     plt.close(figure)
