@@ -53,6 +53,16 @@ def objects_held(entries: list[Entry], state: dict[Any, Any]) -> tuple[Any, ...]
     return entries, state, tuple(state.items()), items
 
 
+def columns(entries: list[Entry]) -> tuple[list[Any], ...]:
+    """The entries as a compiled plan takes them: parameters, groups, states, clocks."""
+    return (
+        [entry.param for entry in entries],
+        [entry.group for entry in entries],
+        [entry.state for entry in entries],
+        [entry.clock for entry in entries],
+    )
+
+
 class Plan(Protocol):
     """The entries of one optimizer that one backend works on, all on one device."""
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .base import Entry, Plan, StepScalars, objects_held, rejection_of_memory
+from .base import Entry, Plan, StepScalars, columns, objects_held, rejection_of_memory
 
 REBUILD = "rebuild it with `pip install --no-build-isolation --force-reinstall --no-deps .` in fusedreg's source folder"
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.complex64, torch.complex128)
@@ -46,10 +46,7 @@ class CppPlan(Plan):
         self._held = objects_held(entries, state)
         self._plan = extension.Plan(
             rule,
-            [entry.param for entry in entries],
-            [entry.group for entry in entries],
-            [entry.state for entry in entries],
-            [entry.clock for entry in entries],
+            *columns(entries),
             state,
         )
 

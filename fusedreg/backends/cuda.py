@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .base import Entry, Plan, StepScalars, objects_held, rejection_of_memory
+from .base import Entry, Plan, StepScalars, columns, objects_held, rejection_of_memory
 from .cpp import DTYPES, load_extension
 
 
@@ -24,10 +24,7 @@ class CudaPlan(Plan):
         self._held = objects_held(entries, state)
         self._plan = extension.Plan(
             rule,
-            [entry.param for entry in entries],
-            [entry.group for entry in entries],
-            [entry.state for entry in entries],
-            [entry.clock for entry in entries],
+            *columns(entries),
             state,
             host_clocks,
         )

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..backends import Entry
-from ..backends.base import objects_held
+from ..backends.base import columns, objects_held
 from ..backends.cpp import load_extension
 from .kernels import COLUMNS, MAX_STATES, NUMEL
 from .rules import RULES
@@ -59,10 +59,7 @@ class CompiledParameters(Rows):
         self._held = objects_held(entries, state)
         self._tables = extension.Tables(
             rule,
-            [entry.param for entry in entries],
-            [entry.group for entry in entries],
-            [entry.state for entry in entries],
-            [entry.clock for entry in entries],
+            *columns(entries),
             state,
             host_clocks,
         )
