@@ -36,7 +36,7 @@ FUSEDREG_HD void fill_prox_hyper(Hyper<double>& h, const Group& group) {
   if (group.mode() == L1Mode::kDecoupled) h.tau = group.lr;
   h.l1 = group.l1;
   h.l2 = group.l2;
-  h.shrink = 1 / (1 + h.tau * h.l2);  // one division a step, not one an element: it took longer than to load a bfloat16
+  h.shrink = 1 / (1 + h.tau * h.l2);  // one division a step, not one an element
 }
 
 }  // namespace fusedreg

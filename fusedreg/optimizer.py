@@ -102,7 +102,7 @@ class FusedRegOptimizer(Optimizer):
     _before_created: Any = None
     _planned_params: list[list[Tensor]]
     _raw: list[tuple[Any, ...]]
-    _constants: list[tuple[Any, ...]]
+    _raw_is_constant = False
     _scalars: list[tuple[float | Tensor, ...]]
     _has_tensor_scalars = False
     _with_l1: list[bool]
@@ -310,8 +310,9 @@ class FusedRegOptimizer(Optimizer):
         # The very objects of the last step, none of which can be written in place: the most common case by far.
         if (
             self._plans is not None
-            and len(raw) == len(self._constants)
-            and all(map(_same_objects, raw, self._constants))
+            and self._raw_is_constant
+            and len(raw) == len(self._raw)
+            and all(map(_same_objects, raw, self._raw))
         ):
             return False
         has_tensors = any(isinstance(value, Tensor) for value in _flatten(raw))  # equal to a number that it rounds to
@@ -328,7 +329,7 @@ class FusedRegOptimizer(Optimizer):
         if self._plans is not None and with_l1 != self._with_l1:
             self._plans = None  # whether the parameters allow it is checked where plans are made
         self._with_l1 = with_l1
-        self._constants = raw if all(map(_is_constant, raw)) else []
+        self._raw_is_constant = all(map(_is_constant, raw))
         return True
 
     @classmethod
