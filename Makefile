@@ -44,8 +44,8 @@ test: $(VENV)/.test
 
 # The Triton backend without a GPU: compiled for several, and run by Triton's interpreter.
 test-triton: $(VENV)/.triton
-	$(BIN)/python -m pytest tests/test_triton_compile.py tests/test_triton_tuning.py tests/test_registry.py $(PYTEST)
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/test_triton.py tests/test_edges.py -k triton $(PYTEST)
+	$(BIN)/python -m pytest tests/backends/test_triton_*.py tests/test_registry.py $(PYTEST)
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/backends/test_triton.py tests/test_edges.py -k triton $(PYTEST)
 
 # Also the hostile suite in the interpreter: minutes.
 test-triton-hostile: $(VENV)/.triton
@@ -76,7 +76,7 @@ bench-compare: $(VENV)/.bench
 
 # Needs nvcc and no GPU: registers, shared memory and spills of every CUDA kernel.
 cuda-check: $(VENV)/.test
-	$(BIN)/python -m pytest -s tests/test_cuda_kernels.py
+	$(BIN)/python -m pytest -s tests/backends/test_cuda_kernels.py
 
 # On a machine with a GPU, with the Python and torch that are there: builds in place, tests, measures.
 gpu-check:

@@ -12,7 +12,7 @@ from fusedreg.backends.base import Entry, Plan, rejection_of_memory
 from fusedreg.backends.cpp import DTYPES
 from fusedreg.backends.cuda import CudaPlan
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @functools.cache
@@ -27,7 +27,7 @@ def build():
     )
 
 
-SOURCES = ("csrc/cuda/bindings.cpp", "csrc/cuda/plan.cpp", "csrc/plan/parameters.cpp", "tests/cuda/emulator.cpp")
+SOURCES = ("csrc/cuda/bindings.cpp", "csrc/cuda/plan.cpp", "csrc/plan/parameters.cpp", "tests/backends/emulator.cpp")
 
 
 class EmulatedCudaBackend:

@@ -1,7 +1,7 @@
 """The Triton backend without a GPU: its tables, slots, launches, index arithmetic and maths, in Triton's interpreter.
 
 ``make test-triton`` runs it, and suites that take the fixture ``backend``. What it does not show is what only a device
-has: layouts, reductions over warps, streams and graphs. tests/test_triton_compile.py compiles the kernels for devices.
+has: layouts, reductions over warps, streams and graphs. test_triton_compile.py compiles the kernels for devices.
 """
 
 from __future__ import annotations
