@@ -55,7 +55,7 @@ test-triton-hostile: $(VENV)/.triton
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror $(shell find csrc tests benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cu')
+	$(BIN)/clang-format --dry-run --Werror $(shell find csrc tests experiments -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
 typecheck: $(VENV)/.lint
 	$(BIN)/mypy
@@ -63,7 +63,7 @@ typecheck: $(VENV)/.lint
 format: $(VENV)/.lint
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(shell find csrc tests benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cu')
+	$(BIN)/clang-format -i $(shell find csrc tests experiments -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
 # About five minutes, on a machine that does nothing else. BENCH=--quick takes one.
 bench: $(VENV)/.bench

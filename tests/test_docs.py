@@ -112,7 +112,7 @@ def test_outputs_are_compared() -> None:
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
 def test_named_files_are_there(page: Path) -> None:
     """A script, test or example that a page names exists: `python benchmarks/...`, `examples/...`, `tests/...`."""
-    named = re.findall(r"\b((?:benchmarks|docs|examples|tests|tools)/[\w/-]+(?:\.\w+)?)", page.read_text())
+    named = re.findall(r"\b((?:benchmarks|docs|examples|experiments|tests|tools)/[\w/-]+(?:\.\w+)?)", page.read_text())
     written_by_a_script = ("benchmarks/results",)
     missing = [name for name in named if not (ROOT / name).exists() and not name.startswith(written_by_a_script)]
     assert not missing

@@ -1,6 +1,6 @@
 """Proves what a short minibatch run on digits keeps of the exactness: the zeros, the objective, the accuracy.
 
-The runs are those of benchmarks/minibatch_sparsity.py, with fewer epochs; docs/minibatch.md has the long ones.
+The runs are those of experiments/minibatch_sparsity.py, with fewer epochs; docs/minibatch.md has the long ones.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ L1 = 1e-3
 @pytest.fixture(scope="module")
 def script():
     name = "minibatch_sparsity"
-    path = Path(__file__).parents[2] / "benchmarks" / f"{name}.py"
+    path = Path(__file__).parents[2] / "experiments" / f"{name}.py"
     spec = importlib.util.spec_from_file_location(name, path)
     module = sys.modules[name] = importlib.util.module_from_spec(spec)  # dataclasses look their module up
     spec.loader.exec_module(module)

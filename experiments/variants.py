@@ -1,6 +1,6 @@
 """What was tried to make a CPU step faster, measured: kept where it won, dropped where it did not.
 
-    python benchmarks/variants.py [--quick] [--elements 50000000] [--output FILE]
+    python experiments/variants.py [--quick] [--elements 50000000] [--output FILE]
 
 Builds the kernels of csrc/ once for each variant, by replacing a line, without torch around them, and times all of them
 in alternation. Then huge pages, non-temporal stores, the cost of a step's scalars, and the norm taken in the backward
@@ -15,17 +15,21 @@ import mmap
 import shutil
 import statistics
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from rich.console import Console
+from torch import nn
+
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+
 from cases import GRADIENT_SCALE, WEIGHT_SCALE
 from measure import Step, stamp, time_in_rounds
 from report import Grid
-from rich.console import Console
-from torch import nn
 
 from fusedreg import _C
 

@@ -1,6 +1,6 @@
 """What a minibatch run on digits ends with, way by way: zeros, accuracy and objective, as a Markdown table.
 
-    python benchmarks/minibatch_sparsity.py [--seeds 3] [--epochs 60] [--batch-size 64] [--l1 1e-4 1e-3]
+    python experiments/minibatch_sparsity.py [--seeds 3] [--epochs 60] [--batch-size 64] [--l1 1e-4 1e-3]
 
 An MLP 64-256-10, lr 3e-3 falling to 0 as a cosine. The seeds change initial weights and batch order, not the split.
 Biases are never penalised and never pruned. It measures no time.
