@@ -18,7 +18,7 @@ from torch import nn
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "examples"))
 
-from _common import BLUE, GREEN, GREY, ORANGE, save  # noqa: E402
+from _plots import BLUE, GREEN, GREY, ORANGE, save  # noqa: E402
 
 from fusedreg import FusedRegAdam, FusedRegSGD  # noqa: E402
 

@@ -8,7 +8,7 @@ from typing import Protocol
 
 import matplotlib.pyplot as plt
 import numpy as np
-from _common import BLUE, GREY, ORANGE, draw_coefficients, save
+from _plots import BLUE, GREY, ORANGE, draw_coefficients, save
 from matplotlib.axes import Axes
 
 # The dashes let a curve below them show.
@@ -33,7 +33,7 @@ def draw(axes: Axes, name: str, x: Sequence[float], y: Sequence[float]) -> None:
     axes.plot(x, y, color=colour, linestyle=line, label=name, zorder=3 if line == "--" else 2)
 
 
-def training_curves(histories: Mapping[str, Curves], path: Path) -> Path:
+def training_curves(histories: Mapping[str, Curves], path: Path) -> None:
     figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.8), layout="constrained")
     for name, history in histories.items():
         draw(left, name, history.steps, history.train_loss)
@@ -48,10 +48,10 @@ def training_curves(histories: Mapping[str, Curves], path: Path) -> Path:
     right.set(title="Test accuracy", xlabel="optimizer steps", ylabel="correct (% of test images)", ylim=(90, 100))
     left.legend(title="trained with")
     right.legend(title="trained with", loc="lower right")
-    return save(figure, path)
+    save(figure, path)
 
 
-def exact_zeros(histories: Mapping[str, Curves], l1: float, path: Path) -> Path:
+def exact_zeros(histories: Mapping[str, Curves], l1: float, path: Path) -> None:
     figure, axes = plt.subplots(figsize=(9, 5.2), layout="constrained")
     for name, history in histories.items():
         draw(axes, name, history.steps, history.zeros)
@@ -63,10 +63,10 @@ def exact_zeros(histories: Mapping[str, Curves], l1: float, path: Path) -> Path:
         ylim=(-2, 100),
     )
     axes.legend(title="trained with", loc="upper left")
-    return save(figure, path)
+    save(figure, path)
 
 
-def weight_histogram(weights: Mapping[str, np.ndarray], l1: float, path: Path) -> Path:
+def weight_histogram(weights: Mapping[str, np.ndarray], l1: float, path: Path) -> None:
     figure, panels = plt.subplots(
         len(weights), 1, figsize=(9, 2.7 * len(weights)), sharex=True, sharey=True, layout="constrained"
     )
@@ -95,29 +95,29 @@ def weight_histogram(weights: Mapping[str, np.ndarray], l1: float, path: Path) -
         axes.set(title=name, ylabel="weights per bin", yscale="log", ylim=(0.7, 10 ** np.ceil(np.log10(values.size))))
     axes.set(xlabel="value of the weight", xlim=(-limit, limit))
     figure.suptitle(f"Trained weights, digits, lambda = {l1:g} (bins {width:.3f} wide, exact zeros black)", fontsize=14)
-    return save(figure, path)
+    save(figure, path)
 
 
 def lasso_comparison(
     features: Sequence[str],
-    coefficients: Mapping[str, np.ndarray],
-    convergence: Mapping[str, tuple[Sequence[int], Sequence[float]]],
+    theirs: np.ndarray,
+    ours: np.ndarray,
+    distances: Mapping[str, Sequence[float]],
+    every: int,
     alpha: float,
     path: Path,
-) -> Path:
+) -> None:
+    """The coefficients; then their distance from scikit-learn's, with a point for ``every`` so many steps."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(13, 5.4), layout="constrained", width_ratios=(1.15, 1))
-    draw_coefficients(left, features, coefficients["scikit-learn Lasso"], coefficients["FusedRegAdam"], "FusedRegAdam")
+    draw_coefficients(left, features, theirs, ours, headroom=0.35)
     left.set(
         title=f"Coefficients, diabetes data, alpha = l1 = {alpha:g}",
         xlabel="feature (standardised)",
         ylabel="coefficient (units of the target per std)",
     )
-    # Headroom for the legend, which would otherwise lie on a bar.
-    low, high = left.get_ylim()
-    left.set_ylim(low, high + 0.35 * (high - low))
     left.legend(loc="upper right")
-    for name, (steps, distances) in convergence.items():
-        draw(right, name, steps, distances)
+    for name, values in distances.items():
+        draw(right, name, range(0, len(values), every), values[::every])
     right.set(
         title="Distance from Lasso's solution",
         xlabel="full-batch steps (fp64, cosine learning rate)",
@@ -125,4 +125,4 @@ def lasso_comparison(
         yscale="log",
     )
     right.legend(title="fitted with", loc="center right")
-    return save(figure, path)
+    save(figure, path)

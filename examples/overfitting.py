@@ -16,42 +16,29 @@ Run it with ``python examples/overfitting.py``.
 
 from __future__ import annotations
 
-import argparse
-import copy
-import itertools
-import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
-from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import torch
 from _common import (
-    BLUE,
-    GREY,
-    ORANGE,
+    Run,
     Split,
-    example_parser,
     load_split,
-    make_console,
-    make_table,
-    parse,
+    mlp,
+    parse_arguments,
     percent,
-    positive_int,
-    print_plots,
-    progress_bar,
-    save,
+    print_table,
+    track,
+    train_classifier,
+    with_wrong_labels,
 )
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from _plots import plot_overfitting
+from torch import nn
 
 from fusedreg import FusedRegAdam, FusedRegSGD, param_groups, sparsity_report
 
 BATCH_SIZE = 50
 TRAINING_IMAGES = 200
-WRONG_LABELS = 0.2
 LARGE_LR = 0.5  # of SGD with momentum
 
 
@@ -83,15 +70,7 @@ RECIPES = (
 
 def make_net(recipe: Recipe, seed: int) -> nn.Sequential:
     torch.manual_seed(seed)
-    layers: list[nn.Module] = []
-    for inputs, outputs in itertools.pairwise((64, 64, 64)):
-        layers.append(nn.Linear(inputs, outputs))
-        if recipe.batch_norm:
-            layers.append(nn.BatchNorm1d(outputs))
-        layers.append(nn.ReLU())
-        if recipe.dropout:
-            layers.append(nn.Dropout(recipe.dropout))
-    return nn.Sequential(*layers, nn.Linear(64, 10))
+    return mlp(64, 64, 64, 10, batch_norm=recipe.batch_norm, dropout=recipe.dropout)
 
 
 def make_optimizer(recipe: Recipe, net: nn.Module) -> torch.optim.Optimizer:
@@ -100,63 +79,9 @@ def make_optimizer(recipe: Recipe, net: nn.Module) -> torch.optim.Optimizer:
     return FusedRegAdam(param_groups(net, **recipe.strengths), lr=3e-3)
 
 
-@dataclass
-class Run:
-    recipe: Recipe
-    net: nn.Module
-    train_loss: list[float] = field(default_factory=list)
-    test_loss: list[float] = field(default_factory=list)
-    accuracy: list[float] = field(default_factory=list)
-    stop: int = 0
-    """the epoch whose weights were kept: the last, or that of the lowest validation loss"""
-
-
-def with_wrong_labels(data: Split, seed: int) -> Split:
-    """Moves a share of the training labels to another class."""
-    rng = torch.Generator().manual_seed(seed)
-    is_wrong = torch.rand(len(data.train_y), generator=rng) < WRONG_LABELS
-    shift = torch.randint(1, 10, (len(data.train_y),), generator=rng)
-    return data._replace(train_y=torch.where(is_wrong, (data.train_y + shift) % 10, data.train_y))
-
-
-def loss_and_accuracy(net: nn.Module, x: Tensor, y: Tensor) -> tuple[float, float]:
-    net.eval()
-    with torch.no_grad():
-        scores = net(x)
-    net.train()
-    return cross_entropy(scores, y).item(), (scores.argmax(dim=1) == y).double().mean().item()
-
-
-def train(recipe: Recipe, data: Split, epochs: int, seed: int, on_epoch: Callable[[], None] = lambda: None) -> Run:
-    """Half of the held-out images are for validation, which only early stopping looks at; half are the test."""
-    half = len(data.test_y) // 2
-    validation, test = (data.test_x[:half], data.test_y[:half]), (data.test_x[half:], data.test_y[half:])
+def train(recipe: Recipe, data: Split, epochs: int, seed: int) -> Run:
     net = make_net(recipe, seed)
-    optimizer = make_optimizer(recipe, net)
-    order = torch.Generator().manual_seed(seed)
-    run = Run(recipe, net)
-    best = math.inf
-    kept: dict[str, Tensor] = {}
-    for epoch in range(epochs + 1):
-        if epoch > 0:
-            for batch in torch.randperm(len(data.train_x), generator=order).split(BATCH_SIZE):
-                optimizer.zero_grad()
-                cross_entropy(net(data.train_x[batch]), data.train_y[batch]).backward()
-                optimizer.step()
-        run.train_loss.append(loss_and_accuracy(net, data.train_x, data.train_y)[0])
-        loss, accuracy = loss_and_accuracy(net, *test)
-        run.test_loss.append(loss)
-        run.accuracy.append(accuracy)
-        run.stop = epoch
-        if recipe.stops_early:
-            validation_loss, _ = loss_and_accuracy(net, *validation)
-            if validation_loss < best:
-                best, kept, best_epoch = validation_loss, copy.deepcopy(net.state_dict()), epoch
-        on_epoch()
-    if kept:
-        net.load_state_dict(kept)
-        run.stop = best_epoch
-    return run
+    return train_classifier(net, make_optimizer(recipe, net), data, epochs, BATCH_SIZE, seed, recipe.stops_early)
 
 
 def zeros(net: nn.Module) -> float:
@@ -164,66 +89,19 @@ def zeros(net: nn.Module) -> float:
     return sparsity_report(param for param in net.parameters() if param.ndim >= 2).fraction
 
 
-def plot(runs: list[Run], path: Path) -> Path:
-    figure, panels = plt.subplots(2, 5, figsize=(17, 7), layout="constrained", sharex=True, sharey=True)
-    for axes, run in zip(panels.flat, runs, strict=True):
-        recipe = run.recipe
-        axes.plot(run.train_loss, color=ORANGE, label="200 training images")
-        axes.plot(run.test_loss, color=BLUE, label="test images")
-        note = f"test {percent(run.accuracy[run.stop])} correct"
-        if "l1" in recipe.strengths:
-            note += f"\n{percent(zeros(run.net), 0)} exact zeros"
-        if recipe.stops_early:
-            axes.axvline(run.stop, color="black", linestyle=":", linewidth=1.5)
-            note += f"\nstops at epoch {run.stop}"
-        axes.annotate(note, (0.97, 0.97), xycoords="axes fraction", ha="right", va="top", fontsize=11)
-        axes.axhline(math.log(10), color=GREY, linestyle="--", linewidth=1)
-        axes.set_title(recipe.name, fontsize=13)
-        axes.set(ylim=(0, 3.4))
-    for axes in panels[-1]:
-        axes.set_xlabel("epochs")
-    for axes in panels[:, 0]:
-        axes.set_ylabel("cross-entropy (nats)")
-    panels[0, 0].annotate("guessing", (len(runs[0].test_loss) - 1, 2.32), ha="right", va="bottom", fontsize=10)
-    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
-    figure.suptitle("A net that learns wrong labels by heart, and what keeps it from that", fontsize=16)
-    return save(figure, path)
-
-
-def parse_arguments() -> argparse.Namespace:
-    parser = example_parser(__doc__)
-    parser.add_argument("--epochs", type=positive_int, default=200, help="of each training (default: %(default)s)")
-    return parse(parser)
-
-
-def train_all(epochs: int, seed: int, on_run: Callable[[], None] = lambda: None) -> list[Run]:
-    data = with_wrong_labels(load_split(train_size=TRAINING_IMAGES, test_size=None), seed)
-    runs = []
-    for recipe in RECIPES:
-        runs.append(train(recipe, data, epochs, seed))
-        on_run()
-    return runs
-
-
 def main() -> None:
-    arguments = parse_arguments()
-    console = make_console()
-    with progress_bar(console) as progress:
-        task = progress.add_task("trainings", total=len(RECIPES))
-        runs = train_all(arguments.epochs, arguments.seed, partial(progress.advance, task))
+    arguments = parse_arguments(__doc__, epochs=(200, "of each training"))
+    data = with_wrong_labels(load_split(train_size=TRAINING_IMAGES, test_size=None), arguments.seed)
+    runs = [train(recipe, data, arguments.epochs, arguments.seed) for recipe in track(RECIPES, "trainings")]
+    rows, shares = [], {}
+    for recipe, run in zip(RECIPES, runs, strict=True):
+        losses = f"{run.train_loss[run.stop]:.4f}", f"{run.test_loss[run.stop]:.3f}", f"{min(run.test_loss):.3f}"
+        rows.append((recipe.name, *losses, percent(run.accuracy[run.stop]), percent(zeros(run.net), 0)))
+        if "l1" in recipe.strengths:
+            shares[recipe.name] = zeros(run.net)
     columns = ["", "training loss", "test loss", "lowest", "correct", "zeros"]
-    table = make_table(f"Digits, {TRAINING_IMAGES} images, {arguments.epochs} epochs", columns)
-    for run in runs:
-        table.add_row(
-            run.recipe.name,
-            f"{run.train_loss[run.stop]:.4f}",
-            f"{run.test_loss[run.stop]:.3f}",
-            f"{min(run.test_loss):.3f}",
-            percent(run.accuracy[run.stop]),
-            percent(zeros(run.net), 0),
-        )
-    console.print(table)
-    print_plots(console, [plot(runs, arguments.output / "overfitting.png")])
+    print_table(f"Digits, {TRAINING_IMAGES} images, {arguments.epochs} epochs", columns, rows)
+    plot_overfitting(RECIPES, runs, shares, arguments.output / "overfitting.png")
 
 
 if __name__ == "__main__":

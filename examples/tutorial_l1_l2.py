@@ -17,121 +17,69 @@ Run it with ``python examples/tutorial_l1_l2.py``.
 # %%
 from __future__ import annotations
 
-import argparse
 import copy
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
-from pathlib import Path
 
-import matplotlib.pyplot as plt
 import torch
-from _common import (
-    BLUE,
-    GREY,
-    ORANGE,
-    example_parser,
-    make_console,
-    make_table,
-    parse,
-    percent,
-    positive_int,
-    print_plots,
-    progress_bar,
-    save,
-    standardise,
-)
-from rich.console import Console
-from sklearn.datasets import load_breast_cancer
+from _common import CONSOLE, breast_cancer, mlp, parse_arguments, percent, print_table, random_labels, track
+from _plots import plot_tutorial
 from torch import Tensor, nn
 
 from fusedreg import FusedRegSGD, sparsity_report
 
 LR = 0.01
 BATCH_SIZE = 32
-IN_THE_LOSS, SUBGRADIENT, PROXIMAL = "in the loss", "subgradient", "proximal"
+WAYS = IN_THE_LOSS, SUBGRADIENT, PROXIMAL = "in the loss", "subgradient", "proximal"
 
 # %% [markdown]
 # ## The data and the net
 # Random labels have nothing to learn but noise; breast cancer has. Float64 throughout: in float32, rounding can flip
 # the sign of a weight that is all but zero, and from there two runs of the *same* loop go apart.
 
+
 # %%
-
-
-def random_labels(seed: int) -> tuple[Tensor, Tensor]:
-    rng = torch.Generator().manual_seed(seed)
-    x = torch.randn(1000, 10, generator=rng, dtype=torch.float64)
-    return x, torch.randint(2, (1000, 1), generator=rng).double()
-
-
-def breast_cancer(seed: int) -> tuple[Tensor, Tensor]:
-    x, y = load_breast_cancer(return_X_y=True)
-    return torch.from_numpy(standardise(x)), torch.from_numpy(y).double().unsqueeze(1)
-
-
 def make_net(inputs: int, seed: int) -> nn.Sequential:
     torch.manual_seed(seed)
-    return nn.Sequential(nn.Linear(inputs, 50), nn.ReLU(), nn.Linear(50, 1)).double()
+    return mlp(inputs, 50, 1).double()
 
 
 # %% [markdown]
 # ## The three ways
 # All of them penalise every parameter, biases included, because the tutorials' loop does.
 
+
 # %%
-
-
 def penalty_in_the_loss(model: nn.Module, kind: str, strength: float) -> Tensor:
-    if kind == "l1":
-        return strength * torch.stack([w.abs().sum() for w in model.parameters()]).sum()
-    return strength * torch.stack([w.square().sum() for w in model.parameters()]).sum()
+    sums = [w.abs().sum() if kind == "l1" else w.square().sum() for w in model.parameters()]
+    return strength * torch.stack(sums).sum()
 
 
 def make_optimizer(way: str, model: nn.Module, kind: str, strength: float) -> torch.optim.Optimizer:
     if way == IN_THE_LOSS:
         return torch.optim.SGD(model.parameters(), lr=LR)
-    if kind == "l1":
-        return FusedRegSGD(model.parameters(), lr=LR, l1=strength, l1_mode=way)
-    return FusedRegSGD(model.parameters(), lr=LR, l2=2 * strength, l1_mode=way)
+    strengths = {"l1": strength} if kind == "l1" else {"l2": 2 * strength}
+    return FusedRegSGD(model.parameters(), lr=LR, l1_mode=way, **strengths)
 
 
 @dataclass
 class Run:
-    """One training: the objective (loss and penalty) before the first epoch and after each, and its end."""
+    """The objective before the first epoch and after each; the weights after each step, in one vector."""
 
     objective: list[float] = field(default_factory=list)
     weights: list[Tensor] = field(default_factory=list)
-    """after every step, all parameters in one vector"""
     loss: float = 0.0
     zeros: float = 0.0
 
 
 def train(
-    way: str,
-    initial: nn.Module,
-    data: tuple[Tensor, Tensor],
-    kind: str,
-    strength: float,
-    epochs: int,
-    seed: int,
-    on_epoch: Callable[[], None] = lambda: None,
+    way: str, initial: nn.Module, data: tuple[Tensor, Tensor], kind: str, strength: float, epochs: int, seed: int
 ) -> Run:
     x, y = data
-    model = copy.deepcopy(initial)
-    criterion = nn.BCEWithLogitsLoss()
+    model, criterion, run = copy.deepcopy(initial), nn.BCEWithLogitsLoss(), Run()
     optimizer = make_optimizer(way, model, kind, strength)
     order = torch.Generator().manual_seed(seed)
-    run = Run()
-
-    @torch.no_grad()
-    def measure() -> None:
-        run.loss = criterion(model(x), y).item()
-        run.objective.append(run.loss + penalty_in_the_loss(model, kind, strength).item())
-
-    measure()
-    for _ in range(epochs):
-        for batch in torch.randperm(len(x), generator=order).split(BATCH_SIZE):
+    for epoch in range(epochs + 1):
+        for batch in torch.randperm(len(x), generator=order).split(BATCH_SIZE) if epoch > 0 else ():
             optimizer.zero_grad()
             loss = criterion(model(x[batch]), y[batch])
             if way == IN_THE_LOSS:
@@ -139,8 +87,9 @@ def train(
             loss.backward()
             optimizer.step()
             run.weights.append(nn.utils.parameters_to_vector(model.parameters()).detach())
-        measure()
-        on_epoch()
+        with torch.no_grad():
+            run.loss = criterion(model(x), y).item()
+            run.objective.append(run.loss + penalty_in_the_loss(model, kind, strength).item())
     run.zeros = sparsity_report(model).fraction
     return run
 
@@ -148,9 +97,8 @@ def train(
 # %% [markdown]
 # ## The claim: the same weights, step by step
 
+
 # %%
-
-
 def largest_difference(one: Run, other: Run) -> float:
     """Of any weight, after any step."""
     return max((a - b).abs().max().item() for a, b in zip(one.weights, other.weights, strict=True))
@@ -161,86 +109,33 @@ def assert_same_steps(loop: Run, ours: Run) -> None:
     assert difference < 1e-12, f"the weights differ by up to {difference:.1e}"
 
 
-Runs = dict[tuple[str, str], dict[str, Run]]  # (data, penalty) -> way -> run
-
-
-def train_all(console: Console, strength: float, epochs: int, seed: int) -> Runs:
-    runs: Runs = {}
-    with progress_bar(console) as progress:
-        for name, data in (("random labels", random_labels(seed)), ("breast cancer", breast_cancer(seed))):
-            initial = make_net(data[0].shape[1], seed)
-            for kind in ("l1", "l2"):
-                task = progress.add_task(f"{name}, {kind}", total=3 * epochs)
-                runs[name, kind] = {
-                    way: train(way, initial, data, kind, strength, epochs, seed, partial(progress.advance, task))
-                    for way in (IN_THE_LOSS, SUBGRADIENT, PROXIMAL)
-                }
-    return runs
-
-
-def print_table(console: Console, runs: Runs, strength: float) -> None:
-    columns = ["data, penalty", "way", "loss", "+ penalty", "off the loop", "zeros"]
-    table = make_table(f"SGD, lr {LR:g}, lambda = {strength:g}", columns)
-    for (data, kind), ways in runs.items():
+# %%
+def main() -> None:
+    arguments = parse_arguments(__doc__, epochs=(20, "of each training"), strength=(0.01, "the tutorials' lambda"))
+    epochs, strength, seed = arguments.epochs, arguments.strength, arguments.seed
+    sets = {"random labels": random_labels(seed), "breast cancer": breast_cancer(seed)}
+    runs, sections = {}, []
+    for name, kind in track([(name, kind) for name in sets for kind in ("l1", "l2")], "data, penalty"):
+        initial = make_net(sets[name][0].shape[1], seed)
+        ways = {way: train(way, initial, sets[name], kind, strength, epochs, seed) for way in WAYS}
         assert_same_steps(ways[IN_THE_LOSS], ways[SUBGRADIENT])
+        runs[name, kind] = ways
+        rows = []
         for way, run in ways.items():
-            distance = largest_difference(ways[IN_THE_LOSS], run)
-            table.add_row(
-                f"{data}, {kind}" if way == IN_THE_LOSS else "",
-                way,
-                f"{run.loss:.4f}",
-                f"{run.objective[-1]:.4f}",
-                "" if way == IN_THE_LOSS else f"{distance:.0e}",
-                percent(run.zeros),
-                end_section=way == PROXIMAL,
-            )
-    console.print(table)
-    console.print(
+            is_first = way == IN_THE_LOSS
+            distance = "" if is_first else f"{largest_difference(ways[IN_THE_LOSS], run):.0e}"
+            label = f"{name}, {kind}" if is_first else ""
+            rows.append((label, way, f"{run.loss:.4f}", f"{run.objective[-1]:.4f}", distance, percent(run.zeros)))
+        sections.append(rows)
+    columns = ["data, penalty", "way", "loss", "+ penalty", "off the loop", "zeros"]
+    print_table(f"SGD, lr {LR:g}, lambda = {strength:g}", columns, *sections)
+    CONSOLE.print(
         "Off the loop: the largest difference of a weight, over all steps. 'subgradient' took the loop's weights in "
         "every step, to rounding (asserted). 'proximal' has the same objective and takes its steps another way: it "
         "stays beside the loop's weights, and with L1 has zeros.",
         style="dim",
     )
-
-
-def plot(runs: Runs, strength: float, path: Path) -> Path:
-    figure, panels = plt.subplots(2, 2, figsize=(12, 8), layout="constrained", sharex=True)
-    styles = {IN_THE_LOSS: (GREY, "-", 6.0), SUBGRADIENT: (ORANGE, "-", 2.2), PROXIMAL: (BLUE, (0, (2, 2)), 2.2)}
-    formulas = {"l1": r"$\lambda \sum |w|$", "l2": r"$\lambda \sum w^2$"}
-    for axes, ((data, kind), ways) in zip(panels.flat, runs.items(), strict=True):
-        for way, run in ways.items():
-            colour, line, width = styles[way]
-            label = f"{way}: {percent(run.zeros, 0)} exact zeros"
-            axes.plot(run.objective, color=colour, linestyle=line, linewidth=width, label=label)
-        axes.set_title(f"{data}, loss + {formulas[kind]}")
-        axes.legend(title="trained with")
-    for axes in panels[-1]:
-        axes.set_xlabel("epochs")
-    for axes in panels[:, 0]:
-        axes.set_ylabel("training loss + penalty (nats)")
-    figure.suptitle(
-        rf"One objective, three ways to it, the same curves: only proximal L1 has zeros ($\lambda$ = {strength:g})",
-        fontsize=15,
-    )
-    return save(figure, path)
-
-
-# %%
-
-
-def parse_arguments() -> argparse.Namespace:
-    parser = example_parser(__doc__)
-    parser.add_argument("--epochs", type=positive_int, default=20, help="of each training (default: %(default)s)")
-    parser.add_argument("--strength", type=float, default=0.01, help="the tutorials' lambda (default: %(default)s)")
-    return parse(parser)
-
-
-def main() -> None:
-    arguments = parse_arguments()
-    console = make_console()
-    runs = train_all(console, arguments.strength, arguments.epochs, arguments.seed)
-    print_table(console, runs, arguments.strength)
-    print_plots(console, [plot(runs, arguments.strength, arguments.output / "tutorial-l1-l2.png")])
+    plot_tutorial(runs, strength, arguments.output / "tutorial-l1-l2.png")
 
 
 if __name__ == "__main__":

@@ -21,35 +21,17 @@ Run it with ``python examples/weight_decay_vs_l2.py``.
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Callable
+import itertools
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from _common import (
-    BLUE,
-    GREEN,
-    GREY,
-    ORANGE,
-    example_parser,
-    make_console,
-    make_table,
-    parse,
-    positive_int,
-    print_plots,
-    progress_bar,
-    save,
-    standardise,
-)
+from _common import descend, endless_batches, half_mean_square, parse_arguments, print_table, standardise, track
+from _plots import plot_weight_decay
 from scipy.optimize import lsq_linear
 from sklearn.datasets import load_diabetes
 from sklearn.linear_model import Ridge
-from torch import nn
-from torch.optim.lr_scheduler import CosineAnnealingLR
+from torch import Tensor, nn
 
 from fusedreg import FusedRegAdam, FusedRegAdamW
 
@@ -58,9 +40,7 @@ START = (-0.1, 0.3)
 LAMBDA = 1.0
 SWEEP = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 FEATURES = {"bmi": 1.0, "s5": 5.0}  # and their scale: the second is in units a fifth as large
-COUPLED, PROXIMAL, DECOUPLED = "coupled", "proximal", "decoupled"
-WAYS = (COUPLED, PROXIMAL, DECOUPLED)
-COLOURS = {COUPLED: ORANGE, PROXIMAL: BLUE, DECOUPLED: GREEN}
+WAYS = COUPLED, PROXIMAL, DECOUPLED = "coupled", "proximal", "decoupled"
 
 
 @dataclass
@@ -82,10 +62,6 @@ class LeastSquares:
         """The minimiser of the loss alone, among the weights of at most ``1 / strength``."""
         return lsq_linear(self.x, self.y, bounds=(-1 / strength, 1 / strength)).x
 
-    def loss(self, w1: np.ndarray, w2: np.ndarray) -> np.ndarray:
-        residual = self.y - np.stack([w1, w2], axis=-1) @ self.x.T
-        return np.square(residual).mean(axis=-1) / 2
-
 
 def make_optimizer(way: str, w: nn.Parameter, strength: float) -> torch.optim.Optimizer:
     if way == COUPLED:
@@ -101,118 +77,48 @@ def train(
     """The weights before the first step and after each, one row each; full batch unless told otherwise."""
     x, y = torch.from_numpy(problem.x), torch.from_numpy(problem.y)
     w = nn.Parameter(torch.tensor(START, dtype=x.dtype))
-    optimizer = make_optimizer(way, w, strength)
-    schedule = CosineAnnealingLR(optimizer, T_max=steps)
-    order = torch.Generator().manual_seed(seed)
+    batches = endless_batches(len(y), batch_size, seed) if batch_size else itertools.repeat(slice(None))
     path = [w.detach().clone()]
-    while len(path) <= steps:
-        batches = torch.randperm(len(y), generator=order).split(batch_size) if batch_size else [slice(None)]
-        for batch in batches[: steps + 1 - len(path)]:
-            optimizer.zero_grad()
-            ((y[batch] - x[batch] @ w).square().mean() / 2).backward()
-            optimizer.step()
-            schedule.step()
-            path.append(w.detach().clone())
+
+    def loss() -> Tensor:
+        batch = next(batches)
+        return half_mean_square(x[batch] @ w, y[batch])
+
+    descend(make_optimizer(way, w, strength), loss, steps, after_step=lambda: path.append(w.detach().clone()))
     return torch.stack(path).numpy()
 
 
-Paths = dict[float, dict[str, np.ndarray]]  # lambda -> way -> path
-
-
-def train_all(problem: LeastSquares, steps: int, on_run: Callable[[], None] = lambda: None) -> Paths:
-    paths: Paths = {}
-    for strength in SWEEP:
-        paths[strength] = {}
-        for way in WAYS:
-            paths[strength][way] = train(problem, way, strength, steps)
-            on_run()
-    return paths
-
-
-def check(problem: LeastSquares, paths: Paths) -> None:
+def check(problem: LeastSquares, paths: dict[float, dict[str, np.ndarray]]) -> None:
     """Raises AssertionError unless coupled and proximal end at Ridge's solution, and decoupled elsewhere."""
     for strength, ways in paths.items():
-        ridge = problem.ridge(strength)
+        off = {way: np.abs(path[-1] - problem.ridge(strength)).max() for way, path in ways.items()}
         for way in (COUPLED, PROXIMAL):
-            distance = np.abs(ways[way][-1] - ridge).max()
-            assert distance < 1e-6, f"{way}, lambda = {strength:g}: {distance:.1e} from Ridge's solution"
-        distance = np.abs(ways[DECOUPLED][-1] - ridge).max()
+            assert off[way] < 1e-6, f"{way}, lambda = {strength:g}: {off[way]:.1e} from Ridge's solution"
+        distance = off[DECOUPLED]
         assert distance > 0.01, f"decoupled, lambda = {strength:g}: only {distance:.1e} from Ridge's solution"
 
 
-def plot(problem: LeastSquares, paths: Paths, path: Path) -> Path:
-    figure, (left, right) = plt.subplots(1, 2, figsize=(13.5, 5.6), layout="constrained")
-    w1, w2 = np.meshgrid(np.linspace(-0.15, 0.5, 150), np.linspace(-0.05, 0.34, 150))
-    levels = problem.loss(*problem.in_box(1e-6)) + np.array([0.002, 0.01, 0.03, 0.08, 0.2, 0.5, 1.0])
-    left.contour(w1, w2, problem.loss(w1, w2), levels=levels, colors="#cccccc", linewidths=1)
-    for way in WAYS:
-        points = paths[LAMBDA][way]
-        line = (0, (3, 2)) if way == PROXIMAL else "-"
-        left.plot(*points.T, color=COLOURS[way], linestyle=line, label=way)
-        left.plot(*points[-1], "o", color=COLOURS[way], markersize=8, zorder=4)
-    marks = ((problem.ridge(LAMBDA), "Ridge", (-8, 12)), (problem.in_box(LAMBDA), "least squares", (-60, -24)))
-    for point, name, offset in marks:
-        left.plot(*point, "+", color="black", markersize=16, markeredgewidth=1.5, zorder=5)
-        left.annotate(name, point, xytext=offset, textcoords="offset points")
-    left.set(
-        title=f"$\\lambda$ = {LAMBDA:g}: three paths, two places to end",
-        xlabel="weight of bmi",
-        ylabel="weight of s5 (feature scaled by 5)",
-    )
-    left.legend(title="decay", loc="upper right")
-
-    strengths = np.logspace(np.log10(SWEEP[0]), np.log10(SWEEP[-1]), 200)
-    boxed = [problem.in_box(s)[0] for s in strengths]
-    right.plot(strengths, [problem.ridge(s)[0] for s in strengths], color=GREY, label="Ridge")
-    right.plot(strengths, boxed, "--", color=GREY, label=r"least squares, $|w| \leq 1/\lambda$")
-    markers = {COUPLED: ("o", 11), PROXIMAL: ("x", 8), DECOUPLED: ("s", 7)}
-    for way, (marker, size) in markers.items():
-        ends = [paths[strength][way][-1][0] for strength in SWEEP]
-        right.plot(SWEEP, ends, marker, color=COLOURS[way], markersize=size, markeredgewidth=2, label=way)
-    right.set(
-        title=r"The same $\lambda$ is not the same strength",
-        xlabel=r"$\lambda$",
-        ylabel="weight of bmi after training",
-        xscale="log",
-        ylim=(0, None),
-    )
-    right.legend()
-    return save(figure, path)
-
-
-def parse_arguments() -> argparse.Namespace:
-    parser = example_parser(__doc__)
-    parser.add_argument("--steps", type=positive_int, default=1500, help="of each training (default: %(default)s)")
-    return parse(parser)
-
-
 def main() -> None:
-    arguments = parse_arguments()
-    console = make_console()
-    problem = LeastSquares.load()
-    with progress_bar(console) as progress:
-        task = progress.add_task("full batch", total=len(SWEEP) * len(WAYS))
-        paths = train_all(problem, arguments.steps, partial(progress.advance, task))
-        task = progress.add_task("minibatches", total=len(WAYS))
-        noisy = {}
-        for way in WAYS:
-            noisy[way] = train(problem, way, LAMBDA, arguments.steps, batch_size=32, seed=arguments.seed)[-1]
-            progress.advance(task)
+    arguments = parse_arguments(__doc__, steps=(1500, "of each training"))
+    problem, steps = LeastSquares.load(), arguments.steps
+    paths = {s: {way: train(problem, way, s, steps) for way in WAYS} for s in track(SWEEP, "full batch")}
     check(problem, paths)
+    noisy = {way: train(problem, way, LAMBDA, steps, 32, arguments.seed) for way in track(WAYS, "minibatches")}
 
-    table = make_table(f"Where each ends, lambda = {LAMBDA:g}", ["", *FEATURES, "off Ridge", "off least squares"])
-    ridge, least_squares = problem.ridge(LAMBDA), problem.in_box(LAMBDA)
-    rows = {
-        "Ridge": ridge,
-        f"least squares, |w| <= {1 / LAMBDA:g}": least_squares,
-        **{f"{way}, full batch": paths[LAMBDA][way][-1] for way in WAYS},
-        **{f"{way}, batches of 32": noisy[way] for way in WAYS},
-    }
-    for i, (name, w) in enumerate(rows.items()):
-        distances = (f"{np.abs(w - point).max():.0e}" if (w != point).any() else "" for point in (ridge, least_squares))
-        table.add_row(name, *(f"{value:.4f}" for value in w), *distances, end_section=i in (1, 4))
-    console.print(table)
-    print_plots(console, [plot(problem, paths, arguments.output / "weight-decay-vs-l2.png")])
+    goals = problem.ridge(LAMBDA), problem.in_box(LAMBDA)
+
+    def row(name: str, w: np.ndarray) -> list[str]:
+        distances = (f"{np.abs(w - goal).max():.0e}" if w is not goal else "" for goal in goals)
+        return [name, *(f"{value:.4f}" for value in w), *distances]
+
+    print_table(
+        f"Where each ends, lambda = {LAMBDA:g}",
+        ["", *FEATURES, "off Ridge", "off least squares"],
+        [row("Ridge", goals[0]), row(f"least squares, |w| <= {1 / LAMBDA:g}", goals[1])],
+        [row(f"{way}, full batch", path[-1]) for way, path in paths[LAMBDA].items()],
+        [row(f"{way}, batches of 32", path[-1]) for way, path in noisy.items()],
+    )
+    plot_weight_decay(problem, paths, LAMBDA, arguments.output / "weight-decay-vs-l2.png")
 
 
 if __name__ == "__main__":
