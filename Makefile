@@ -9,92 +9,76 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 EXAMPLES := $(sort $(filter-out examples/_% examples/demo%, $(wildcard examples/*.py)))
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
+CPP := $(shell find csrc tests experiments -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
-.PHONY: demo examples notebooks notebooks-check pictures docs docs-serve test test-triton test-triton-hostile lint typecheck format bench bench-compare cuda-check gpu-check sanitize fuzz info parity clean
+.PHONY: help check test test-triton sanitize fuzz lint format typecheck demo examples notebooks docs bench bench-compare gpu-check clean
+.NOTPARALLEL: # they install into one environment
 
-demo: $(VENV)/.demo
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+check: NOTEBOOKS = check
+check: test test-triton sanitize lint typecheck demo examples notebooks docs ## what a change must pass
+
+test: $(VENV)/.test ## the tests; PYTEST="-k parity -x" are arguments for pytest
+	$(BIN)/python -m pytest $(PYTEST)
+
+TRITON_HOSTILE := tests/test_edges.py tests/hostile -k "triton or fuzz or rounding or extremes or prox_follows"
+test-triton: $(VENV)/.triton ## the Triton backend without a GPU, compiled and interpreted; HOSTILE=1: hostile input too
+	$(BIN)/python -m pytest tests/backends/test_triton_*.py tests/test_registry.py $(PYTEST)
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/backends/test_triton.py tests/test_edges.py -k triton $(PYTEST)
+	$(if $(HOSTILE),TRITON_INTERPRET=1 $(BIN)/python -m pytest $(TRITON_HOSTILE) $(PYTEST))
+
+# The suites that reach the farthest into the extension.
+sanitize: $(VENV)/.test ## the extension under AddressSanitizer and UndefinedBehaviorSanitizer
+	BIN=$(BIN) FUSEDREG_NO_CUDA=1 tools/sanitize $(PYTEST)
+
+fuzz: $(VENV)/.test ## hostile input, new in every run: FUZZ_EXAMPLES=5000 of each property
+	FUZZ_EXAMPLES=$${FUZZ_EXAMPLES:-5000} $(BIN)/python -m pytest tests/hostile/test_fuzz.py $(PYTEST)
+
+lint: $(VENV)/.lint ## ruff and clang-format, which change nothing
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(CPP)
+
+format: $(VENV)/.lint ## the same, and they change what they find
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CPP)
+
+typecheck: $(VENV)/.lint ## mypy on fusedreg/
+	$(BIN)/mypy
+
+demo: $(VENV)/.demo ## trains on real data: tables, and plots in demo-output/
 	$(BIN)/python examples/demo.py
 
-# Tables to the terminal, plots to examples-output/; then what the examples claim, as tests.
-examples: $(VENV)/.demo $(VENV)/.test
+examples: $(VENV)/.demo $(VENV)/.test ## runs the examples, plots in examples-output/, and tests what they claim
 	set -e; for example in $(EXAMPLES); do echo "== $$example"; $(BIN)/python $$example; done
 	$(BIN)/python -m pytest tests/test_examples.py $(PYTEST)
 
-# Three examples as notebooks, made from the scripts; notebooks-check changes none.
-notebooks: $(VENV)/.notebooks
-	$(BIN)/python tools/notebooks.py write run
-
-notebooks-check: $(VENV)/.notebooks
-	$(BIN)/python tools/notebooks.py check run
+NOTEBOOKS ?= write
+notebooks: $(VENV)/.notebooks ## makes the notebooks from their scripts and runs them; NOTEBOOKS=check writes none
+	$(BIN)/python tools/notebooks.py $(NOTEBOOKS) run
 
 # Strict, so not --quiet: that hides warnings from --strict as well, and a dead link would pass. The variable drops what
 # mkdocs-material prints about its successor.
 docs: export NO_MKDOCS_2_WARNING = 1
-docs: $(VENV)/.docs
+docs: $(VENV)/.docs ## the documentation, in site/; a dead link fails
 	$(BIN)/mkdocs build --strict
 
-docs-serve: $(VENV)/.docs
-	$(BIN)/mkdocs serve
-
-pictures: demo examples
-	$(BIN)/python docs/draw_pictures.py
-
-test: $(VENV)/.test
-	$(BIN)/python -m pytest $(PYTEST)
-
-# The Triton backend without a GPU: compiled for several, and run by Triton's interpreter.
-test-triton: $(VENV)/.triton
-	$(BIN)/python -m pytest tests/backends/test_triton_*.py tests/test_registry.py $(PYTEST)
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/backends/test_triton.py tests/test_edges.py -k triton $(PYTEST)
-
-# Also the hostile suite in the interpreter: minutes.
-test-triton-hostile: $(VENV)/.triton
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/test_edges.py tests/hostile \
-		-k "triton or fuzz or rounding or extremes or prox_follows" $(PYTEST)
-
-lint: $(VENV)/.lint
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror $(shell find csrc tests experiments -name '*.h' -o -name '*.cpp' -o -name '*.cu')
-
-typecheck: $(VENV)/.lint
-	$(BIN)/mypy
-
-format: $(VENV)/.lint
-	$(BIN)/ruff check --fix .
-	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(shell find csrc tests experiments -name '*.h' -o -name '*.cpp' -o -name '*.cu')
-
-# About five minutes, on a machine that does nothing else. BENCH=--quick takes one.
-bench: $(VENV)/.bench
+bench: $(VENV)/.bench ## times a CPU step, five minutes on a machine that does nothing else; BENCH=--quick takes one
 	$(BIN)/python benchmarks/cpu_step.py $(BENCH)
 
-# The working tree beside another revision: make bench-compare BASE=main
 BASE ?= HEAD
-bench-compare: $(VENV)/.bench
+bench-compare: $(VENV)/.bench ## times the working tree beside another revision, BASE=main
 	$(BIN)/python tools/bench_compare.py $(BASE) $(PYTEST)
 
-# Needs nvcc and no GPU: registers, shared memory and spills of every CUDA kernel.
-cuda-check: $(VENV)/.test
-	$(BIN)/python -m pytest -s tests/backends/test_cuda_kernels.py
-
-# On a machine with a GPU, with the Python and torch that are there: builds in place, tests, measures.
-gpu-check:
+# With the Python and torch that are there, not in .venv.
+gpu-check: ## on a machine with a GPU: builds in place, tests, measures
 	$(PYTHON) setup.py -q build_ext --inplace
 	$(PYTHON) -m fusedreg info
 	$(PYTHON) -m pytest -q -m gpu $(PYTEST)
 	$(PYTHON) benchmarks/gpu_step.py
-
-# The extension with AddressSanitizer and UndefinedBehaviorSanitizer, and the suites that reach the farthest into it.
-sanitize: $(VENV)/.test
-	BIN=$(BIN) FUSEDREG_NO_CUDA=1 tools/sanitize $(PYTEST)
-
-# New examples in every run, FUZZ_EXAMPLES of each property.
-fuzz: $(VENV)/.test
-	FUZZ_EXAMPLES=$${FUZZ_EXAMPLES:-5000} $(BIN)/python -m pytest tests/hostile/test_fuzz.py $(PYTEST)
-
-info parity: $(VENV)/.built
-	$(BIN)/python -m fusedreg $@
 
 $(VENV)/.torch:
 	$(PYTHON) -m venv $(VENV) || { echo "make: no virtual environment; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
@@ -135,5 +119,5 @@ $(VENV)/.lint: $(VENV)/.built requirements/lint.txt
 	$(PIP) -r requirements/lint.txt
 	touch $@
 
-clean:
+clean: ## removes .venv and everything built
 	rm -rf $(VENV) build dist *.egg-info fusedreg/*.so fusedreg/_built_with.py demo-output examples-output bench-output site

@@ -1,6 +1,6 @@
-"""Draws docs/pictures/: the penalties' proxes, and the examples' plots, shrunk. `make pictures` runs it.
+"""Draws docs/pictures/: the penalties' proxes, and the examples' plots, shrunk.
 
-The plots are those that `make demo` and `make examples` left in demo-output/ and examples-output/.
+Run `make demo examples` before: the plots are those that they left in demo-output/ and examples-output/.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The CUDA kernels compile for every architecture that we name: nothing spills, and memory moves 16 bytes at a time.
 
-`make cuda-check` prints each kernel's registers, shared memory, stack and spills.
+`pytest -s` prints each kernel's registers, shared memory, stack and spills.
 """
 
 from __future__ import annotations
