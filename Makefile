@@ -19,6 +19,7 @@ help: ## this list
 
 check: NOTEBOOKS = check
 check: test test-triton sanitize lint typecheck demo examples notebooks docs ## what a change must pass
+	$(BIN)/python -m fusedreg info
 
 test: $(VENV)/.test ## the tests; PYTEST="-k parity -x" are arguments for pytest
 	$(BIN)/python -m pytest $(PYTEST)

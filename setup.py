@@ -9,7 +9,10 @@ import subprocess
 import sys
 import sysconfig
 import textwrap
+import time
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent / "csrc"))
 
 from setuptools import setup
 
@@ -45,11 +48,15 @@ if not (Path(sysconfig.get_paths()["include"]) / "Python.h").exists():
         (`apt-get install python3-dev`), then build again. {NO_EXTENSION}"""
     )
 
+import rule_units  # noqa: E402
+
+CSRC = Path("csrc").resolve()
+UNITS = Path("build") / "rules"
 HEADERS = [str(path) for path in Path("csrc").rglob("*.h")]
-PLAN = ["csrc/plan/parameters.cpp"]
-# math-errno and trapping-math stand in the way of vectorised square roots and selects. -fopenmp without linking it:
-# at::parallel_for then runs on torch's own pool.
-FLAGS = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wextra", "-Wno-unknown-pragmas"]
+# Debug information, which Python's own flags ask for, would be ten times the code. math-errno and trapping-math stand
+# in the way of vectorised square roots and selects. -fopenmp without linking it: at::parallel_for then runs on torch's
+# own pool.
+FLAGS = ["-O3", "-g0", "-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wextra", "-Wno-unknown-pragmas"]
 OPENMP = ["-fopenmp"] if sys.platform.startswith("linux") else []
 
 # For tools/sanitize. After FLAGS, so that its -O1 counts; not recovering makes the first finding end the process.
@@ -94,11 +101,14 @@ class Build(BuildExtension):
             )
 
     def run(self) -> None:
+        begin = time.perf_counter()
         super().run()
+        seconds = time.perf_counter() - begin
         # Compared with the torch that is imported, before an extension is: see fusedreg/backends/cpp.py.
         folder = Path("fusedreg") if self.inplace else Path(self.build_lib) / "fusedreg"
         (folder / "_built_with.py").write_text(
             f'"""Written by setup.py."""\n\nTORCH_VERSION = {str(torch.__version__)!r}\nNOT_BUILT = {NOT_BUILT!r}\n'
+            f"SECONDS = {seconds:.0f}  # of the last build: less, where not everything was compiled anew\n"
         )
         for reason in NOT_BUILT.values():
             print("\n" + textwrap.fill(f"fusedreg: the CUDA backend is left out: {reason}.", width=100) + "\n")
@@ -107,7 +117,14 @@ class Build(BuildExtension):
 extensions = [
     CppExtension(
         "fusedreg._C",
-        ["csrc/bindings.cpp", "csrc/plan/tables.cpp", *PLAN, *sorted(map(str, Path("csrc/cpu").glob("*.cpp")))],
+        [
+            "csrc/bindings.cpp",
+            "csrc/plan/tables.cpp",
+            "csrc/plan/parameters.cpp",
+            *sorted(map(str, Path("csrc/cpu").glob("*.cpp"))),
+            *rule_units.write("cpu", UNITS),
+        ],
+        include_dirs=[str(CSRC)],
         extra_compile_args=[*FLAGS, *OPENMP, *SANITIZE],
         extra_link_args=SANITIZERS if SANITIZE else [],
         depends=HEADERS,
@@ -118,8 +135,9 @@ if reason is None:
     extensions.append(
         CUDAExtension(
             "fusedreg._cuda",
-            ["csrc/cuda/bindings.cpp", "csrc/cuda/plan.cpp", "csrc/cuda/kernels.cu", *PLAN],
-            extra_compile_args={"cxx": FLAGS, "nvcc": ["-O3", "-lineinfo"]},
+            ["csrc/cuda/bindings.cpp", "csrc/cuda/squares.cu", *rule_units.write("cuda", UNITS, "cu")],
+            include_dirs=[str(CSRC)],
+            extra_compile_args={"cxx": FLAGS, "nvcc": ["-O3"]},
             depends=HEADERS,
             optional=True,
         )

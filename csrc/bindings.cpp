@@ -1,46 +1,45 @@
 // What Python sees of the compiled code.
 #include "cpu/plan.h"
+#include "plan/describe.h"
 #include "plan/tables.h"
 
 namespace py = pybind11;
 
 PYBIND11_MODULE(_C, module) {
+  using fusedreg::Columns;
+  using fusedreg::Tables;
   namespace cpu = fusedreg::cpu;
   module.doc() = "fusedreg's compiled kernels. Use the optimizers in fusedreg; this is their CPU backend.";
 
+  py::class_<Columns>(module, "Columns")
+      .def(py::init([](std::vector<std::string> field_names, py::list params, std::vector<int> groups,
+                       py::list state_dicts, py::list states, py::list scalar_states, py::dict optimizer_state) {
+             return Columns{std::move(field_names),    std::move(params), std::move(groups),
+                            std::move(state_dicts),    std::move(states), std::move(scalar_states),
+                            std::move(optimizer_state)};
+           }),
+           py::arg("field_names"), py::arg("params"), py::arg("groups"), py::arg("state_dicts"), py::arg("states"),
+           py::arg("scalar_states"), py::arg("optimizer_state"));
+
   py::class_<cpu::Plan>(module, "Plan")
-      .def(py::init<const std::string&, const py::list&, const std::vector<int>&, const py::list&, const py::list&,
-                    const py::dict&>(),
-           py::arg("rule"), py::arg("params"), py::arg("groups"), py::arg("states"), py::arg("clocks"),
-           py::arg("optimizer_state"))
+      .def(py::init<const std::string&, const Columns&>(), py::arg("rule"), py::arg("columns"))
       .def("set_groups", &cpu::Plan::set_groups)
       .def("refresh", &cpu::Plan::refresh)
       .def("sum_of_squares", &cpu::Plan::sum_of_squares)
       .def("update", &cpu::Plan::update);
 
-  py::class_<fusedreg::Tables>(module, "Tables")
-      .def(py::init<const std::string&, const py::list&, const std::vector<int>&, const py::list&, const py::list&,
-                    const py::dict&, bool>(),
-           py::arg("rule"), py::arg("params"), py::arg("groups"), py::arg("states"), py::arg("clocks"),
-           py::arg("optimizer_state"), py::arg("host_clocks"))
-      .def("set_groups", &fusedreg::Tables::set_groups)
-      .def("refresh", &fusedreg::Tables::refresh)
-      .def("tables", &fusedreg::Tables::tables)
-      .def("move_clocks", &fusedreg::Tables::move_clocks)
-      .def("finish_update", &fusedreg::Tables::finish_update);
+  py::class_<Tables>(module, "Tables")
+      .def(py::init([](const std::string& rule, const Columns& columns, bool scalars_on_host) {
+             return std::make_unique<Tables>(fusedreg::find_rule(cpu::rules(), rule).info, columns, scalars_on_host);
+           }),
+           py::arg("rule"), py::arg("columns"), py::arg("scalars_on_host"))
+      .def("set_groups", &Tables::set_groups)
+      .def("refresh", &Tables::refresh)
+      .def("tables", &Tables::tables)
+      .def("move_scalar_states", &Tables::move_scalar_states)
+      .def("finish_update", &Tables::finish_update);
 
-  module.def("rules", [] {
-    py::dict rules;
-    for (int i = 0; i < fusedreg::Rules::kSize; ++i) {
-      fusedreg::Rules::visit(i, [&](auto host) {
-        py::dict rule;
-        rule["state_names"] = fusedreg::state_names(i);
-        rule["scalars"] = fusedreg::scalar_names(i);
-        rules[decltype(host)::kName] = rule;
-      });
-    }
-    return rules;
-  });
+  module.def("rules", [] { return fusedreg::describe(cpu::rules()); });
 
   module.def("instruction_sets", [] {
     std::vector<std::string> names;

@@ -63,7 +63,7 @@ def draw_modes() -> None:
     for axes, a in zip(panels, (0.05, 0.4), strict=True):
         for mode, colour, line in styles:
             w = nn.Parameter(torch.tensor([0.2], dtype=torch.float64))
-            optimizer = FusedRegAdam([w], lr=0.01, l1=l1, l1_mode=mode)
+            optimizer = FusedRegAdam([w], lr=0.01, l1=l1, penalty_mode=mode)
             path = [w.item()]
             for _ in range(steps):
                 w.grad = w.detach() - a
@@ -94,7 +94,7 @@ def draw_thresholds() -> None:
             for strength in (0.0, l1):
                 w = nn.Parameter(torch.tensor([1.0], dtype=torch.float64))
                 w.grad = torch.full_like(w, scale)
-                FusedRegAdam([w], lr=lr, l1=strength, l1_mode=mode).step()
+                FusedRegAdam([w], lr=lr, l1=strength, penalty_mode=mode).step()
                 moved.append(w.item())
             taken.append(moved[0] - moved[1])
         axes.plot(scales, taken, color=colour, label=mode)

@@ -4,7 +4,7 @@
 The loop adds ``lambda * sum |w|`` or ``lambda * sum w^2`` to the loss, for ``torch.optim.SGD``. Three ways to train:
 
 * *in the loss*: that loop.
-* *subgradient*: ``l1_mode="subgradient"``, the same weights after every step. That is asserted.
+* *subgradient*: ``penalty_mode="subgradient"``, the same weights after every step. That is asserted.
 * *proximal*: the default. The same objective, and weights that reach zero stay exactly there.
 
 Mind the factor: tutorials write ``lambda * sum w^2``, whose gradient is ``2 * lambda * w``. fusedreg's ``l2`` is the
@@ -58,7 +58,7 @@ def make_optimizer(way: str, model: nn.Module, kind: str, strength: float) -> to
     if way == IN_THE_LOSS:
         return torch.optim.SGD(model.parameters(), lr=LR)
     strengths = {"l1": strength} if kind == "l1" else {"l2": 2 * strength}
-    return FusedRegSGD(model.parameters(), lr=LR, l1_mode=way, **strengths)
+    return FusedRegSGD(model.parameters(), lr=LR, penalty_mode=way, **strengths)
 
 
 @dataclass

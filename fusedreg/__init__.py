@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from .adam import FusedRegAdam
-from .adamw import FusedRegAdamW
 from .groups import param_groups
 from .optimizer import FusedRegOptimizer
-from .sgd import FusedRegSGD
-from .sparsity import SparsityReport, sparsity_report
+from .rules.registry import *  # noqa: F403
+from .rules.registry import OPTIMIZERS as _OPTIMIZERS
+from .sparsity.report import SparsityReport, sparsity_report
+from .sparsity.value import penalty
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "FusedRegAdam",
-    "FusedRegAdamW",
     "FusedRegOptimizer",
-    "FusedRegSGD",
     "SparsityReport",
     "param_groups",
+    "penalty",
     "sparsity_report",
+    *(cls.__name__ for cls in _OPTIMIZERS),
 ]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import platform
 import sys
+from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -30,6 +32,9 @@ def info(console: Console) -> int:
         versions.add_row(
             "instruction set", f"{extension.instruction_set()} (usable too: {', '.join(others) or 'none'})"
         )
+        built_with = importlib.import_module("fusedreg._built_with")
+        size = Path(str(extension.__file__)).stat().st_size / 2**20
+        versions.add_row("extension", f"{size:.1f} MiB, compiled in {built_with.SECONDS} s")
     console.print(versions)
 
     table = Table("backend", "usable", "why not", title="Backends, the fastest first")

@@ -12,13 +12,8 @@ import torch
 from torch import Tensor
 
 from . import backends
-from .adam import FusedRegAdam
-from .adamw import FusedRegAdamW
-from .groups import L1_MODES
 from .optimizer import FusedRegOptimizer
-from .sgd import FusedRegSGD
-
-OPTIMIZERS: tuple[type[FusedRegOptimizer], ...] = (FusedRegAdam, FusedRegAdamW, FusedRegSGD)
+from .rules.registry import OPTIMIZERS
 
 # The largest allowed error of one step, in units of finfo(dtype).eps times the largest element of its kind (weights,
 # exp_avg, ...) before or after the step: roundings are relative to the operands, which may cancel in a single element.
@@ -34,43 +29,33 @@ TOLERANCE_IN_EPS: dict[torch.dtype, float] = {
 # Everything on at once, and no zeros anywhere: a term that is missing or in the wrong place cannot hide.
 REGULARIZED: dict[str, Any] = dict(lr=0.02, weight_decay=0.1, l1=0.05, l2=0.07, clip_value=1.2, max_grad_norm=4.0)
 
-FLAGS: dict[type[FusedRegOptimizer], dict[str, dict[str, Any]]] = {
-    FusedRegAdam: {"plain": {}, "amsgrad": {"amsgrad": True}, "maximize": {"maximize": True}},
-    FusedRegAdamW: {"plain": {}, "amsgrad": {"amsgrad": True}, "maximize": {"maximize": True}},
-    FusedRegSGD: {
-        "plain": {},
-        "momentum": {"momentum": 0.9},
-        "dampening": {"momentum": 0.8, "dampening": 0.3},
-        "nesterov": {"momentum": 0.9, "nesterov": True},
-        "maximize": {"momentum": 0.9, "maximize": True},
-    },
-}
-
 SHAPES = ((37, 53), (129,), (3, 5, 7), (), (1,), (0, 4))
 
 
 @dataclass(frozen=True)
 class Case:
     optimizer: type[FusedRegOptimizer]
-    flags: str
-    l1_mode: str
+    variant: str
+    penalty_mode: str
     dtype: torch.dtype
     backend: str
     device: str = "cpu"
 
     def __str__(self) -> str:
         dtype = str(self.dtype).removeprefix("torch.")
-        return f"{self.optimizer.__name__}-{self.flags}-{self.l1_mode}-{dtype}-{self.backend}-{self.device}"
+        return f"{self.optimizer.__name__}-{self.variant}-{self.penalty_mode}-{dtype}-{self.backend}-{self.device}"
 
     @property
     def options(self) -> dict[str, Any]:
-        return {**REGULARIZED, **FLAGS[self.optimizer][self.flags], "l1_mode": self.l1_mode}
+        variant = self.optimizer.spec.variants[self.variant]
+        return {**REGULARIZED, **variant, "penalty_mode": self.penalty_mode}
 
 
 def cases(backend: str, device: str = "cpu") -> Iterator[Case]:
     for optimizer in OPTIMIZERS:
-        for flags, mode, dtype in itertools.product(FLAGS[optimizer], L1_MODES, TOLERANCE_IN_EPS):
-            yield Case(optimizer, flags, mode, dtype, backend, device)
+        spec = optimizer.spec
+        for variant, mode, dtype in itertools.product(spec.variants, spec.modes, TOLERANCE_IN_EPS):
+            yield Case(optimizer, variant, mode, dtype, backend, device)
 
 
 def error_in_eps(
@@ -114,7 +99,7 @@ def error_in_eps(
 def _tensors(optimizer: FusedRegOptimizer, params: list[Tensor]) -> dict[str, Tensor]:
     """All weights in one float64 vector, and all state tensors of a name in one."""
     kinds = {"weights": [param.detach() for param in params]}
-    for name in optimizer.states_of(optimizer.param_groups[0]):
+    for name in optimizer.spec.needed_states(optimizer.param_groups[0]):
         kinds[name] = [optimizer.state[param][name] for param in params]
     return {kind: torch.cat([tensor.flatten().double() for tensor in tensors]) for kind, tensors in kinds.items()}
 
@@ -125,6 +110,6 @@ def usable_backends() -> list[tuple[str, str]]:
     usable = []
     for (name, backend), device in itertools.product(backends.BACKENDS.items(), devices):
         probe = torch.zeros(1, device=device)
-        if backend.unavailable_reason() is None and backend.rejection(probe, []) is None:
+        if backend.unavailable_reason() is None and backend.rejection(OPTIMIZERS[0].spec, probe, []) is None:
             usable.append((name, device))
     return usable

@@ -31,7 +31,7 @@ if INTERPRETING:  # make test-triton
     FAST = "triton"
     TARGETS = [pytest.param(("triton", "cpu"), id="triton")]
     if reason_to_skip() is None:
-        backends.BACKENDS["triton"] = InterpretedTritonBackend(host_clocks=False)
+        backends.BACKENDS["triton"] = InterpretedTritonBackend(scalars_on_host=False)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -86,7 +86,7 @@ def instruction_set(request):
 # "ci": the same examples in every run. "fuzz", for `make fuzz` or --hypothesis-profile=fuzz: new ones, and many.
 SLOW_EXAMPLES = (hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.data_too_large)
 hypothesis.settings.register_profile(
-    "ci", derandomize=True, deadline=None, max_examples=100, database=None, suppress_health_check=SLOW_EXAMPLES
+    "ci", derandomize=True, deadline=None, max_examples=60, database=None, suppress_health_check=SLOW_EXAMPLES
 )
 hypothesis.settings.register_profile(
     "fuzz",

@@ -7,17 +7,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fusedreg import FusedRegAdam, FusedRegAdamW, FusedRegSGD
-from fusedreg.parity import FLAGS, OPTIMIZERS, REGULARIZED
+from fusedreg import FusedRegAdagrad, FusedRegAdam, FusedRegAdamW, FusedRegRMSprop, FusedRegSGD
+from fusedreg.parity import REGULARIZED
+from fusedreg.rules.registry import OPTIMIZERS
 
-TWINS = {FusedRegAdam: torch.optim.Adam, FusedRegAdamW: torch.optim.AdamW, FusedRegSGD: torch.optim.SGD}
+TWINS = {cls: cls.spec.twin for cls in OPTIMIZERS if cls.spec.twin is not None}
 SHAPES = ((7, 13), (33,), (), (2, 3, 5), (0, 4))
-OPTIMIZER_FLAGS = [(cls, name) for cls in OPTIMIZERS for name in FLAGS[cls]]
-IDS = [f"{cls.__name__}-{name}" for cls, name in OPTIMIZER_FLAGS]
+# Every rule with every variant that its spec names.
+OPTIMIZER_VARIANTS = [(cls, name) for cls in OPTIMIZERS for name in cls.spec.variants]
+IDS = [f"{cls.__name__}-{name}" for cls, name in OPTIMIZER_VARIANTS]
 
 
-def flags_of(cls: type, name: str) -> dict[str, Any]:
-    return FLAGS[cls][name]
+def variant_of(cls: type, name: str) -> dict[str, Any]:
+    return dict(cls.spec.variants[name])
 
 
 def random(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
@@ -63,11 +65,13 @@ def assert_same_bits(a: list[Tensor], b: list[Tensor]) -> None:
 __all__ = [
     "IDS",
     "OPTIMIZERS",
-    "OPTIMIZER_FLAGS",
+    "OPTIMIZER_VARIANTS",
     "REGULARIZED",
     "SHAPES",
     "TWINS",
+    "FusedRegAdagrad",
     "FusedRegAdam",
     "FusedRegAdamW",
+    "FusedRegRMSprop",
     "FusedRegSGD",
 ]

@@ -33,20 +33,24 @@ def test_the_update_loop_is_vectorised(isa, register, tmp_path) -> None:
     source = tmp_path / "loop.cpp"
     target = "" if isa == "baseline" else f'__attribute__((target("arch={isa.replace("86_64_", "86-64-")}")))'
     source.write_text(f"""
+#include "cpu/kernels.h"
+#include "cpu/prefetch.h"
+#include "rules/adam.h"
+#include "rules/sgd.h"
 #define FUSEDREG_ISA {isa}
 #define FUSEDREG_TARGET {target}
-#include "{ROOT}/csrc/cpu/loop.h"
+#include "cpu/update_loop.h"
 using namespace fusedreg;
-template void cpu::{isa}::update_chunk<Update<Adam<true>, ProxKind::kMetric, true>, float>(
-    const Pointers&, std::int64_t, std::int64_t, const Hyper<double>&);
-template void cpu::{isa}::update_chunk<Update<Sgd<true>, ProxKind::kUniform, true>, float>(
-    const Pointers&, std::int64_t, std::int64_t, const Hyper<double>&);
+template void cpu::{isa}::update_chunk<Update<Adam, Adam::kAmsgrad, ProxKind::kMetric, true>, float>(
+    const Pointers&, const cpu::DTypes&, std::int64_t, std::int64_t, const void*);
+template void cpu::{isa}::update_chunk<Update<Sgd, Sgd::kMomentum, ProxKind::kUniform, true>, float>(
+    const Pointers&, const cpu::DTypes&, std::int64_t, std::int64_t, const void*);
 """)
     flags = re.search(r"FLAGS = \[([^\]]*)\]", (ROOT / "setup.py").read_text())[1].replace('"', "").split(", ")
     version = int(run("g++", "-dumpversion").stdout.split(".")[0])
     if version < 12 and isa != "baseline":
         pytest.skip(f"g++ {version} has no x86-64 levels for single functions; 12 has")
-    built = run("g++", "-std=c++20", *flags, "-S", str(source), "-o", str(tmp_path / "loop.s"))
+    built = run("g++", "-std=c++20", f"-I{ROOT}/csrc", *flags, "-S", str(source), "-o", str(tmp_path / "loop.s"))
     assert built.returncode == 0, built.stderr
     assembly = (tmp_path / "loop.s").read_text()
     for instruction in ("sqrtps", "divps"):

@@ -9,44 +9,48 @@ import torch
 from conftest import needs_cpp
 from helpers import (
     IDS,
-    OPTIMIZER_FLAGS,
+    OPTIMIZER_VARIANTS,
     REGULARIZED,
     FusedRegAdam,
     FusedRegAdamW,
     FusedRegSGD,
     assert_same_bits,
-    flags_of,
     make_params,
     run,
     set_grads,
     snapshot,
+    variant_of,
 )
 
-from fusedreg.groups import L1_MODES
+from fusedreg.penalties import PENALTY_MODES
 
-every_optimizer = pytest.mark.parametrize(("cls", "flags"), OPTIMIZER_FLAGS, ids=IDS)
+every_optimizer = pytest.mark.parametrize(("cls", "flags"), OPTIMIZER_VARIANTS, ids=IDS)
 
 
 @every_optimizer
 def test_no_penalty_is_bitwise_no_prox(cls, flags, backend) -> None:
     """l1 = l2 = 0 in every mode gives the same bits, -0.0 included."""
     results = []
-    for mode in L1_MODES:
+    for mode in PENALTY_MODES:
         params = make_params()
         with torch.no_grad():
             params[0][0, 0] = -0.0
-        run(cls(params, l1_mode=mode, lr=0.01, weight_decay=0.1, backend=backend, **flags_of(cls, flags)), params, 3)
+        run(
+            cls(params, penalty_mode=mode, lr=0.01, weight_decay=0.1, backend=backend, **variant_of(cls, flags)),
+            params,
+            3,
+        )
         results.append([param.detach() for param in params])
     assert_same_bits(results[0], results[1])
     assert_same_bits(results[0], results[2])
 
 
 @every_optimizer
-@pytest.mark.parametrize("mode", L1_MODES)
+@pytest.mark.parametrize("mode", PENALTY_MODES)
 def test_lr_zero_moves_nothing(cls, flags, mode, backend) -> None:
     params = make_params()
     before = [param.detach().clone() for param in params]
-    options = {**REGULARIZED, **flags_of(cls, flags), "lr": 0.0, "l1_mode": mode}
+    options = {**REGULARIZED, **variant_of(cls, flags), "lr": 0.0, "penalty_mode": mode}
     run(cls(params, backend=backend, **options), params, 3)
     assert_same_bits(before, [param.detach() for param in params])
 
@@ -56,7 +60,7 @@ def test_lr_zero_moves_nothing(cls, flags, mode, backend) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
 def test_zeros_are_exact_and_positive(cls, flags, mode, dtype, backend) -> None:
     params = make_params(((40, 25),), dtype)
-    options = {**REGULARIZED, **flags_of(cls, flags), "l1_mode": mode, "l1": 3.0}
+    options = {**REGULARIZED, **variant_of(cls, flags), "penalty_mode": mode, "l1": 3.0}
     run(cls(params, backend=backend, **options), params, 4)
     zero = params[0].detach() == 0
     assert zero.sum() > 50
@@ -64,11 +68,11 @@ def test_zeros_are_exact_and_positive(cls, flags, mode, dtype, backend) -> None:
 
 
 @every_optimizer
-@pytest.mark.parametrize("mode", L1_MODES)
+@pytest.mark.parametrize("mode", PENALTY_MODES)
 def test_nan_survives(cls, flags, mode, backend) -> None:
     """A NaN in a gradient, or in a weight, must be seen; a soft-threshold that makes it 0 would hide a diverged run."""
     params = make_params(((50,), (50,)))
-    options = {**REGULARIZED, **flags_of(cls, flags), "l1_mode": mode, "max_grad_norm": None}
+    options = {**REGULARIZED, **variant_of(cls, flags), "penalty_mode": mode, "max_grad_norm": None}
     optimizer = cls(params, backend=backend, **options)
     run(optimizer, params, 1)
     set_grads(params, 5)
@@ -98,13 +102,15 @@ def test_infinite_weights_and_gradients_equal_torch(backend) -> None:
 def test_a_parameter_without_gradient_is_untouched(cls, flags, backend) -> None:
     params = make_params()
     before = params[1].detach().clone()
-    optimizer = cls(params, backend=backend, **REGULARIZED, **flags_of(cls, flags))
+    optimizer = cls(params, backend=backend, **REGULARIZED, **variant_of(cls, flags))
+    state = dict(optimizer.state.get(params[1], {}))  # Adagrad's is made with the optimizer, as torch's
     for i in range(3):
         set_grads(params, i)
         params[1].grad = None
         optimizer.step()
     assert params[1].equal(before)
-    assert params[1] not in optimizer.state
+    assert optimizer.state.get(params[1], {}) == state
+    assert state.get("step", 0) == 0
     # and then it comes: it starts at its own first step
     set_grads(params, 9)
     optimizer.step()
@@ -126,7 +132,7 @@ def test_no_gradient_at_all(backend) -> None:
 @every_optimizer
 def test_p_grad_is_never_written(cls, flags, backend) -> None:
     params = make_params()
-    optimizer = cls(params, backend=backend, **REGULARIZED, **flags_of(cls, flags))
+    optimizer = cls(params, backend=backend, **REGULARIZED, **variant_of(cls, flags))
     set_grads(params, 1)
     grads = [param.grad.clone() for param in params]
     optimizer.grad_scale, optimizer.found_inf = torch.tensor(4.0), torch.tensor(0.0)
@@ -139,7 +145,7 @@ def test_p_grad_is_never_written(cls, flags, backend) -> None:
 def test_found_inf_skips_everything(cls, flags, found_inf, backend) -> None:
     """Any nonzero value: it is a sum over devices, so it can be 2."""
     params = make_params()
-    optimizer = cls(params, backend=backend, **REGULARIZED, **flags_of(cls, flags))
+    optimizer = cls(params, backend=backend, **REGULARIZED, **variant_of(cls, flags))
     run(optimizer, params, 2)
     before = snapshot(optimizer)
     optimizer.found_inf, optimizer.grad_scale = torch.tensor(found_inf), torch.tensor(2.0)
@@ -153,7 +159,7 @@ def test_grad_scale_divides_before_the_clips(cls, flags, backend) -> None:
     results = []
     for scale in (1.0, 1024.0):
         params = make_params(dtype=torch.float64)
-        optimizer = cls(params, backend=backend, **REGULARIZED, **flags_of(cls, flags))
+        optimizer = cls(params, backend=backend, **REGULARIZED, **variant_of(cls, flags))
         for i in range(3):
             set_grads(params, i)
             for param in params:

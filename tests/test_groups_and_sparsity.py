@@ -12,17 +12,17 @@ def test_param_groups() -> None:
     model = nn.Sequential(
         nn.Linear(4, 3), nn.LayerNorm((2, 3)), nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Embedding(5, 4), nn.PReLU()
     )
-    weights, exempt = param_groups(model, l1=0.1, l2=0.2, weight_decay=0.3, lr=0.5, l1_mode="decoupled")
+    weights, exempt = param_groups(model, l1=0.1, l2=0.2, weight_decay=0.3, lr=0.5, penalty_mode="decoupled")
     names = {id(param): name for name, param in model.named_parameters()}
     assert [names[id(p)] for p in weights["params"]] == ["0.weight", "2.weight", "4.weight"]
     assert [names[id(p)] for p in exempt["params"]] == [
         "0.bias", "1.weight", "1.bias", "2.bias", "3.weight", "3.bias", "5.weight",
     ]  # fmt: skip
     assert {k: v for k, v in weights.items() if k != "params"} == {
-        "l1": 0.1, "l2": 0.2, "weight_decay": 0.3, "lr": 0.5, "l1_mode": "decoupled",
+        "l1": 0.1, "l2": 0.2, "weight_decay": 0.3, "lr": 0.5, "penalty_mode": "decoupled",
     }  # fmt: skip
     assert {k: v for k, v in exempt.items() if k != "params"} == {
-        "l1": 0.0, "l2": 0.0, "weight_decay": 0.0, "lr": 0.5, "l1_mode": "decoupled",
+        "l1": 0.0, "l2": 0.0, "weight_decay": 0.0, "lr": 0.5, "penalty_mode": "decoupled",
     }  # fmt: skip
 
 

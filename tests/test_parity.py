@@ -8,11 +8,11 @@ from __future__ import annotations
 import pytest
 import torch
 from conftest import EXTENSION
-from helpers import IDS, OPTIMIZER_FLAGS, REGULARIZED, FusedRegAdam, flags_of, make_params, run, set_grads
+from helpers import IDS, OPTIMIZER_VARIANTS, REGULARIZED, FusedRegAdam, make_params, run, set_grads, variant_of
 
 from fusedreg import backends
-from fusedreg.groups import L1_MODES
 from fusedreg.parity import TOLERANCE_IN_EPS, Case, cases, error_in_eps
+from fusedreg.penalties import PENALTY_MODES
 
 FAST = [case for case in cases("cpp")] if EXTENSION else []
 ON_CUDA = [case for name in ("cuda", "triton") for case in cases(name, "cuda")]
@@ -32,7 +32,7 @@ def test_one_step_on_cuda(case: Case) -> None:
     assert error_in_eps(case) <= TOLERANCE_IN_EPS[case.dtype]
 
 
-@pytest.mark.parametrize("case", [c for c in FAST if c.dtype == torch.float32 or c.l1_mode == "proximal"], ids=str)
+@pytest.mark.parametrize("case", [c for c in FAST if c.dtype == torch.float32 or c.penalty_mode == "proximal"], ids=str)
 def test_one_step_on_every_instruction_set(case: Case, instruction_set: str) -> None:
     assert error_in_eps(case, seed=1) <= TOLERANCE_IN_EPS[case.dtype]
 
@@ -43,13 +43,13 @@ def test_the_reference_in_lower_precision(case: Case) -> None:
 
 
 @pytest.mark.parametrize("off", ["weight_decay", "l1", "l2", "clip_value", "max_grad_norm"])
-@pytest.mark.parametrize("mode", L1_MODES)
-@pytest.mark.parametrize(("cls", "flags"), OPTIMIZER_FLAGS, ids=IDS)
+@pytest.mark.parametrize("mode", PENALTY_MODES)
+@pytest.mark.parametrize(("cls", "flags"), OPTIMIZER_VARIANTS, ids=IDS)
 def test_with_one_regularizer_off(cls, flags, mode, off) -> None:
     """Each switch has a path of its own through the kernels."""
     if EXTENSION is None:
         pytest.skip("no compiled extension")
-    options = {**REGULARIZED, **flags_of(cls, flags), "l1_mode": mode}
+    options = {**REGULARIZED, **variant_of(cls, flags), "penalty_mode": mode}
     options[off] = None if off in ("clip_value", "max_grad_norm") else 0.0
     results = []
     for backend in ("cpp", "reference"):
@@ -71,8 +71,8 @@ def test_groups_with_other_strengths_dtypes_and_modes() -> None:
         )
         groups = [
             {"params": a, "l1": 0.1, "lr": 0.01},
-            {"params": b, "l2": 0.3, "weight_decay": 0.2, "l1_mode": "decoupled", "betas": (0.8, 0.9)},
-            {"params": c, "l1": 0.0, "amsgrad": True, "clip_value": 0.3, "l1_mode": "subgradient"},
+            {"params": b, "l2": 0.3, "weight_decay": 0.2, "penalty_mode": "decoupled", "betas": (0.8, 0.9)},
+            {"params": c, "l1": 0.0, "amsgrad": True, "clip_value": 0.3, "penalty_mode": "subgradient"},
         ]
         optimizer = FusedRegAdam(groups, lr=0.02, l1=0.05, max_grad_norm=2.0, backend=backend)
         run(optimizer, [*a, *b, *c], steps=4)
@@ -99,7 +99,7 @@ def test_schedules_of_every_hyperparameter() -> None:
                 lr=0.1 / i, l1=0.01 * (i % 3), l2=0.02 * (i % 2), weight_decay=0.1 / i, betas=(0.8 + 0.01 * i, 0.9)
             )
             group.update(eps=1e-8 * i, clip_value=1.0 / i if i % 2 else None, max_grad_norm=3.0 if i % 3 else None)
-            group.update(l1_mode=L1_MODES[i % 3], amsgrad=i > 4, maximize=i % 4 == 0)
+            group.update(penalty_mode=PENALTY_MODES[i % 3], amsgrad=i > 4, maximize=i % 4 == 0)
             set_grads(params, i)
             optimizer.step()
         results.append(params)

@@ -1,23 +1,28 @@
-// Chooses the instruction set.
+// Chooses the instruction set. The norm's kernels are here; a rule's are in a unit of its own.
 #include "kernels.h"
-#include "x86_64.h"
+#include "prefetch.h"
+
+#define FUSEDREG_LOOPS "squares_loop.h"
+#include "each_isa.h"
 
 namespace fusedreg::cpu {
 
-InstructionSet baseline_kernels();
-#if defined(FUSEDREG_X86_64_LEVELS)
-InstructionSet x86_64_v3_kernels();
-InstructionSet x86_64_v4_kernels();
-#endif
+const std::vector<const Rule*>& rules() {
+#define FUSEDREG_RULE(header, Struct) &rule_##header(),
+  static const std::vector<const Rule*> all = {FUSEDREG_RULES(FUSEDREG_RULE)};
+#undef FUSEDREG_RULE
+  return all;
+}
 
 const std::vector<InstructionSet>& instruction_sets() {
   static const std::vector<InstructionSet> usable = [] {
-    std::vector<InstructionSet> built;
+    const InstructionSet built[] = {
 #if defined(FUSEDREG_X86_64_LEVELS)
-    built.push_back(x86_64_v4_kernels());
-    built.push_back(x86_64_v3_kernels());
+        {kX8664V4, "x86-64-v4", [] { return __builtin_cpu_supports("x86-64-v4") != 0; }, x86_64_v4::squares_kernel},
+        {kX8664V3, "x86-64-v3", [] { return __builtin_cpu_supports("x86-64-v3") != 0; }, x86_64_v3::squares_kernel},
 #endif
-    built.push_back(baseline_kernels());
+        {kBaseline, "baseline", [] { return true; }, baseline::squares_kernel},
+    };
     std::vector<InstructionSet> supported;
     for (const InstructionSet& set : built) {
       if (set.is_supported()) supported.push_back(set);

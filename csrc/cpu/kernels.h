@@ -4,20 +4,54 @@
 #include <string>
 #include <vector>
 
-#include "../chunks.h"
-#include "../update.h"
+#include "../maths/states.h"
+#include "../maths/storage.h"
+#include "../plan/rule_info.h"
+#include "../rules/registry.h"
 
 namespace fusedreg::cpu {
 
-// Both work on the elements [begin, begin + count).
-using UpdateKernel = void (*)(const Pointers&, std::int64_t begin, std::int64_t count, const Hyper<double>&);
-using SquaresKernel = double (*)(const void* g, std::int64_t begin, std::int64_t count, const Hyper<double>&);
+enum Isa { kBaseline, kX8664V3, kX8664V4 };
+
+// The dtypes of a parameter's streams. Elements of its arithmetic type are worked on where they are; others are
+// converted, a tile at a time.
+struct DTypes {
+  DType w = DType::kFloat32, g = DType::kFloat32, state[kMaxStates] = {};
+  bool converted = false;  // one of them at least
+};
+
+// The tiles of a rule's streams fit the first-level cache together, and are long enough to pay for a call.
+constexpr std::int64_t kTileElements = 512;
+
+// Works on the elements [begin, begin + count). `constants` are a StepConstants<Rule, A>.
+using UpdateKernel = void (*)(const Pointers&, const DTypes&, std::int64_t begin, std::int64_t count,
+                              const void* constants);
+
+// The sum of squares of a gradient's elements after stages 1 and 2.
+using SquaresKernel = double (*)(const void* g, std::int64_t begin, std::int64_t count, double inv_grad_scale,
+                                 double clip_value);
+
+// A rule with its kernels; each is a translation unit of its own.
+struct Rule {
+  RuleInfo info;
+  std::size_t constants_size;  // of StepConstants in either arithmetic type
+  void (*fill)(void* constants, DType arithmetic, const double* fields, const double* scalar_states,
+               double inv_grad_scale, double clip_coef);
+  UpdateKernel (*update)(Isa isa, DType arithmetic, const double* fields, StateMask states);
+};
+
+// Defined by the units that setup.py writes, from rules/registry.h.
+#define FUSEDREG_DECLARE(header, Struct) const Rule& rule_##header();
+FUSEDREG_RULES(FUSEDREG_DECLARE)
+#undef FUSEDREG_DECLARE
+
+const std::vector<const Rule*>& rules();
 
 struct InstructionSet {
+  Isa isa;
   const char* name;
   bool (*is_supported)();
-  UpdateKernel (*update)(int rule, const Group&, DType);
-  SquaresKernel (*sum_of_squares)(const Group&, DType);
+  SquaresKernel (*sum_of_squares)(DType dtype, bool clamps);
 };
 
 // The instruction sets that this build has and this processor supports, the best first.

@@ -2,39 +2,62 @@
 
 namespace fusedreg::cpu {
 
-Plan::Plan(const std::string& rule, const py::list& params, const std::vector<int>& groups, const py::list& states,
-           const py::list& clocks, const py::dict& optimizer_state)
-    : Parameters(rule, params, groups, states, clocks, optimizer_state), kernels_(params.size()) {
-  for (std::size_t i = 0; i < entries_.size(); ++i) {
-    if (!entries_[i].param().is_cpu()) throw std::invalid_argument("a CPU plan takes CPU tensors");
-    if (entries_[i].active) work_.add_tensor(static_cast<std::int32_t>(i), real_numel(entries_[i].param()));
-  }
-  work_.finish();
-  partial_sums_.resize(work_.chunks().size());
+namespace {
+
+DType arithmetic_of(DType dtype) { return dtype == DType::kFloat64 ? DType::kFloat64 : DType::kFloat32; }
+
+// The common hyperparameters come first among a rule's fields.
+CommonHyperparameters common_of(const double* fields) {
+  CommonHyperparameters common;
+  common.bind([&](const char*, double& field) { field = *fields++; });
+  return common;
 }
 
-bool Plan::set_groups(const std::vector<std::vector<double>>& groups) {
-  if (!take_groups(groups)) return false;
+}  // namespace
+
+Plan::Plan(const std::string& rule, const Columns& columns)
+    : Parameters(find_rule(rules(), rule).info, columns),
+      kernels_(find_rule(rules(), rule)),
+      work_(columns.params.size()),
+      constants_stride_((kernels_.constants_size - 1) / sizeof(std::max_align_t) + 1) {
   for (std::size_t i = 0; i < entries_.size(); ++i) {
-    if (!entries_[i].active) continue;
-    const Group& group = groups_[entries_[i].group];
-    kernels_[i].update = instruction_set().update(rule_, group, entries_[i].dtype);
-    kernels_[i].squares = instruction_set().sum_of_squares(group, entries_[i].dtype);
+    if (!entries_[i].param().is_cpu()) throw std::invalid_argument("a CPU plan takes CPU tensors");
+    const Entry& entry = entries_[i];
+    if (!entry.active) continue;
+    work_list_.add_tensor(static_cast<std::int32_t>(i), real_numel(entry.param()));
+    DTypes& dtypes = work_[i].dtypes;
+    dtypes.w = dtypes.g = entry.dtype;
+    for (DType& state : dtypes.state) state = entry.dtype;
+    dtypes.converted = entry.dtype != arithmetic_of(entry.dtype);
   }
-  return true;
+  work_list_.finish();
+  partial_sums_.resize(work_list_.chunks().size());
+}
+
+void Plan::set_groups(const std::vector<std::vector<double>>& groups) {
+  take_groups(groups);
+  common_.clear();
+  for (const std::vector<double>& fields : groups_) common_.push_back(common_of(fields.data()));
+  for (std::size_t i = 0; i < entries_.size(); ++i) {
+    const Entry& entry = entries_[i];
+    if (!entry.active) continue;
+    const double* fields = groups_.at(entry.group).data();
+    const bool clamps = !std::isinf(common_[entry.group].clip_value);
+    work_[i].update = kernels_.update(instruction_set().isa, arithmetic_of(entry.dtype), fields, entry.needed);
+    work_[i].squares = instruction_set().sum_of_squares(entry.dtype, clamps);
+  }
 }
 
 double Plan::sum_of_squares(double inv_grad_scale) {
-  std::vector<Hyper<double>> hypers(groups_.size());
-  for (std::size_t i = 0; i < groups_.size(); ++i) fill_gradient_hyper(hypers[i], groups_[i], inv_grad_scale, 1);
-  const std::vector<Chunk>& chunks = work_.chunks();
+  const std::vector<Chunk>& chunks = work_list_.chunks();
   {
     const py::gil_scoped_release no_gil;
-    for_each_chunk(work_, [&](std::int64_t i) {
+    for_each_chunk(work_list_, [&](std::int64_t i) {
       const Chunk& chunk = chunks[i];
       const Entry& entry = entries_[chunk.tensor];
-      const SquaresKernel squares = kernels_[chunk.tensor].squares;
-      partial_sums_[i] = squares(entry.pointers.g, chunk.begin, chunk.count, hypers[entry.group]);
+      const CommonHyperparameters& common = common_[entry.group];
+      partial_sums_[i] = work_[chunk.tensor].squares(entry.pointers.g, chunk.begin, chunk.count,
+                                                     signed_inv_grad_scale(common, inv_grad_scale), common.clip_value);
     });
   }
   double sum = 0;
@@ -42,37 +65,42 @@ double Plan::sum_of_squares(double inv_grad_scale) {
   return sum;
 }
 
-void Plan::update(double inv_grad_scale, double clip_coef) {
-  hypers_.clear();
-  double previous_clock = 0;
-  int previous_group = -1;
-  double next_clock = 0;
+// Parameters of a group whose scalar states are equal share their constants: most are at the same step.
+void Plan::prepare(double inv_grad_scale, double clip_coef) {
+  constants_.resize(entries_.size() * constants_stride_);  // once: pointers into it are handed out below
+  std::size_t used = 0;
+  const Entry* previous = nullptr;
+  double before[kMaxScalarStates] = {}, next[kMaxScalarStates] = {}, now[kMaxScalarStates] = {};
   for (std::size_t i = 0; i < entries_.size(); ++i) {
     prefetch(i);
     Entry& entry = entries_[i];
     if (!entry.active) continue;
-    const double clock = entry.clock.read();
-    // Most parameters of a group are at the same step, and so share their scalars.
-    if (entry.group != previous_group || clock != previous_clock) {
-      previous_group = entry.group;
-      previous_clock = clock;
-      const Group& group = groups_[entry.group];
-      Rules::visit(rule_, [&](auto host) {
-        using RuleHost = decltype(host);
-        next_clock = RuleHost::next_clock(group, clock);
-        hypers_.push_back(make_hyper<RuleHost>(group, inv_grad_scale, clip_coef, clock));
-      });
+    read_scalar_states(entry, now);
+    const bool shares = previous != nullptr && previous->group == entry.group && previous->dtype == entry.dtype &&
+                        std::equal(std::begin(now), std::end(now), std::begin(before));
+    if (!shares) {
+      previous = &entry;
+      std::copy(std::begin(now), std::end(now), std::begin(before));
+      std::copy(std::begin(now), std::end(now), std::begin(next));
+      const double* fields = groups_[entry.group].data();
+      rule_.next(fields, next);
+      kernels_.fill(constants_.data() + used++ * constants_stride_, arithmetic_of(entry.dtype), fields, now,
+                    inv_grad_scale, clip_coef);
     }
-    kernels_[i].hyper = static_cast<int>(hypers_.size()) - 1;
-    entry.clock.write(next_clock);
+    work_[i].constants = constants_.data() + (used - 1) * constants_stride_;
+    write_scalar_states(entry, next);
   }
-  const std::vector<Chunk>& chunks = work_.chunks();
+}
+
+void Plan::update(double inv_grad_scale, double clip_coef) {
+  prepare(inv_grad_scale, clip_coef);
+  const std::vector<Chunk>& chunks = work_list_.chunks();
   {
     const py::gil_scoped_release no_gil;
-    for_each_chunk(work_, [&](std::int64_t i) {
+    for_each_chunk(work_list_, [&](std::int64_t i) {
       const Chunk& chunk = chunks[i];
-      const Kernels& kernels = kernels_[chunk.tensor];
-      kernels.update(entries_[chunk.tensor].pointers, chunk.begin, chunk.count, hypers_[kernels.hyper]);
+      const Work& work = work_[chunk.tensor];
+      work.update(entries_[chunk.tensor].pointers, work.dtypes, chunk.begin, chunk.count, work.constants);
     });
   }
   finish_update();

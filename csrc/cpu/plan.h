@@ -1,18 +1,16 @@
-// The CPU driver's plan: a parameter list with its work cut into chunks, and a kernel for each parameter.
+// The CPU backend's plan: a parameter list with its work cut into chunks, and a kernel for each parameter.
 #pragma once
 
 #include "../plan/parameters.h"
-#include "driver.h"
+#include "parallel.h"
 
 namespace fusedreg::cpu {
 
 class __attribute__((visibility("hidden"))) Plan : public Parameters {
  public:
-  Plan(const std::string& rule, const py::list& params, const std::vector<int>& groups, const py::list& states,
-       const py::list& clocks, const py::dict& optimizer_state);
+  Plan(const std::string& rule, const Columns& columns);
 
-  // Takes the groups' scalars, in the order of scalar_names(rule). False: another number of state tensors is needed.
-  bool set_groups(const std::vector<std::vector<double>>& groups);
+  void set_groups(const std::vector<std::vector<double>>& groups);
 
   // Reads the gradients. False: something that the plan rests on has changed, nothing was touched.
   bool refresh() { return refresh_gradients(); }
@@ -24,15 +22,22 @@ class __attribute__((visibility("hidden"))) Plan : public Parameters {
   void update(double inv_grad_scale, double clip_coef);
 
  private:
-  struct Kernels {  // of one entry
+  struct Work {  // of one entry
     UpdateKernel update = nullptr;
     SquaresKernel squares = nullptr;
-    int hyper = 0;
+    DTypes dtypes;
+    const void* constants = nullptr;
   };
 
-  WorkList work_{kChunkElements};
-  std::vector<Kernels> kernels_;
-  std::vector<Hyper<double>> hypers_;
+  // Fills the constants of every parameter with a gradient, and moves its scalar states on.
+  void prepare(double inv_grad_scale, double clip_coef);
+
+  const Rule& kernels_;
+  WorkList work_list_{kChunkElements};
+  std::vector<Work> work_;
+  std::vector<CommonHyperparameters> common_;  // of the groups
+  std::size_t constants_stride_;
+  std::vector<std::max_align_t> constants_;  // a scalar set after the other
   std::vector<double> partial_sums_;
 };
 

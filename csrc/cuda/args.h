@@ -1,97 +1,59 @@
-// What a launch is given: plain structs, the same for the device and for a host that plays device in a test.
+// What a kernel is given: plain structs of addresses in device memory and of counts. They lead to tables, which
+// fusedreg/backends/device_plan.py makes.
 #pragma once
 
-#include "../chunks.h"
-#include "../update.h"
+#include "../plan/table_format.h"
 
 namespace fusedreg::cuda {
-
-constexpr int kThreads = 256;  // of a block; one block takes one chunk
 
 // 16 Ki elements of fp32 Adam move 448 KiB: long enough to hide what a block does before its first load, short enough
 // that the last blocks of a launch do not keep the device waiting.
 constexpr std::int64_t kChunkElements = 16 * 1024;
+constexpr int kThreads = 256;  // of a block
 
-// The norm: this many partial sums at the most, each a fixed set of chunks added up in a fixed order.
-constexpr int kMaxPartialSums = 512;
-
-// One parameter. `slot` tells where its scalars are in UpdateArgs.
-struct Tensor {
-  Pointers pointers;
-  void* clock = nullptr;  // the rule's clock on the device, or null where the host keeps it
-  std::int32_t slot = 0;
-  bool clock_is_double = false;
-  bool aligned = false;  // all pointers at multiples of 16 bytes
+// A table with a row for each parameter, column by column.
+struct Rows {
+  const std::int64_t* columns;
+  std::int64_t count;
 };
 
-// A scalar of the step that only the device knows: a float or double in its memory.
-struct DeviceScalar {
-  const void* at = nullptr;
-  bool is_double = false;
-
-  FUSEDREG_HD explicit operator bool() const { return at != nullptr; }
-  FUSEDREG_HD double read() const {
-    return is_double ? *static_cast<const double*>(at) : static_cast<double>(*static_cast<const float*>(at));
-  }
+// Chunks that one kernel takes: of one dtype, set of states and alignment. A chunk is two numbers: a row, and its first
+// element there.
+struct Chunks {
+  const std::int64_t* first;
+  std::int64_t count;
+  bool aligned;  // every address to 16 bytes
 };
 
-// A group's scalar that is a tensor on the device, such as a learning rate that a CUDA graph must see change. What a
-// clock is moved by (SGD's momentum) cannot be one.
-struct GroupOverride {
-  DeviceScalar value;
-  std::int32_t slot = 0;
-  std::int32_t field = 0;  // the index of the double in Group
-};
-
-// Parameters of the same group and at the same step share a slot.
-struct Slot {
-  Group group;
-  double clock = 0;  // where the host keeps it
-};
-
-// Kernel parameters of any GPU hold 4 KiB. Where there are more slots, a step takes more than one launch.
-constexpr int kMaxSlots = 24;
-constexpr int kMaxOverrides = 16;
-
-struct StepArgs {
-  Slot slots[kMaxSlots];
-  GroupOverride overrides[kMaxOverrides];
-  std::int32_t override_count = 0;
-  double inv_grad_scale = 1;
-  DeviceScalar grad_scale;  // in place of inv_grad_scale, where it is given
-  DeviceScalar found_inf;
+struct Scalars {
+  const std::int64_t* table;
+  int fields;  // of a group
 };
 
 struct SquaresArgs {
-  StepArgs step;
-  const Tensor* tensors = nullptr;
-  const Chunk* chunks = nullptr;
-  std::int32_t chunk_count = 0;
-  double* partial_sums = nullptr;  // gridDim.x of them
+  Rows rows;
+  Chunks chunks;
+  const std::int64_t* sets;
+  Scalars scalars;
+  int clip_value;        // its place among a group's fields
+  double* partial_sums;  // one for each block
+};
+
+struct PrepareArgs {
+  const std::int64_t* sets;
+  std::int64_t set_count;
+  Scalars scalars;
+  void* prepared;  // a Prepared<Rule> for each set
+  // max_grad_norm: partial sums of the norm's square, and where the norm goes. Null where nothing is clipped.
+  const double* squares;
+  std::int64_t square_count;
+  double* norm;
 };
 
 struct UpdateArgs {
-  StepArgs step;
-  const Tensor* tensors = nullptr;
-  const Chunk* chunks = nullptr;
-  std::int32_t chunk_count = 0;
-  std::int32_t first_tensor = 0;
-  std::int32_t tensor_count = 0;
-  // max_grad_norm: what the norm pass left, and where the norm goes. Null where nothing is clipped.
-  const double* partial_sums = nullptr;
-  std::int32_t partial_sum_count = 0;
-  double max_grad_norm = 0;
-  DeviceScalar max_grad_norm_on_device;
-  double* norm = nullptr;
-  // Counts the blocks that are done; the last one moves the clocks on. Null where the host keeps them all.
-  unsigned* blocks_done = nullptr;
+  Rows rows;
+  Chunks chunks;
+  const void* prepared;
 };
-
-static_assert(sizeof(UpdateArgs) <= 4096 && sizeof(SquaresArgs) <= 4096);
-
-// Launched on the current device. Both return a cudaError_t.
-int launch_sum_of_squares(DType dtype, const SquaresArgs& args, int blocks, void* stream);
-int launch_update(int rule, DType dtype, const UpdateArgs& args, void* stream);
-const char* error_string(int error);
 
 }  // namespace fusedreg::cuda

@@ -1,30 +1,127 @@
-// What Python sees of the CUDA driver.
-#include "plan.h"
+// What Python sees of the CUDA kernels: their launches, with addresses as numbers. fusedreg/backends/device_plan.py
+// makes the tables, and holds the memory. It knows nothing of torch, so that it builds in seconds.
+#include <algorithm>
+
+#include "../plan/describe.h"
+#include "kernels.h"
 
 namespace py = pybind11;
 
+namespace fusedreg::cuda {
+
+namespace {
+
+const std::vector<const Rule*>& rules() {
+#define FUSEDREG_RULE(header, Struct) &rule_##header(),
+  static const std::vector<const Rule*> all = {FUSEDREG_RULES(FUSEDREG_RULE)};
+#undef FUSEDREG_RULE
+  return all;
+}
+
+using Address = std::uintptr_t;
+
+template <class T>
+T* at(Address address) {
+  return reinterpret_cast<T*>(address);
+}
+
+using Numbers = const std::int64_t;
+
+void check(int error) {
+  if (error != 0) throw std::runtime_error(std::string("fusedreg: a CUDA launch failed: ") + error_string(error));
+}
+
+Scalars scalars_of(const RuleInfo& rule, Address scalars) {
+  return {at<Numbers>(scalars), static_cast<int>(rule.fields.size())};
+}
+
+void squares(const std::string& rule, int dtype, bool aligned, Address rows, std::int64_t row_count, Address chunks,
+             std::int64_t chunk_count, Address sets, Address scalars, Address partial_sums, int blocks,
+             Address stream) {
+  const RuleInfo& info = find_rule(rules(), rule).info;
+  SquaresArgs args;
+  args.rows = {at<Numbers>(rows), row_count};
+  args.chunks = {at<Numbers>(chunks), chunk_count, aligned};
+  args.sets = at<Numbers>(sets);
+  args.scalars = scalars_of(info, scalars);
+  const auto clip_value = std::find(info.fields.begin(), info.fields.end(), "clip_value");
+  args.clip_value = static_cast<int>(clip_value - info.fields.begin());
+  args.partial_sums = at<double>(partial_sums);
+  check(launch_squares(static_cast<DType>(dtype), args, blocks, at<void>(stream)));
+}
+
+void prepare(const std::string& rule, Address sets, std::int64_t set_count, Address scalars, Address constants,
+             Address squares, std::int64_t square_count, Address norm, Address stream) {
+  const Rule& kernels = find_rule(rules(), rule);
+  PrepareArgs args;
+  args.sets = at<Numbers>(sets);
+  args.set_count = set_count;
+  args.scalars = scalars_of(kernels.info, scalars);
+  args.prepared = at<void>(constants);
+  args.squares = at<const double>(squares);
+  args.square_count = square_count;
+  args.norm = at<double>(norm);
+  check(kernels.prepare(args, at<void>(stream)));
+}
+
+void update(const std::string& rule, int dtype, StateMask states, bool aligned, Address rows, std::int64_t row_count,
+            Address chunks, std::int64_t chunk_count, Address constants, Address stream) {
+  const Rule& kernels = find_rule(rules(), rule);
+  const std::vector<StateMask>& variants = kernels.info.variants;
+  if (std::find(variants.begin(), variants.end(), states) == variants.end()) {
+    throw std::invalid_argument("the rule '" + rule + "' has no kernel for these states together");
+  }
+  UpdateArgs args;
+  args.rows = {at<Numbers>(rows), row_count};
+  args.chunks = {at<Numbers>(chunks), chunk_count, aligned};
+  args.prepared = at<const void>(constants);
+  check(kernels.update(static_cast<DType>(dtype), states, args, at<void>(stream)));
+}
+
+py::dict numbers(std::initializer_list<std::pair<const char*, std::int64_t>> pairs) {
+  py::dict dict;
+  for (const auto& [name, number] : pairs) dict[name] = number;
+  return dict;
+}
+
+}  // namespace
+
+}  // namespace fusedreg::cuda
+
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
-  namespace cuda = fusedreg::cuda;
+  using namespace fusedreg;
+  using namespace fusedreg::cuda;
   module.doc() = "fusedreg's CUDA kernels. Use the optimizers in fusedreg; this is their CUDA backend.";
 
-  py::class_<cuda::Step>(module, "Step")
-      .def(py::init<>())
-      .def_readwrite("stream", &cuda::Step::stream)
-      .def_readwrite("capturing", &cuda::Step::capturing)
-      .def_readwrite("inv_grad_scale", &cuda::Step::inv_grad_scale)
-      .def_readwrite("grad_scale", &cuda::Step::grad_scale)
-      .def_readwrite("found_inf", &cuda::Step::found_inf);
+  module.def("squares", &squares);
+  module.def("prepare", &prepare);
+  module.def("update", &update);
+  module.def("constants_width", [](const std::string& rule) {  // float64 numbers
+    return find_rule(rules(), rule).prepared_size / static_cast<int>(sizeof(double));
+  });
 
-  py::class_<cuda::Plan>(module, "Plan")
-      .def(py::init<const std::string&, const py::list&, const std::vector<int>&, const py::list&, const py::list&,
-                    const py::dict&, bool>(),
-           py::arg("rule"), py::arg("params"), py::arg("groups"), py::arg("states"), py::arg("clocks"),
-           py::arg("optimizer_state"), py::arg("host_clocks"))
-      .def("set_groups", &cuda::Plan::set_groups)
-      .def("refresh", &cuda::Plan::refresh)
-      .def("sum_of_squares", &cuda::Plan::sum_of_squares)
-      .def("update", &cuda::Plan::update);
+  module.def("rules", [] { return describe(rules()); });
 
-  module.def("scalar_names",
-             [](const std::string& rule) { return fusedreg::scalar_names(fusedreg::rule_index(rule)); });
+  // As `squares` and `update` take them.
+  module.attr("DTYPES") = numbers({{"float32", static_cast<int>(DType::kFloat32)},
+                                   {"float64", static_cast<int>(DType::kFloat64)},
+                                   {"bfloat16", static_cast<int>(DType::kBFloat16)},
+                                   {"float16", static_cast<int>(DType::kFloat16)}});
+
+  // The format of the tables, by its names in fusedreg/backends: a test compares.
+  module.attr("FORMAT") = numbers({{"VALUE", kValue},
+                                   {"FLOAT32_AT", kFloat32At},
+                                   {"FLOAT64_AT", kFloat64At},
+                                   {"W", kW},
+                                   {"G", kG},
+                                   {"STATE", kState},
+                                   {"NUMEL", kNumel},
+                                   {"SET", kSet},
+                                   {"ROW_COLUMNS", kRowColumns},
+                                   {"SET_WIDTH", kSetWidth},
+                                   {"GRAD_SCALE", kGradScale},
+                                   {"FOUND_INF", kFoundInf},
+                                   {"MAX_GRAD_NORM", kMaxGradNorm},
+                                   {"STEP_SCALARS", kStepScalars},
+                                   {"CHUNK", kChunkElements}});
 }

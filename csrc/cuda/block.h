@@ -1,17 +1,13 @@
-// What a block does, thread by thread: everything of a kernel but its barriers and its reductions. Plain functions, so
-// that a test can run them on the host for every thread of every block.
+// What a block of threads does: all of a kernel. `Block` is where it runs: a device's block (device.h), or one that a
+// test emulates on the CPU. It has an `index` among the `count` blocks of the launch, and
+//   each_thread(visitor)   calls visitor(thread) for each of its kThreads threads, and returns when all are done.
 #pragma once
 
+#include "../maths/storage.h"
+#include "../maths/update.h"
 #include "args.h"
 
 namespace fusedreg::cuda {
-
-// 16 bytes of elements: one load or store instruction.
-template <class T>
-struct alignas(16) Pack {
-  static constexpr int kSize = 16 / sizeof(T);
-  T element[kSize];
-};
 
 // Tells the compiler what it cannot know of a pointer out of a table: without it, loads and stores are generic ones.
 template <class T>
@@ -22,118 +18,277 @@ FUSEDREG_HD T* global(T* pointer) {
   return pointer;
 }
 
-// Calls pack(first element) and single(element) for this thread's share of `count` elements: neighbouring threads take
-// neighbouring packs. Where the memory is not aligned, and for the tail, element by element.
-template <int kPack, class PackVisitor, class SingleVisitor>
-FUSEDREG_HD void share_out(int count, bool aligned, int thread, int threads, PackVisitor&& pack,
-                           SingleVisitor&& single) {
-  const int packed = aligned ? count / kPack * kPack : 0;
-  for (int i = thread * kPack; i < packed; i += threads * kPack) pack(i);
-  for (int i = packed + thread; i < count; i += threads) single(i);
+template <class T>
+FUSEDREG_HD T* address(std::int64_t number) {
+  return global(reinterpret_cast<T*>(number));
 }
 
-// The scalars of a slot, with those that only the device knows. On the device, `group` is shared memory: a local one,
-// indexed like this, would live on the stack.
-FUSEDREG_HD void resolve_group(const StepArgs& step, int slot, Group& group) {
-  group = step.slots[slot].group;
-  for (int i = 0; i < step.override_count; ++i) {
-    const GroupOverride& override = step.overrides[i];
-    if (override.slot == slot) reinterpret_cast<double*>(&group)[override.field] = override.value.read();
+// -- the tables
+
+FUSEDREG_HD double read_scalar(const std::int64_t* scalar) {
+  const std::int64_t kind = scalar[0], value = scalar[1];
+  if (kind == kValue) return bit_cast<double>(value);
+  return kind == kFloat64At ? *address<const double>(value) : static_cast<double>(*address<const float>(value));
+}
+
+FUSEDREG_HD void write_scalar(const std::int64_t* scalar, double to) {
+  const std::int64_t kind = scalar[0], value = scalar[1];
+  if (kind == kFloat32At) *address<float>(value) = static_cast<float>(to);
+  if (kind == kFloat64At) *address<double>(value) = to;
+}
+
+FUSEDREG_HD double read_scalar(const Scalars& scalars, std::int64_t group, int field) {
+  return read_scalar(scalars.table + kScalarWidth * (kStepScalars + group * scalars.fields + field));
+}
+
+FUSEDREG_HD double read_scalar(const Scalars& scalars, StepScalar scalar) {
+  return read_scalar(scalars.table + kScalarWidth * scalar);
+}
+
+FUSEDREG_HD std::int64_t group_of(const std::int64_t* set) { return set[0]; }
+FUSEDREG_HD const std::int64_t* scalar_state(const std::int64_t* set, int i) { return set + 1 + kScalarWidth * i; }
+
+// A chunk, with the row that it is of.
+struct Share {
+  Rows rows;
+  std::int64_t row, begin;
+  int count;
+
+  FUSEDREG_HD Share(const Rows& all, const Chunks& chunks, std::int64_t chunk) : rows(all) {
+    row = chunks.first[2 * chunk];
+    begin = chunks.first[2 * chunk + 1];
+    const std::int64_t rest = column(kNumel) - begin;
+    count = static_cast<int>(rest < kChunkElements ? rest : kChunkElements);
+  }
+
+  FUSEDREG_HD std::int64_t column(int i) const { return rows.columns[i * rows.count + row]; }
+  FUSEDREG_HD std::int64_t set() const { return column(kSet); }
+
+  template <class T>
+  FUSEDREG_HD T* stream(int i) const {
+    return address<T>(column(i)) + begin;
+  }
+};
+
+// -- elements in a chunk
+
+// 16 bytes of elements: one load or store instruction.
+template <class T>
+struct alignas(16) Pack {
+  static constexpr int kSize = 16 / sizeof(T);
+  T element[kSize];
+
+  FUSEDREG_HD static Pack load(const T* at) { return *reinterpret_cast<const Pack*>(at); }
+  FUSEDREG_HD void store(T* at) const { *reinterpret_cast<Pack*>(at) = *this; }
+};
+
+// Calls pack(first element) and single(element) for a thread's share of `count` elements: neighbouring threads take
+// neighbouring packs. Where the memory is not aligned, and for the tail, element by element.
+template <int kPack, int kUnroll, class PackVisitor, class SingleVisitor>
+FUSEDREG_HD void share_out(int count, bool aligned, int thread, PackVisitor&& pack, SingleVisitor&& single) {
+  const int packed = aligned ? count / kPack * kPack : 0;
+#pragma unroll kUnroll
+  for (int i = thread * kPack; i < packed; i += kThreads * kPack) pack(i);
+#pragma unroll 1
+  for (int i = packed + thread; i < count; i += kThreads) single(i);
+}
+
+// The sum of a number that each thread has left, in a fixed order: a tree.
+template <class Block>
+FUSEDREG_HD void sum_up(const Block& block, double (&of_thread)[kThreads]) {
+#pragma unroll 1
+  for (int half = kThreads / 2; half > 0; half /= 2) {
+    block.each_thread([&](int thread) {
+      if (thread < half) of_thread[thread] += of_thread[thread + half];
+    });
   }
 }
 
-FUSEDREG_HD double inv_grad_scale(const StepArgs& step) {
-  return step.grad_scale ? 1 / step.grad_scale.read() : step.inv_grad_scale;
+// -- the norm
+
+struct SquaresShared {
+  double sums[kThreads];
+};
+
+// Adds up the squares of every gradient's elements after stages 1 and 2, a partial sum for each block.
+template <class T, class Block>
+FUSEDREG_HD void squares_block(const Block& block, const SquaresArgs& args, SquaresShared& shared) {
+  using A = ArithmeticOf<T>;
+  block.each_thread([&](int thread) {
+    const A inv_grad_scale = static_cast<A>(1 / read_scalar(args.scalars, kGradScale));
+    double sum = 0;
+#pragma unroll 1
+    for (std::int64_t i = block.index; i < args.chunks.count; i += block.count) {
+      const Share share(args.rows, args.chunks, i);
+      const std::int64_t group = group_of(args.sets + kSetWidth * share.set());
+      const A clip_value = static_cast<A>(read_scalar(args.scalars, group, args.clip_value));
+      const T* const g = share.stream<const T>(kG);
+      const auto add = [&](const T& gradient) {
+        const double value = clip_gradient_value(static_cast<A>(load(gradient)), inv_grad_scale, clip_value);
+        sum += value * value;
+      };
+      const auto add_pack = [&](int first) {
+        const Pack<T> pack = Pack<T>::load(g + first);
+#pragma unroll
+        for (int k = 0; k < Pack<T>::kSize; ++k) add(pack.element[k]);
+      };
+      // Four loads on their way: one at a time does not keep the memory busy.
+      share_out<Pack<T>::kSize, 4>(share.count, args.chunks.aligned, thread, add_pack, [&](int k) { add(g[k]); });
+    }
+    shared.sums[thread] = sum;
+  });
+  sum_up(block, shared.sums);
+  block.each_thread([&](int thread) {
+    if (thread == 0) args.partial_sums[block.index] = shared.sums[0];
+  });
 }
 
-// Any nonzero value skips, NaN included: it is a sum over devices.
-FUSEDREG_HD bool skips(const StepArgs& step) { return step.found_inf && !(step.found_inf.read() == 0); }
+// -- the constants of a scalar set
 
-FUSEDREG_HD double read_clock(const StepArgs& step, const Tensor& tensor) {
-  if (tensor.clock == nullptr) return step.slots[tensor.slot].clock;
-  return DeviceScalar{tensor.clock, tensor.clock_is_double}.read();
-}
+// What the update is given for a scalar set.
+template <class Rule>
+struct Prepared {
+  StepConstants<Rule, float> in_float;
+  StepConstants<Rule, double> in_double;
+  Group<Rule> group;
+  double skips;  // found_inf: nothing moves
+};
 
-FUSEDREG_HD double clip_coefficient(const UpdateArgs& args, double norm) {
-  const double limit = args.max_grad_norm_on_device ? args.max_grad_norm_on_device.read() : args.max_grad_norm;
-  if (limit == INFINITY) return 1;  // measures, also what is not finite
-  const double coefficient = limit / (norm + 1e-6);
+template <class Rule>
+struct PrepareShared {
+  double sums[kThreads];
+  double fields[sizeof(Group<Rule>) / sizeof(double)];
+  double step[kStepScalars];
+  double scalar_states[kMaxScalarStates];
+};
+
+FUSEDREG_HD double clip_coefficient(double max_grad_norm, double norm) {
+  if (max_grad_norm == INFINITY) return 1;  // measures, also what is not finite
+  const double coefficient = max_grad_norm / (norm + 1e-6);
   return coefficient > 1 ? 1 : coefficient;  // a NaN stays
 }
 
-template <class RuleHost>
-FUSEDREG_HD void move_clock(const StepArgs& step, const Tensor& tensor) {
-  if (tensor.clock == nullptr) return;
-  const double next = RuleHost::next_clock(step.slots[tensor.slot].group, read_clock(step, tensor));
-  if (tensor.clock_is_double) {
-    *static_cast<double*>(tensor.clock) = next;
+// Makes the constants of one scalar set, a block for each, and moves on its scalar states that are on the device.
+template <class Rule, class Block>
+FUSEDREG_HD void prepare_block(const Block& block, const PrepareArgs& args, PrepareShared<Rule>& shared) {
+  const std::int64_t* const set = args.sets + kSetWidth * block.index;
+  auto& prepared = static_cast<Prepared<Rule>*>(args.prepared)[block.index];
+  constexpr int kScalarStates = kScalarStatesOf<Rule>;
+
+  // Each by a thread of its own, all on their way at once.
+  block.each_thread([&](int thread) {
+    double sum = 0;
+    for (std::int64_t i = thread; i < args.square_count; i += kThreads) sum += args.squares[i];
+    shared.sums[thread] = sum;
+    const int field = thread, step = thread - args.scalars.fields, state = step - kStepScalars;
+    if (field < args.scalars.fields) {
+      shared.fields[field] = read_scalar(args.scalars, group_of(set), field);
+    } else if (step < kStepScalars) {
+      shared.step[step] = read_scalar(args.scalars, static_cast<StepScalar>(step));
+    } else if (state < kScalarStates) {
+      shared.scalar_states[state] = read_scalar(scalar_state(set, state));
+    }
+  });
+  if (args.squares != nullptr) sum_up(block, shared.sums);
+
+  // Any nonzero value skips, NaN included: it is a sum over devices.
+  const bool skips = !(shared.step[kFoundInf] == 0);
+  const double inv_grad_scale = 1 / shared.step[kGradScale];
+  // By threads of different warps: each is long, and alone.
+  block.each_thread([&](int thread) {
+    if (thread % 32 != 0 || thread > 64) return;
+    const Group<Rule> group = make_group<Rule>(shared.fields);
+    const double norm = args.squares != nullptr ? sqrt(shared.sums[0]) : 0;
+    const double clip_coef = args.squares != nullptr ? clip_coefficient(shared.step[kMaxGradNorm], norm) : 1;
+    if (thread == 0) {
+      fill_constants(prepared.in_float, group, shared.scalar_states, inv_grad_scale, clip_coef);
+    } else if (thread == 32) {
+      fill_constants(prepared.in_double, group, shared.scalar_states, inv_grad_scale, clip_coef);
+    } else {
+      prepared.group = group;
+      prepared.skips = skips;
+      if (skips) return;
+      if (args.squares != nullptr && block.index == 0) *args.norm = norm;
+      double scalar_states[kMaxScalarStates] = {};
+      for (int i = 0; i < kScalarStates; ++i) scalar_states[i] = shared.scalar_states[i];
+      Rule::next(group.rule, scalar_states);
+      for (int i = 0; i < kScalarStates; ++i) write_scalar(scalar_state(set, i), scalar_states[i]);
+    }
+  });
+}
+
+// -- the update
+
+template <class U, class T, std::size_t... kI, class... State>
+FUSEDREG_HD void update_element(T& w, const T& g, const StepConstants<typename U::Rule, ArithmeticOf<T>>& c,
+                                std::index_sequence<kI...>, State&... state) {
+  using A = ArithmeticOf<T>;
+  A weight = load(w);
+  A values[kMaxStates] = {};
+  ((values[kI] = load(state)), ...);
+  U::apply(weight, static_cast<A>(load(g)), values, c);
+  store(w, weight);
+  (store(state, values[kI]), ...);
+}
+
+// Stages 1 to 6 for a thread's share of a chunk.
+template <class U, class T, std::size_t... kI>
+FUSEDREG_HD void update_share(const Share& share, bool aligned,
+                              const StepConstants<typename U::Rule, ArithmeticOf<T>>& c, int thread,
+                              std::index_sequence<kI...> states) {
+  T* const w = share.stream<T>(kW);
+  const T* const g = share.stream<const T>(kG);
+  [[maybe_unused]] T* state[kMaxStates] = {};
+  ((state[kI] = share.stream<T>(kState + kI)), ...);
+
+  const auto update_pack = [&](int first) {
+    Pack<T> w_pack = Pack<T>::load(w + first);
+    const Pack<T> g_pack = Pack<T>::load(g + first);
+    [[maybe_unused]] Pack<T> packs[kMaxStates];
+    ((packs[kI] = Pack<T>::load(state[kI] + first)), ...);
+#pragma unroll
+    for (int i = 0; i < Pack<T>::kSize; ++i) {
+      update_element<U>(w_pack.element[i], g_pack.element[i], c, states, packs[kI].element[i]...);
+    }
+    w_pack.store(w + first);
+    (packs[kI].store(state[kI] + first), ...);
+  };
+  share_out<Pack<T>::kSize, 1>(share.count, aligned, thread, update_pack,
+                               [&](int i) { update_element<U>(w[i], g[i], c, states, state[kI][i]...); });
+}
+
+// The constants in the arithmetic of parameters of type T.
+template <class T, class Rule>
+FUSEDREG_HD const auto& constants_for(const Prepared<Rule>& prepared) {
+  if constexpr (sizeof(ArithmeticOf<T>) == sizeof(double)) {
+    return prepared.in_double;
   } else {
-    *static_cast<float*>(tensor.clock) = static_cast<float>(next);
+    return prepared.in_float;
   }
 }
 
-// Stages 1 to 6 for this thread's share of a chunk.
-template <class U, class T>
-FUSEDREG_HD void update_share(const Tensor& tensor, const Chunk& chunk, const Hyper<ArithmeticOf<T>>& h, int thread,
-                              int threads) {
-  using A = ArithmeticOf<T>;
-  constexpr int kStates = U::Rule::kStates;
-  T* const w = global(static_cast<T*>(tensor.pointers.w)) + chunk.begin;
-  const T* const g = global(static_cast<const T*>(tensor.pointers.g)) + chunk.begin;
-  T* state[kMaxStates];
-#pragma unroll
-  for (int s = 0; s < kStates; ++s) state[s] = global(static_cast<T*>(tensor.pointers.state[s])) + chunk.begin;
+template <class Rule, class A>
+struct UpdateShared {
+  StepConstants<Rule, A> constants;
+};
 
-  const auto update_element = [&h](T& weight, const T& gradient, T* const(&its_state)[kMaxStates], int i) {
-    A w_now = load(weight);
-    A state_now[kMaxStates] = {};
-#pragma unroll
-    for (int s = 0; s < kStates; ++s) state_now[s] = load(its_state[s][i]);
-    U::apply(w_now, static_cast<A>(load(gradient)), state_now, h);
-    store(weight, w_now);
-#pragma unroll
-    for (int s = 0; s < kStates; ++s) store(its_state[s][i], state_now[s]);
-  };
-
-  const auto update_pack = [&](int first) {
-    Pack<T> w_pack = *reinterpret_cast<const Pack<T>*>(w + first);
-    const Pack<T> g_pack = *reinterpret_cast<const Pack<T>*>(g + first);
-    Pack<T> packs[kMaxStates];
-    T* in_packs[kMaxStates];
-#pragma unroll
-    for (int s = 0; s < kStates; ++s) {
-      packs[s] = *reinterpret_cast<const Pack<T>*>(state[s] + first);
-      in_packs[s] = packs[s].element;
-    }
-#pragma unroll
-    for (int i = 0; i < Pack<T>::kSize; ++i) update_element(w_pack.element[i], g_pack.element[i], in_packs, i);
-    *reinterpret_cast<Pack<T>*>(w + first) = w_pack;
-#pragma unroll
-    for (int s = 0; s < kStates; ++s) *reinterpret_cast<Pack<T>*>(state[s] + first) = packs[s];
-  };
-
-  share_out<Pack<T>::kSize>(static_cast<int>(chunk.count), tensor.aligned, thread, threads, update_pack,
-                            [&](int i) { update_element(w[i], g[i], state, i); });
-}
-
-// The sum of squares of this thread's share of a chunk's gradient, after stages 1 and 2.
-template <class T>
-FUSEDREG_HD double squares_of_share(const Tensor& tensor, const Chunk& chunk, const Hyper<ArithmeticOf<T>>& h,
-                                    int thread, int threads) {
-  const T* const g = global(static_cast<const T*>(tensor.pointers.g)) + chunk.begin;
-  double sum = 0;
-  const auto add = [&](const T& gradient) {
-    const double value = clip_gradient_value(static_cast<ArithmeticOf<T>>(load(gradient)), h);
-    sum += value * value;
-  };
-  const auto add_pack = [&](int first) {
-    const Pack<T> pack = *reinterpret_cast<const Pack<T>*>(g + first);
-#pragma unroll
-    for (int i = 0; i < Pack<T>::kSize; ++i) add(pack.element[i]);
-  };
-  share_out<Pack<T>::kSize>(static_cast<int>(chunk.count), tensor.aligned, thread, threads, add_pack,
-                            [&](int i) { add(g[i]); });
-  return sum;
+// Updates one chunk, a block for each.
+template <class Rule, StateMask kMask, class T, class Block>
+FUSEDREG_HD void update_block(const Block& block, const UpdateArgs& args, UpdateShared<Rule, ArithmeticOf<T>>& shared) {
+  const Share share(args.rows, args.chunks, block.index);
+  const auto& prepared = static_cast<const Prepared<Rule>*>(args.prepared)[share.set()];
+  if (prepared.skips != 0) return;
+  block.each_thread([&](int thread) {
+    if (thread == 0) shared.constants = constants_for<T>(prepared);
+  });
+  block.each_thread([&](int thread) {
+    visit_update(prepared.group, kMask, [&](auto update) {
+      using U = decltype(update);
+      if constexpr (U::kStates == kMask) {
+        update_share<U, T>(share, args.chunks.aligned, shared.constants, thread, states_in<kMask>());
+      }
+    });
+  });
 }
 
 }  // namespace fusedreg::cuda

@@ -4,56 +4,12 @@
 #include <c10/core/GradMode.h>
 #include <c10/core/InferenceMode.h>
 
+#include <algorithm>
 #include <stdexcept>
 
 namespace fusedreg {
 
-int rule_index(const std::string& name) {
-  for (int i = 0; i < Rules::kSize; ++i) {
-    bool found = false;
-    Rules::visit(i, [&](auto host) { found = name == decltype(host)::kName; });
-    if (found) return i;
-  }
-  throw std::invalid_argument("no such rule: " + name);
-}
-
-std::vector<std::string> state_names(int rule) {
-  std::vector<std::string> names;
-  Rules::visit(rule, [&](auto host) {
-    for (const char* name : decltype(host)::kStateNames) names.emplace_back(name);
-  });
-  return names;
-}
-
-#define FUSEDREG_NAME(name) #name,
-constexpr const char* kCommonScalarNames[] = {FUSEDREG_COMMON_SCALARS(FUSEDREG_NAME)};
-#undef FUSEDREG_NAME
-
-std::vector<std::string> scalar_names(int rule) {
-  std::vector<std::string> names(std::begin(kCommonScalarNames), std::end(kCommonScalarNames));
-  Rules::visit(rule, [&](auto host) {
-    for (const char* name : decltype(host)::kScalarNames) names.emplace_back(name);
-  });
-  return names;
-}
-
-int group_field(const std::string& scalar) {
-  int index = 0;
-#define FUSEDREG_FIND(name)          \
-  if (scalar == #name) return index; \
-  ++index;
-  FUSEDREG_ALL_SCALARS(FUSEDREG_FIND)
-#undef FUSEDREG_FIND
-  throw std::invalid_argument("no such scalar: " + scalar);
-}
-
 namespace {
-
-Group make_group(const std::vector<std::string>& names, const std::vector<double>& values) {
-  Group group;
-  for (std::size_t i = 0; i < names.size(); ++i) reinterpret_cast<double*>(&group)[group_field(names[i])] = values[i];
-  return group;
-}
 
 bool is_supported(at::ScalarType type) {
   return type == at::kFloat || type == at::kDouble || type == at::kBFloat16 || type == at::kHalf ||
@@ -115,69 +71,78 @@ bool holds(PyObject* dict, const Items& items) {
 
 Parameters::~Parameters() = default;
 
-Parameters::Parameters(const std::string& rule, const py::list& params, const std::vector<int>& groups,
-                       const py::list& states, const py::list& clocks, const py::dict& optimizer_state)
-    : rule_(rule_index(rule)),
-      scalar_names_(scalar_names(rule_)),
-      optimizer_state_(optimizer_state.ptr()),
-      optimizer_state_items_(items_of<Items>(optimizer_state)) {
-  const std::vector<std::string> names = state_names(rule_);
-  entries_.reserve(params.size());
-  for (std::size_t i = 0; i < params.size(); ++i) {
+Parameters::Parameters(const RuleInfo& rule, const Columns& columns)
+    : rule_(rule),
+      scalar_state_count_(rule.scalar_states.size()),
+      place_of_field_(rule.fields.size(), -1),
+      given_fields_(columns.field_names.size()),
+      optimizer_state_(columns.optimizer_state.ptr()),
+      optimizer_state_items_(items_of<Items>(columns.optimizer_state)) {
+  const std::vector<std::string>& field_names = columns.field_names;
+  for (std::size_t i = 0; i < field_names.size(); ++i) {
+    const auto found = std::find(rule.fields.begin(), rule.fields.end(), field_names[i]);
+    if (found == rule.fields.end()) {
+      throw std::invalid_argument("the kernel of the rule '" + rule.name + "' has no field '" + field_names[i] + "'");
+    }
+    place_of_field_[found - rule.fields.begin()] = static_cast<int>(i);
+  }
+  entries_.reserve(columns.params.size());
+  for (std::size_t i = 0; i < columns.params.size(); ++i) {
     Entry& entry = entries_.emplace_back();
-    entry.param_object = params[i].ptr();
+    entry.param_object = columns.params[i].ptr();
     if (!THPVariable_Check(entry.param_object)) throw std::invalid_argument("a parameter is not a tensor");
     const at::Tensor& param = entry.param();
     if (!is_supported(param.scalar_type())) {
       throw std::invalid_argument("a plan takes floating point and complex tensors");
     }
-    entry.group = groups.at(i);
+    entry.group = columns.groups.at(i);
     entry.dtype = dtype_of(param);
-    entry.active = !states[i].is_none();
-    entry.states = 0;
+    entry.active = !columns.state_dicts[i].is_none();
     if (!entry.active) continue;
     entry.data.w = param.data_ptr();
     entry.sizes = param.sizes().vec();
     entry.strides = param.strides().vec();
     entry.is_dense = param.is_non_overlapping_and_dense() && is_plain(param);
-    const py::dict state = states[i];
-    entry.state_dict = state.ptr();
-    entry.state_items = items_of<Items>(state);
-    for (const std::string& name : names) {
-      // An older torch's SGD without momentum left None there.
-      if (!state.contains(name) || !THPVariable_Check(py::object(state[name.c_str()]).ptr())) break;
-      entry.state[entry.states] = state[name.c_str()].cast<at::Tensor>();
-      entry.data.state[entry.states] = entry.state[entry.states].data_ptr();
-      ++entry.states;
+    const py::dict state_dict = columns.state_dicts[i];
+    entry.state_dict = state_dict.ptr();
+    entry.state_items = items_of<Items>(state_dict);
+    const py::tuple its_states = columns.states[i], its_scalars = columns.scalar_states[i];
+    if (its_states.size() != rule.states.size() || its_scalars.size() != rule.scalar_states.size()) {
+      throw std::invalid_argument("a parameter comes with another number of states than its rule has");
     }
-    if (!clocks[i].is_none()) entry.clock.tensor = clocks[i].cast<at::Tensor>();
+    for (std::size_t k = 0; k < its_states.size(); ++k) {
+      if (its_states[k].is_none()) continue;
+      entry.state[k] = its_states[k].cast<at::Tensor>();
+      entry.data.state[k] = entry.state[k].data_ptr();
+      entry.needed |= StateMask{1} << k;
+    }
+    if (std::find(rule.variants.begin(), rule.variants.end(), entry.needed) == rule.variants.end()) {
+      throw std::invalid_argument("the rule '" + rule.name + "' has no kernel for these states together");
+    }
+    for (std::size_t k = 0; k < its_scalars.size(); ++k) {
+      if (!its_scalars[k].is_none()) entry.scalar_states[k].tensor = its_scalars[k].cast<at::Tensor>();
+    }
   }
 }
 
-bool Parameters::take_groups(const std::vector<std::vector<double>>& groups) {
+void Parameters::take_groups(const std::vector<std::vector<double>>& groups) {
   groups_.clear();
   for (const std::vector<double>& values : groups) {
-    if (values.size() != scalar_names_.size()) throw std::invalid_argument("a group has another number of scalars");
-    groups_.push_back(make_group(scalar_names_, values));
+    if (values.size() != given_fields_) throw std::invalid_argument("a group has another number of fields");
+    std::vector<double>& fields = groups_.emplace_back(rule_.defaults);
+    for (std::size_t i = 0; i < fields.size(); ++i) {
+      if (place_of_field_[i] >= 0) fields[i] = values[place_of_field_[i]];
+    }
   }
-  for (Entry& entry : entries_) {
-    if (!entry.active) continue;
-    int needed = 0;
-    Rules::visit(rule_, [&](auto host) { needed = decltype(host)::state_count(groups_.at(entry.group)); });
-    // Whether a rule keeps a clock changes with its state, and Python makes both.
-    if (entry.states < needed || (entry.used >= 0 && entry.used != needed)) return false;
-    entry.used = needed;
-  }
-  return true;
 }
 
-double Parameters::Clock::read() const {
+double Parameters::ScalarState::read() const {
   if (!tensor.defined()) return 0;
   const void* at = tensor.const_data_ptr();
   return tensor.scalar_type() == at::kDouble ? *static_cast<const double*>(at) : *static_cast<const float*>(at);
 }
 
-void Parameters::Clock::write(double value) const {
+void Parameters::ScalarState::write(double value) const {
   if (!tensor.defined()) return;
   void* at = tensor.data_ptr();
   if (tensor.scalar_type() == at::kDouble) {
@@ -185,6 +150,14 @@ void Parameters::Clock::write(double value) const {
   } else {
     *static_cast<float*>(at) = static_cast<float>(value);
   }
+}
+
+void Parameters::read_scalar_states(const Entry& entry, double* values) const {
+  for (std::size_t k = 0; k < scalar_state_count_; ++k) values[k] = entry.scalar_states[k].read();
+}
+
+void Parameters::write_scalar_states(const Entry& entry, const double* values) const {
+  for (std::size_t k = 0; k < scalar_state_count_; ++k) entry.scalar_states[k].write(values[k]);
 }
 
 void Parameters::prefetch(std::size_t i) const {
@@ -198,8 +171,8 @@ void Parameters::prefetch(std::size_t i) const {
   };
   touch(entry.param().unsafeGetTensorImpl());
   touch(entry.state_dict);
-  for (int k = 0; k < entry.used; ++k) touch(entry.state[k].unsafeGetTensorImpl());
-  if (entry.clock.tensor.defined()) touch(entry.clock.tensor.unsafeGetTensorImpl());
+  for_each_state(entry.needed, [&](std::size_t k) { touch(entry.state[k].unsafeGetTensorImpl()); });
+  for (std::size_t k = 0; k < scalar_state_count_; ++k) touch(entry.scalar_states[k].tensor.unsafeGetTensorImpl());
 }
 
 bool Parameters::refresh_gradients() {
@@ -229,12 +202,14 @@ bool Parameters::bind(Entry& entry, bool may_write_inference) {
   }
   if (!has_same_shape(grad) || grad.device() != param.device() || grad.layout() != at::kStrided) return false;
   bool fast = entry.is_dense && same(grad.strides(), entry.strides) && is_plain(grad);
-  for (int i = 0; i < entry.used; ++i) {
-    const at::Tensor& state = entry.state[i];
-    if (!has_same_shape(state) || state.data_ptr() != entry.data.state[i]) return false;
-    if (state.is_inference() && !may_write_inference) return false;
+  bool fits = true;
+  for_each_state(entry.needed, [&](std::size_t k) {
+    const at::Tensor& state = entry.state[k];
+    fits = fits && has_same_shape(state) && state.data_ptr() == entry.data.state[k] &&
+           (may_write_inference || !state.is_inference());
     fast = fast && same(state.strides(), entry.strides);
-  }
+  });
+  if (!fits) return false;
   if (fast) {
     entry.staged.reset();
     entry.pointers = entry.data;
@@ -255,16 +230,16 @@ void Parameters::stage(Entry& entry, const at::Tensor& grad) {
   entry.staged = std::make_unique<Staged>();
   entry.pointers.w = (entry.staged->param = copy(entry.param())).data_ptr();
   entry.pointers.g = (entry.staged->grad = copy(grad)).const_data_ptr();
-  for (int i = 0; i < entry.used; ++i) {
-    entry.pointers.state[i] = (entry.staged->state[i] = copy(entry.state[i])).data_ptr();
-  }
+  for_each_state(entry.needed, [&](std::size_t k) {
+    entry.pointers.state[k] = (entry.staged->state[k] = copy(entry.state[k])).data_ptr();
+  });
 }
 
 void Parameters::unstage(Entry& entry) {
   const c10::NoGradGuard no_grad;
   // detach(): an in-place copy into a leaf, or into a view of one, is what autograd would forbid.
   entry.param().detach().copy_(entry.staged->param);
-  for (int i = 0; i < entry.used; ++i) entry.state[i].detach().copy_(entry.staged->state[i]);
+  for_each_state(entry.needed, [&](std::size_t k) { entry.state[k].detach().copy_(entry.staged->state[k]); });
   entry.staged.reset();
 }
 
@@ -280,7 +255,7 @@ void Parameters::finish_update() {
     }
     // Raw pointers bypass autograd's check of in-place changes; the version counters keep it honest.
     bump_version(entry.param());
-    for (int k = 0; k < entry.used; ++k) bump_version(entry.state[k]);
+    for_each_state(entry.needed, [&](std::size_t k) { bump_version(entry.state[k]); });
   }
 }
 

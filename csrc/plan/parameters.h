@@ -1,5 +1,5 @@
-// What the plans of all drivers share: the parameters with their gradients and state, and the groups' scalars. Knows
-// torch, and nothing of how a step is carried out.
+// What the plans of all backends share: the parameters with their gradients and state, bound to memory, and the groups'
+// hyperparameters. Knows torch, and nothing of how a step is carried out.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -11,29 +11,31 @@
 #include <utility>
 #include <vector>
 
-#include "../chunks.h"
+#include "../maths/storage.h"
+#include "rule_info.h"
 
 namespace fusedreg {
 
 namespace py = pybind11;
 
-int rule_index(const std::string& name);
-std::vector<std::string> state_names(int rule);
-std::vector<std::string> scalar_names(int rule);
-
-// Group is an array of doubles with names: the place of one of them.
-int group_field(const std::string& scalar);
+// What a plan is made from: one item a parameter, with or without a gradient. `state_dicts[i]` is opt.state[params[i]],
+// or None where the parameter has no gradient. `states[i]` and `scalar_states[i]` are the tensors that the rule needs
+// under the group's options, in the rule's order, with None for those that it does not need.
+// All of these objects, opt.state and its items too, are borrowed: the caller holds them as long as the plan lives. A
+// reference from here is one that Python's garbage collector cannot see, and would keep a cycle for ever.
+struct __attribute__((visibility("hidden"))) Columns {
+  std::vector<std::string> field_names;  // of the numbers that take_groups gets; other fields keep their defaults
+  py::list params;
+  std::vector<int> groups;
+  py::list state_dicts, states, scalar_states;
+  py::dict optimizer_state;
+};
 
 // It holds what does not change from step to step, checks in every step that this still is so, and says when it is not:
 // then Python, which knows how to create state and how to complain, makes a new plan.
 class __attribute__((visibility("hidden"))) Parameters {  // hidden, as pybind11 and all that holds its objects
  public:
-  // One entry a parameter, with or without a gradient; `states[i]` is opt.state[params[i]], or None where the parameter
-  // has no gradient. `clocks[i]` is the 0-dim tensor with the rule's clock, or None where the rule keeps none.
-  // All of these objects, opt.state and its items too, are borrowed: the caller holds them as long as the plan lives. A
-  // reference from here is one that Python's garbage collector cannot see, and would keep a cycle for ever.
-  Parameters(const std::string& rule, const py::list& params, const std::vector<int>& groups, const py::list& states,
-             const py::list& clocks, const py::dict& optimizer_state);
+  Parameters(const RuleInfo& rule, const Columns& columns);
   Parameters(const Parameters&) = delete;
   ~Parameters();
 
@@ -43,8 +45,8 @@ class __attribute__((visibility("hidden"))) Parameters {  // hidden, as pybind11
     at::Tensor param, grad, state[kMaxStates];
   };
 
-  // A 0-dim tensor on the host, as its one number.
-  struct Clock {
+  // A 0-dim tensor on the host, as its one number; 0 where the rule needs none.
+  struct ScalarState {
     at::Tensor tensor;
     double read() const;
     void write(double value) const;
@@ -58,11 +60,10 @@ class __attribute__((visibility("hidden"))) Parameters {  // hidden, as pybind11
     const at::Tensor& param() const { return THPVariable_Unpack(param_object); }
     int group;
     DType dtype;
-    bool active;    // has a gradient
-    int states;     // that opt.state[param] has
-    int used = -1;  // that the group's options need
+    bool active;           // has a gradient
+    StateMask needed = 0;  // which states the rule needs; the others are undefined tensors and null pointers
     at::Tensor state[kMaxStates];
-    Clock clock;
+    ScalarState scalar_states[kMaxScalarStates];
     // What it looked like when the plan was made: another place or layout in memory needs Python's checks again.
     Pointers data;  // but the gradient
     std::vector<std::int64_t> sizes, strides;
@@ -79,8 +80,11 @@ class __attribute__((visibility("hidden"))) Parameters {  // hidden, as pybind11
   // False: something that the plan rests on has changed, nothing was touched.
   bool refresh_gradients();
 
-  // Takes the groups' scalars, in the order of scalar_names(rule). False: another number of state tensors is needed.
-  bool take_groups(const std::vector<std::vector<double>>& groups);
+  // Takes the groups' hyperparameters, in the order of `field_names`.
+  void take_groups(const std::vector<std::vector<double>>& groups);
+
+  void read_scalar_states(const Entry& entry, double* values) const;
+  void write_scalar_states(const Entry& entry, const double* values) const;
 
   // After the kernels: copies back what was staged, and tells autograd of the in-place changes.
   void finish_update();
@@ -91,9 +95,10 @@ class __attribute__((visibility("hidden"))) Parameters {  // hidden, as pybind11
   // Between two steps a training loop has driven the entries out of the caches; asking ahead overlaps the misses.
   void prefetch(std::size_t entry) const;
 
-  const int rule_;
+  const RuleInfo& rule_;
+  const std::size_t scalar_state_count_;
   std::vector<Entry> entries_;
-  std::vector<Group> groups_;
+  std::vector<std::vector<double>> groups_;  // the rule's fields, in its order
 
  private:
   // False: the entry is not what it was, or not as the kernels need it.
@@ -101,7 +106,8 @@ class __attribute__((visibility("hidden"))) Parameters {  // hidden, as pybind11
   void stage(Entry& entry, const at::Tensor& grad);
   void unstage(Entry& entry);
 
-  std::vector<std::string> scalar_names_;
+  std::vector<int> place_of_field_;  // in what take_groups gets; -1 for a default
+  std::size_t given_fields_;
   PyObject* const optimizer_state_;
   Items optimizer_state_items_;
 };

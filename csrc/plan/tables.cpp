@@ -8,81 +8,86 @@ namespace fusedreg {
 
 namespace {
 
-enum ScalarKind : std::int64_t { kValue, kFloat32At, kFloat64At };  // fusedreg/triton/scalars.py
-
 std::int64_t address(const void* at) { return static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(at)); }
 
-template <class Number>
-py::bytes as_bytes(const std::vector<Number>& numbers) {
-  return {reinterpret_cast<const char*>(numbers.data()), numbers.size() * sizeof(Number)};
+py::bytes as_bytes(const std::vector<std::int64_t>& numbers) {
+  return {reinterpret_cast<const char*>(numbers.data()), numbers.size() * sizeof(std::int64_t)};
 }
 
 }  // namespace
 
-Tables::Tables(const std::string& rule, const py::list& params, const std::vector<int>& groups, const py::list& states,
-               const py::list& clocks, const py::dict& optimizer_state, bool host_clocks)
-    : Parameters(rule, params, groups, states, clocks, optimizer_state), host_clocks_(host_clocks) {
+Tables::Tables(const RuleInfo& rule, const Columns& columns, bool scalars_on_host)
+    : Parameters(rule, columns), scalars_on_host_(scalars_on_host) {
   for (std::size_t i = 0; i < entries_.size(); ++i) {
     if (entries_[i].active) order_.push_back(i);
   }
 }
 
-bool Tables::host_keeps_clock(const Entry& entry) const {
-  const at::Tensor& clock = entry.clock.tensor;
-  return host_clocks_ && clock.defined() && clock.is_cpu();
+bool Tables::is_on_host(const ScalarState& scalar) const {
+  return !scalar.tensor.defined() || (scalars_on_host_ && scalar.tensor.is_cpu());
 }
 
-Tables::Slot Tables::slot_of(const Entry& entry) const {
-  const at::Tensor& clock = entry.clock.tensor;
-  if (!clock.defined() || host_keeps_clock(entry)) {
-    return {entry.group, kValue, bit_cast<std::int64_t>(entry.clock.read())};
+Tables::ScalarSet Tables::set_of(const Entry& entry) const {
+  ScalarSet set = {entry.group};
+  for (std::size_t k = 0; k < rule_.scalar_states.size(); ++k) {
+    const ScalarState& scalar = entry.scalar_states[k];
+    const bool on_host = is_on_host(scalar);
+    const bool is_double = !on_host && scalar.tensor.scalar_type() == at::kDouble;
+    set[1 + kScalarWidth * k] = on_host ? kValue : is_double ? kFloat64At : kFloat32At;
+    set[2 + kScalarWidth * k] =
+        on_host ? bit_cast<std::int64_t>(scalar.read()) : address(scalar.tensor.const_data_ptr());
   }
-  return {entry.group, clock.scalar_type() == at::kDouble ? kFloat64At : kFloat32At, address(clock.const_data_ptr())};
+  return set;
 }
 
-void Tables::assign_slots() {
-  std::vector<Slot> slot_of_row;
-  slot_of_row.reserve(order_.size());
-  for (const std::size_t i : order_) slot_of_row.push_back(slot_of(entries_[i]));
-  if (slot_of_row == slot_of_row_) return;
-  slot_of_row_ = std::move(slot_of_row);
-  slots_.clear();
-  slot_index_.clear();
-  std::map<Slot, std::int64_t> index_of;
-  for (const Slot& slot : slot_of_row_) {
-    if (!slot_index_.empty() && slot == slots_[slot_index_.back()]) {
-      slot_index_.push_back(slot_index_.back());
+void Tables::assign_sets() {
+  std::vector<ScalarSet> set_of_row;
+  set_of_row.reserve(order_.size());
+  for (const std::size_t i : order_) set_of_row.push_back(set_of(entries_[i]));
+  if (set_of_row == set_of_row_) return;
+  set_of_row_ = std::move(set_of_row);
+  sets_.clear();
+  set_index_.clear();
+  std::map<ScalarSet, std::int64_t> index_of;
+  for (std::size_t row = 0; row < set_of_row_.size(); ++row) {
+    const ScalarSet& set = set_of_row_[row];
+    if (row > 0 && set == set_of_row_[row - 1]) {  // by far the most common case
+      set_index_.push_back(set_index_.back());
       continue;
     }
-    const auto [found, is_new] = index_of.try_emplace(slot, static_cast<std::int64_t>(slots_.size()));
-    if (is_new) slots_.push_back(slot);
-    slot_index_.push_back(found->second);
+    const auto [found, is_new] = index_of.try_emplace(set, static_cast<std::int64_t>(index_of.size()));
+    if (is_new) sets_.insert(sets_.end(), set.begin(), set.end());
+    set_index_.push_back(found->second);
   }
 }
 
 std::pair<py::bytes, py::bytes> Tables::tables() {
-  assign_slots();
+  assign_sets();
   const std::size_t count = order_.size();
-  rows_.assign((2 + kMaxStates + 2) * count, 0);
+  rows_.assign(kRowColumns * count, 0);
   for (std::size_t row = 0; row < count; ++row) {
     const Entry& entry = entries_[order_[row]];
     std::int64_t* column = rows_.data() + row;
-    column[0] = address(entry.pointers.w);
-    column[count] = address(entry.pointers.g);
-    for (int k = 0; k < entry.used; ++k) column[(2 + k) * count] = address(entry.pointers.state[k]);
-    column[(2 + kMaxStates) * count] = real_numel(entry.param());
-    column[(3 + kMaxStates) * count] = slot_index_[row];
+    column[kW * count] = address(entry.pointers.w);
+    column[kG * count] = address(entry.pointers.g);
+    for (int k = 0; k < kMaxStates; ++k) column[(kState + k) * count] = address(entry.pointers.state[k]);
+    column[kNumel * count] = real_numel(entry.param());
+    column[kSet * count] = set_index_[row];
   }
-  return {as_bytes(rows_), as_bytes(slots_)};
+  return {as_bytes(rows_), as_bytes(sets_)};
 }
 
-void Tables::move_clocks() {
+void Tables::move_scalar_states() {
   for (const std::size_t i : order_) {
     const Entry& entry = entries_[i];
-    if (!host_keeps_clock(entry)) continue;
-    Rules::visit(rule_, [&](auto host) {
-      entry.clock.write(decltype(host)::next_clock(groups_[entry.group], entry.clock.read()));
-    });
+    double values[kMaxScalarStates] = {};
+    for (std::size_t k = 0; k < rule_.scalar_states.size(); ++k) {
+      if (is_on_host(entry.scalar_states[k])) values[k] = entry.scalar_states[k].read();
+    }
+    rule_.next(groups_[entry.group].data(), values);
+    for (std::size_t k = 0; k < rule_.scalar_states.size(); ++k) {
+      if (is_on_host(entry.scalar_states[k])) entry.scalar_states[k].write(values[k]);
+    }
   }
 }
 

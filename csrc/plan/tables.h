@@ -1,41 +1,42 @@
-// The parameters as tables of numbers, for kernels that are not compiled with this extension: fusedreg/triton.
+// The parameters of a plan as tables of numbers, for both GPU backends.
 #pragma once
 
-#include <array>
-
 #include "parameters.h"
+#include "table_format.h"
 
 namespace fusedreg {
 
-// What fusedreg/triton/parameters.py does in Python, in a twentieth of the time. A test compares the tables, bit for
-// bit.
+// What fusedreg/backends/tables.py does in Python, slowly, where there is no compiled extension. A test compares the
+// tables, bit for bit.
 class __attribute__((visibility("hidden"))) Tables : public Parameters {
  public:
-  // `host_clocks`: clocks in the CPU's memory are read and moved here; else they stay where they are.
-  Tables(const std::string& rule, const py::list& params, const std::vector<int>& groups, const py::list& states,
-         const py::list& clocks, const py::dict& optimizer_state, bool host_clocks);
+  // `scalars_on_host`: scalar states in the CPU's memory are read and moved here. False only where the CPU emulates a
+  // device: then they stay where they are, and the kernels move them.
+  Tables(const RuleInfo& rule, const Columns& columns, bool scalars_on_host);
 
-  bool set_groups(const std::vector<std::vector<double>>& groups) { return take_groups(groups); }
+  // With zeros for what only the device knows: nothing that a scalar state is moved by may be there.
+  void set_groups(const std::vector<std::vector<double>>& groups) { take_groups(groups); }
   bool refresh() { return refresh_gradients(); }
 
-  // Of this step: `rows` and `slots`, as fusedreg/triton/kernels.py describes them.
+  // Of this step. `rows`: kRowColumns columns, with an item for each parameter that has a gradient. `sets`: the
+  // scalar sets, of kSetWidth numbers each; parameters of the same group with the same scalar states share one.
   std::pair<py::bytes, py::bytes> tables();
 
   // Those that the host keeps.
-  void move_clocks();
+  void move_scalar_states();
   using Parameters::finish_update;
 
  private:
-  using Slot = std::array<std::int64_t, 3>;  // group, and the clock as fusedreg/triton/scalars.py reads it
+  using ScalarSet = std::array<std::int64_t, kSetWidth>;
 
-  bool host_keeps_clock(const Entry& entry) const;
-  Slot slot_of(const Entry& entry) const;
-  void assign_slots();
+  bool is_on_host(const ScalarState& scalar) const;
+  ScalarSet set_of(const Entry& entry) const;
+  void assign_sets();
 
-  bool host_clocks_;
+  bool scalars_on_host_;
   std::vector<std::size_t> order_;  // the entry of each row: those with a gradient
-  std::vector<Slot> slot_of_row_, slots_;
-  std::vector<std::int64_t> slot_index_, rows_;
+  std::vector<ScalarSet> set_of_row_;
+  std::vector<std::int64_t> sets_, set_index_, rows_;
 };
 
 }  // namespace fusedreg

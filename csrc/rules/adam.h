@@ -2,59 +2,62 @@
 // Kingma and Ba, https://arxiv.org/abs/1412.6980; Reddi et al., https://openreview.net/forum?id=ryQu7f-RZ
 #pragma once
 
-#include "../hyper.h"
+#include "../maths/update.h"
 
 namespace fusedreg {
 
-template <bool kAmsgrad>
 struct Adam {
-  static constexpr int kStates = kAmsgrad ? 3 : 2;  // exp_avg, exp_avg_sq, max_exp_avg_sq
+  static constexpr const char* kName = "adam";
+  static constexpr std::array kStates = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq"};
+  static constexpr std::array kScalarStates = {"step"};
+  static constexpr StateMask kPlain = 0b011, kAmsgrad = 0b111;
+  static constexpr std::array kVariants = {kPlain, kAmsgrad};
   static constexpr bool kHasMetric = true;
 
-  // Moves w and the moments, and returns the metric d = sqrt(v_hat) + eps in which the step was taken.
+  struct Hyperparameters {
+    double beta1 = 0, beta2 = 0, eps = 0;
+
+    template <class Bind>
+    FUSEDREG_HD void bind(Bind&& bind) {
+      bind("beta1", beta1);
+      bind("beta2", beta2);
+      bind("eps", eps);
+    }
+  };
+
   template <class A>
-  FUSEDREG_HD static A step(A& w, A g, A* state, const Hyper<A>& h) {
+  struct Constants {
+    A step_size, beta1, one_minus_beta1, beta2, one_minus_beta2, inv_sqrt_bias_correction2, eps;
+  };
+
+  template <class A>
+  FUSEDREG_HD static double fill(Constants<A>& c, double lr, const Hyperparameters& h, const double* scalar_states) {
+    const double t = scalar_states[0] + 1;
+    c.step_size = static_cast<A>(lr / (1 - pow(h.beta1, t)));
+    c.beta1 = static_cast<A>(h.beta1);
+    c.one_minus_beta1 = static_cast<A>(1 - h.beta1);
+    c.beta2 = static_cast<A>(h.beta2);
+    c.one_minus_beta2 = static_cast<A>(1 - h.beta2);
+    c.inv_sqrt_bias_correction2 = static_cast<A>(1 / sqrt(1 - pow(h.beta2, t)));
+    c.eps = static_cast<A>(h.eps);
+    return lr;  // over d, in the prox: m_hat is unbiased already, so without its bias correction
+  }
+
+  FUSEDREG_HD static void next(const Hyperparameters&, double* scalar_states) { scalar_states[0] += 1; }
+
+  template <StateMask kMask, class A>
+  FUSEDREG_HD static Metric<A> step(A& w, A g, A* state, const Constants<A>& c) {
     A& exp_avg = state[0];
     A& exp_avg_sq = state[1];
     // torch's lerp, from the nearer end: with a small beta1 a large exp_avg would swallow a small gradient.
     const A change = g - exp_avg;
-    exp_avg = h.one_minus_beta1 < A(0.5) ? exp_avg + h.one_minus_beta1 * change : g - h.beta1 * change;
-    exp_avg_sq = h.beta2 * exp_avg_sq + h.one_minus_beta2 * g * g;
+    exp_avg = c.one_minus_beta1 < A(0.5) ? exp_avg + c.one_minus_beta1 * change : g - c.beta1 * change;
+    exp_avg_sq = c.beta2 * exp_avg_sq + c.one_minus_beta2 * g * g;
     A second_moment = exp_avg_sq;
-    if constexpr (kAmsgrad) second_moment = state[2] = max_keeping_nan(exp_avg_sq, state[2]);
-    const A d = square_root(second_moment) * h.inv_sqrt_bias_correction2 + h.eps;
-    w = w - h.step_size * (exp_avg / d);
-    return d;
-  }
-};
-
-struct AdamHost {
-  static constexpr const char* kName = "adam";
-  static constexpr const char* kStateNames[] = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq"};
-#define FUSEDREG_NAME(name) #name,
-  static constexpr const char* kScalarNames[] = {FUSEDREG_ADAM_SCALARS(FUSEDREG_NAME)};
-#undef FUSEDREG_NAME
-
-  static int state_count(const Group& group) { return group.amsgrad != 0 ? 3 : 2; }
-
-  template <class Visitor>
-  FUSEDREG_HD static void visit(const Group& group, Visitor&& visitor) {
-    group.amsgrad != 0 ? visitor(Adam<true>{}) : visitor(Adam<false>{});
-  }
-
-  // The clock counts the steps: `clock` is the number before this step.
-  FUSEDREG_HD static double next_clock(const Group&, double clock) { return clock + 1; }
-
-  FUSEDREG_HD static void fill(Hyper<double>& h, const Group& group, double clock) {
-    const double t = next_clock(group, clock);
-    h.beta1 = group.beta1;
-    h.one_minus_beta1 = 1 - group.beta1;
-    h.beta2 = group.beta2;
-    h.one_minus_beta2 = 1 - group.beta2;
-    h.inv_sqrt_bias_correction2 = 1 / sqrt(1 - pow(group.beta2, t));
-    h.eps = group.eps;
-    h.step_size = group.lr / (1 - pow(group.beta1, t));
-    h.tau = group.lr;  // over d, in the prox: m_hat is unbiased already, so without its bias correction
+    if constexpr (kMask == kAmsgrad) second_moment = state[2] = max_keeping_nan(exp_avg_sq, state[2]);
+    const A d = square_root(second_moment) * c.inv_sqrt_bias_correction2 + c.eps;
+    w = w - c.step_size * (exp_avg / d);
+    return {d};
   }
 };
 

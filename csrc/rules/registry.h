@@ -1,25 +1,10 @@
-// Every rule, once. Adding one is its header here, its scalars in ../hyper.h, and a line in this list.
+// Every rule, once. Adding one is its header here and a line in this list; setup.py reads it, and makes a translation
+// unit of each rule for each backend.
 #pragma once
 
-#include "adam.h"
-#include "sgd.h"
-
-namespace fusedreg {
-
-template <class... RuleHosts>
-struct RuleList {
-  static constexpr int kSize = sizeof...(RuleHosts);
-
-  // Calls visitor(RuleHost{}) for the rule of that index.
-  template <class Visitor>
-  static void visit(int index, Visitor&& visitor) {
-    int i = 0;
-    ((i++ == index ? visitor(RuleHosts{}) : void()), ...);
-  }
-};
-
-using Rules = RuleList<AdamHost, SgdHost>;
-
-constexpr int kMaxStates = 3;
-
-}  // namespace fusedreg
+//         header, struct
+#define FUSEDREG_RULES(RULE) \
+  RULE(adam, Adam)           \
+  RULE(sgd, Sgd)             \
+  RULE(rmsprop, RMSprop)     \
+  RULE(adagrad, Adagrad)

@@ -1,65 +1,61 @@
 // Stochastic gradient descent, with and without (Nesterov) momentum, as torch.optim.SGD defines it.
 #pragma once
 
-#include "../hyper.h"
+#include "../maths/update.h"
+#include "momentum_gain.h"
 
 namespace fusedreg {
 
-template <bool kMomentum>
 struct Sgd {
-  static constexpr int kStates = kMomentum ? 1 : 0;  // momentum_buffer
+  static constexpr const char* kName = "sgd";
+  static constexpr std::array kStates = {"momentum_buffer"};
+  static constexpr std::array kScalarStates = {"momentum_gain"};
+  static constexpr StateMask kPlain = 0, kMomentum = 0b1;
+  static constexpr std::array kVariants = {kPlain, kMomentum};
   static constexpr bool kHasMetric = false;
 
+  struct Hyperparameters {
+    double momentum = 0, dampening = 0, nesterov = 0;
+
+    template <class Bind>
+    FUSEDREG_HD void bind(Bind&& bind) {
+      bind("momentum", momentum);
+      bind("dampening", dampening);
+      bind("nesterov", nesterov);
+    }
+  };
+
   template <class A>
-  FUSEDREG_HD static A step(A& w, A g, A* state, const Hyper<A>& h) {
+  struct Constants {
+    A step_size, momentum, one_minus_dampening, nesterov;
+  };
+
+  template <class A>
+  FUSEDREG_HD static double fill(Constants<A>& c, double lr, const Hyperparameters& h, const double* scalar_states) {
+    const bool first = scalar_states[0] == 0;
+    c.step_size = static_cast<A>(lr);
+    c.momentum = static_cast<A>(first ? 0 : h.momentum);  // the first buffer is the gradient itself, undamped
+    c.one_minus_dampening = static_cast<A>(first ? 1 : 1 - h.dampening);
+    c.nesterov = static_cast<A>(h.nesterov != 0 ? h.momentum : 0);
+    const double gain = h.momentum != 0 ? next_momentum_gain(scalar_states[0], h.momentum, h.dampening) : 1;
+    const double step_gain = h.nesterov != 0 ? 1 + h.momentum * gain : gain;
+    return lr * (step_gain > 0 ? step_gain : 0);  // with dampening above 1 it can be negative
+  }
+
+  FUSEDREG_HD static void next(const Hyperparameters& h, double* scalar_states) {
+    scalar_states[0] = next_momentum_gain(scalar_states[0], h.momentum, h.dampening);
+  }
+
+  template <StateMask kMask, class A>
+  FUSEDREG_HD static Metric<A> step(A& w, A g, A* state, const Constants<A>& c) {
     A direction = g;
-    if constexpr (kMomentum) {
+    if constexpr (kMask == kMomentum) {
       A& momentum_buffer = state[0];
-      momentum_buffer = h.momentum * momentum_buffer + h.one_minus_dampening * g;
-      direction = h.nesterov != A(0) ? g + h.nesterov * momentum_buffer : momentum_buffer;
+      momentum_buffer = c.momentum * momentum_buffer + c.one_minus_dampening * g;
+      direction = c.nesterov != A(0) ? g + c.nesterov * momentum_buffer : momentum_buffer;
     }
-    w = w - h.step_size * direction;
-    return A(1);
-  }
-};
-
-struct SgdHost {
-  static constexpr const char* kName = "sgd";
-  static constexpr const char* kStateNames[] = {"momentum_buffer"};
-#define FUSEDREG_NAME(name) #name,
-  static constexpr const char* kScalarNames[] = {FUSEDREG_SGD_SCALARS(FUSEDREG_NAME)};
-#undef FUSEDREG_NAME
-
-  static int state_count(const Group& group) { return group.momentum != 0 ? 1 : 0; }
-
-  template <class Visitor>
-  FUSEDREG_HD static void visit(const Group& group, Visitor&& visitor) {
-    group.momentum != 0 ? visitor(Sgd<true>{}) : visitor(Sgd<false>{});
-  }
-
-  // The clock is the momentum's gain: what its recurrence, run on a constant 1, has come to. `clock` is the gain before
-  // this step: 0 before the first, and NaN where nobody counted (a buffer out of a plain torch checkpoint), which takes
-  // the stationary gain.
-  FUSEDREG_HD static double next_clock(const Group& group, double clock) {
-    if (group.momentum == 0) return clock;  // a buffer out of an earlier step waits, and its gain with it
-    if (clock == 0) return 1;
-    if (clock == clock) {
-      const double gain = group.momentum * clock + 1 - group.dampening;
-      return gain != 0 ? gain : 5e-324;  // 0 is before the first step; dampening can bring the gain there
-    }
-    return group.momentum < 1 ? (1 - group.dampening) / (1 - group.momentum) : 1;
-  }
-
-  // A step moves w by lr * gain times a constant gradient, so lr * gain is the prox's step size too.
-  FUSEDREG_HD static void fill(Hyper<double>& h, const Group& group, double clock) {
-    const bool first = clock == 0;
-    h.step_size = group.lr;
-    h.momentum = first ? 0 : group.momentum;  // the first buffer is the gradient itself, undamped
-    h.one_minus_dampening = first ? 1 : 1 - group.dampening;
-    h.nesterov = group.nesterov != 0 ? group.momentum : 0;
-    const double gain = group.momentum != 0 ? next_clock(group, clock) : 1;
-    const double step_gain = group.nesterov != 0 ? 1 + group.momentum * gain : gain;
-    h.tau = group.lr * (step_gain > 0 ? step_gain : 0);  // with dampening above 1 it can be negative
+    w = w - c.step_size * direction;
+    return no_metric<A>();
   }
 };
 

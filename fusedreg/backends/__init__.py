@@ -6,6 +6,7 @@ import logging
 
 from torch import Tensor
 
+from ..rules.spec import RuleSpec
 from .base import Backend, DeviceNorm, Entry, Plan, StepScalars
 from .cpp import CppBackend
 from .cuda import CudaBackend
@@ -45,8 +46,8 @@ def check_name(name: str) -> None:
             raise RuntimeError(f"backend {name!r} cannot run: {reason}")
 
 
-def choose(name: str, param: Tensor, states: list[Tensor], differentiable: bool) -> Backend:
-    """The backend for one parameter.
+def choose(name: str, spec: RuleSpec, param: Tensor, states: list[Tensor], differentiable: bool) -> Backend:
+    """The backend for one parameter under a rule.
 
     Raises:
         RuntimeError: ``name`` is a backend's own name and that one cannot take this parameter.
@@ -54,7 +55,7 @@ def choose(name: str, param: Tensor, states: list[Tensor], differentiable: bool)
     if differentiable:
         return BACKENDS["reference"]
     if name != "auto":
-        reason = BACKENDS[name].unavailable_reason() or BACKENDS[name].rejection(param, states)
+        reason = BACKENDS[name].unavailable_reason() or BACKENDS[name].rejection(spec, param, states)
         if reason is not None:
             raise RuntimeError(f"backend {name!r} cannot run: {reason}")
         return BACKENDS[name]
@@ -62,7 +63,7 @@ def choose(name: str, param: Tensor, states: list[Tensor], differentiable: bool)
     for backend in BACKENDS.values():
         if backend.device_type not in (None, param.device.type):
             continue
-        reason = backend.unavailable_reason() or backend.rejection(param, states)
+        reason = backend.unavailable_reason() or backend.rejection(spec, param, states)
         if reason is None:
             break
         reasons.append(f"backend {backend.name!r} is not used: {reason}")

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+
+from ..hyperparameters import compiled_field_names
+from ..rules.spec import RuleSpec
 
 
 @dataclass
@@ -16,8 +20,11 @@ class Entry:
     param: Tensor
     group: int
     state: dict[str, Any] | None
-    clock: Tensor | None
-    """The rule's clock, 0-dim: Adam's ``step``, SGD's momentum gain, None for a rule without one."""
+    """The optimizer's own dict of this parameter's state."""
+    states: tuple[Tensor | None, ...] = ()
+    """The rule's tensor states, in the spec's order; None for those that the group's options do not need."""
+    scalar_states: tuple[Tensor | None, ...] = ()
+    """Likewise, 0-dim: Adam's ``step``, SGD's ``momentum_gain``."""
 
 
 @dataclass
@@ -53,13 +60,16 @@ def objects_held(entries: list[Entry], state: dict[Any, Any]) -> tuple[Any, ...]
     return entries, state, tuple(state.items()), items
 
 
-def columns(entries: list[Entry]) -> tuple[list[Any], ...]:
-    """The entries as a compiled plan takes them: parameters, groups, states, clocks."""
-    return (
-        [entry.param for entry in entries],
-        [entry.group for entry in entries],
-        [entry.state for entry in entries],
-        [entry.clock for entry in entries],
+def make_columns(extension: ModuleType, spec: RuleSpec, entries: list[Entry], state: dict[Any, Any]) -> Any:
+    """The entries as a compiled plan takes them (csrc/plan/parameters.h)."""
+    return extension.Columns(
+        field_names=compiled_field_names(spec),
+        params=[entry.param for entry in entries],
+        groups=[entry.group for entry in entries],
+        state_dicts=[entry.state for entry in entries],
+        states=[entry.states for entry in entries],
+        scalar_states=[entry.scalar_states for entry in entries],
+        optimizer_state=state,
     )
 
 
@@ -67,10 +77,12 @@ class Plan(Protocol):
     """The entries of one optimizer that one backend works on, all on one device."""
 
     stays_on_device: bool
-    """The host waits for nothing: AMP's scalars, tensor hyperparameters, clocks and the norm are read on the device."""
+    """The host waits for nothing: AMP's scalars, hyperparameters that are tensors, scalar states and the norm are read
+    on the device."""
 
-    def set_groups(self, groups: list[dict[str, Any]], scalars: list[tuple[float | Tensor, ...]]) -> bool:
-        """Takes new hyperparameters; False if a new plan is needed. Those that are tensors on a GPU come as such."""
+    def set_groups(self, groups: list[dict[str, Any]], numbers: list[tuple[float | Tensor, ...]]) -> None:
+        """Takes new hyperparameters, which need the same states: the groups, and their numbers in the order of
+        ``compiled_field_names``. Those that are tensors on a GPU come as such."""
 
     def refresh(self) -> bool:
         """Reads the gradients; False if something that the plan rests on has changed. Moves nothing."""
@@ -79,7 +91,7 @@ class Plan(Protocol):
         """Of the gradients after stages 1 and 2. A tensor may hold it in parts."""
 
     def update(self, step: StepScalars) -> None:
-        """Stages 1 to 6, and the clocks."""
+        """Stages 1 to 6; moves the scalar states on."""
 
 
 class Backend(Protocol):
@@ -90,10 +102,10 @@ class Backend(Protocol):
     def unavailable_reason(self) -> str | None:
         """Why this backend cannot run on this machine, or None."""
 
-    def rejection(self, param: Tensor, states: list[Tensor]) -> str | None:
-        """Why this backend cannot take this parameter with these state tensors, or None."""
+    def rejection(self, spec: RuleSpec, param: Tensor, states: list[Tensor]) -> str | None:
+        """Why this backend cannot take this parameter with these state tensors under this rule, or None."""
 
-    def make_plan(self, rule: str, entries: list[Entry], differentiable: bool, state: dict[Any, Any]) -> Plan:
+    def make_plan(self, spec: RuleSpec, entries: list[Entry], differentiable: bool, state: dict[Any, Any]) -> Plan:
         """``state`` is the optimizer's: a plan that is kept must see when something in it is replaced."""
         ...
 

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .base import Entry, Plan, StepScalars, columns, objects_held, rejection_of_memory
+from ..rules.spec import RuleSpec
+from .base import Entry, Plan, StepScalars, make_columns, objects_held, rejection_of_memory
 
 REBUILD = "rebuild it with `pip install --no-build-isolation --force-reinstall --no-deps .` in fusedreg's source folder"
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.complex64, torch.complex128)
@@ -37,24 +38,26 @@ def load_extension(name: str = "_C") -> tuple[ModuleType | None, str | None]:
         return None, f"the compiled extension does not load ({error}): {REBUILD}"
 
 
+@functools.cache
+def _rules() -> frozenset[str]:
+    extension, _ = load_extension()
+    return frozenset(extension.rules()) if extension is not None else frozenset()
+
+
 class CppPlan(Plan):
     stays_on_device = False
 
-    def __init__(self, rule: str, entries: list[Entry], state: dict[Any, Any]) -> None:
+    def __init__(self, spec: RuleSpec, entries: list[Entry], state: dict[Any, Any]) -> None:
         extension, _ = load_extension()
         assert extension is not None
         self._held = objects_held(entries, state)
-        self._plan = extension.Plan(
-            rule,
-            *columns(entries),
-            state,
-        )
+        self._plan = extension.Plan(spec.name, make_columns(extension, spec, entries, state))
 
     def refresh(self) -> bool:
         return self._plan.refresh()
 
-    def set_groups(self, groups: list[dict[str, Any]], scalars: list[tuple[float | Tensor, ...]]) -> bool:
-        return self._plan.set_groups(scalars)
+    def set_groups(self, groups: list[dict[str, Any]], numbers: list[tuple[float | Tensor, ...]]) -> None:
+        self._plan.set_groups(numbers)
 
     def sum_of_squares(self, step: StepScalars) -> float:
         return self._plan.sum_of_squares(step.inv_grad_scale)
@@ -70,8 +73,10 @@ class CppBackend:
     def unavailable_reason(self) -> str | None:
         return load_extension()[1]
 
-    def rejection(self, param: Tensor, states: list[Tensor]) -> str | None:
+    def rejection(self, spec: RuleSpec, param: Tensor, states: list[Tensor]) -> str | None:
+        if spec.name not in _rules():
+            return f"it has no kernel for the rule {spec.name!r}"
         return rejection_of_memory(param, states, "cpu", DTYPES)
 
-    def make_plan(self, rule: str, entries: list[Entry], differentiable: bool, state: dict[Any, Any]) -> Plan:
-        return CppPlan(rule, entries, state)
+    def make_plan(self, spec: RuleSpec, entries: list[Entry], differentiable: bool, state: dict[Any, Any]) -> Plan:
+        return CppPlan(spec, entries, state)

@@ -1,77 +1,78 @@
-"""The compiled CUDA backend."""
+"""The compiled CUDA backend: kernels that nvcc compiled. Not yet run on a GPU."""
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .base import Entry, Plan, StepScalars, columns, objects_held, rejection_of_memory
+from ..rules.spec import RuleSpec
+from .base import Entry, Plan, rejection_of_memory
 from .cpp import DTYPES, load_extension
+from .device_plan import DevicePlan, Kernels, Launch, StepTables
 
 
-class CudaPlan(Plan):
-    stays_on_device = True
+class CudaKernels(Kernels):
+    """Launches the kernels of one rule, on the current device."""
 
-    def __init__(
-        self, extension: ModuleType, rule: str, entries: list[Entry], state: dict[Any, Any], host_clocks: bool = True
-    ) -> None:
-        self._step = extension.Step()
-        self._scalar_names = extension.scalar_names(rule)
-        self._device = entries[0].param.device
-        self._held = objects_held(entries, state)
-        self._plan = extension.Plan(
-            rule,
-            *columns(entries),
-            state,
-            host_clocks,
+    def __init__(self, extension: ModuleType, spec: RuleSpec) -> None:
+        self._extension = extension
+        self._rule = spec.name
+        self._dtypes = {getattr(torch, name): number for name, number in extension.DTYPES.items()}
+        self.constants_width: int = extension.constants_width(spec.name)
+
+    def squares(self, launch: Launch, tables: StepTables, partial_sums: Tensor) -> None:
+        self._extension.squares(
+            self._rule,
+            self._dtypes[launch.dtype],
+            *_chunks(launch, tables),
+            tables.sets.data_ptr(),
+            tables.scalars.data_ptr(),
+            partial_sums.data_ptr(),
+            partial_sums.numel(),
+            tables.stream,
         )
 
-    def refresh(self) -> bool:
-        return self._plan.refresh()
+    def ready(self, launches: Sequence[Launch], tables: StepTables, device: torch.device) -> None:
+        """Everything was compiled ahead of time."""
 
-    def set_groups(self, groups: list[dict[str, Any]], scalars: list[tuple[float | Tensor, ...]]) -> bool:
-        on_device = [
-            (index, name, self._to_device(value))
-            for index, values in enumerate(scalars)
-            for name, value in zip(self._scalar_names, values, strict=True)
-            if isinstance(value, Tensor)
-        ]
-        on_host = [[0.0 if isinstance(value, Tensor) else value for value in values] for values in scalars]
-        return self._plan.set_groups(on_host, on_device)
+    def prepare(self, tables: StepTables, squares: Tensor | None, norm: Tensor | None) -> None:
+        self._extension.prepare(
+            self._rule,
+            tables.sets.data_ptr(),
+            tables.set_count,
+            tables.scalars.data_ptr(),
+            tables.constants.data_ptr(),
+            *((0, 0) if squares is None else (squares.data_ptr(), squares.numel())),
+            0 if norm is None else norm.data_ptr(),
+            tables.stream,
+        )
 
-    def _to_device(self, scalar: Tensor) -> Tensor:
-        """As the kernels read it: float32 or float64, on this plan's device. Waits for nothing."""
-        dtype = scalar.dtype if scalar.dtype in (torch.float32, torch.float64) else torch.float32
-        return scalar.detach().to(self._device, dtype, non_blocking=True)
+    def update(self, launch: Launch, tables: StepTables) -> None:
+        self._extension.update(
+            self._rule,
+            self._dtypes[launch.dtype],
+            launch.states,
+            *_chunks(launch, tables),
+            tables.constants.data_ptr(),
+            tables.stream,
+        )
 
-    def _read(self, step: StepScalars) -> Any:
-        if self._device.type == "cuda":
-            with torch.cuda.device(self._device):
-                self._step.stream = torch.cuda.current_stream().cuda_stream
-                self._step.capturing = torch.cuda.is_current_stream_capturing()
-        scale = step.grad_scale
-        if isinstance(scale, Tensor) and scale.device.type == self._device.type:
-            self._step.grad_scale = self._to_device(scale)
-        else:
-            self._step.grad_scale, self._step.inv_grad_scale = None, step.inv_grad_scale
-        self._step.found_inf = None if step.found_inf is None else self._to_device(step.found_inf)
-        return self._step
 
-    def sum_of_squares(self, step: StepScalars) -> Tensor:
-        return self._plan.sum_of_squares(self._read(step))
+def _chunks(launch: Launch, tables: StepTables) -> tuple[bool, int, int, int, int]:
+    """What a kernel that walks chunks is given of them: whether they are aligned, the rows, the chunks."""
+    first_chunk = tables.chunks.data_ptr() + 2 * launch.first_chunk * tables.chunks.element_size()
+    return launch.is_aligned, tables.rows.data_ptr(), tables.row_count, first_chunk, launch.chunks
 
-    def update(self, step: StepScalars) -> None:
-        if step.norm is None:
-            self._plan.update(self._read(step), None, 0.0, None, None)
-            return
-        squares = step.norm.squares.to(self._device, non_blocking=True)
-        limit = step.norm.max_grad_norm
-        limit_on_host, limit_on_device = (0.0, self._to_device(limit)) if isinstance(limit, Tensor) else (limit, None)
-        norm = step.norm.norm if step.norm.norm.device == self._device else torch.empty_like(squares[0])
-        self._plan.update(self._read(step), squares, limit_on_host, limit_on_device, norm)
+
+@functools.cache
+def _rules() -> frozenset[str]:
+    extension, _ = load_extension("_cuda")
+    return frozenset(extension.rules()) if extension is not None else frozenset()
 
 
 class CudaBackend:
@@ -83,10 +84,12 @@ class CudaBackend:
             return "there is no CUDA device" if torch.version.cuda else "this torch was built without CUDA"
         return load_extension("_cuda")[1]
 
-    def rejection(self, param: Tensor, states: list[Tensor]) -> str | None:
+    def rejection(self, spec: RuleSpec, param: Tensor, states: list[Tensor]) -> str | None:
+        if spec.name not in _rules():
+            return f"it has no kernel for the rule {spec.name!r}"
         return rejection_of_memory(param, states, "cuda", DTYPES)
 
-    def make_plan(self, rule: str, entries: list[Entry], differentiable: bool, state: dict[Any, Any]) -> Plan:
+    def make_plan(self, spec: RuleSpec, entries: list[Entry], differentiable: bool, state: dict[Any, Any]) -> Plan:
         extension, _ = load_extension("_cuda")
         assert extension is not None
-        return CudaPlan(extension, rule, entries, state)
+        return DevicePlan(spec, entries, state, CudaKernels(extension, spec))

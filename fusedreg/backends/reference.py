@@ -1,17 +1,95 @@
-"""The reference backend: walks the parameters one by one, on any device, differentiably where asked."""
+"""One step, straight from the formulas, in plain PyTorch: the oracle that the fast backends are tested against.
+
+It walks the parameters one by one, on any device, differentiably where asked. The stages and their symbols are those of
+docs/formulas.md; a rule's stage 5 stands in rules/NAME.py, a penalty's prox in penalties/NAME.py. Nothing here is
+shared with the compiled code. Stages take tensors in the arithmetic dtype (float32, float64 for float64 parameters) and
+return new ones.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .. import reference
+from ..penalties import PENALTIES
+from ..penalties.spec import Group, Scalar
+from ..rules.spec import RuleSpec, Step
 from .base import Entry, Plan, StepScalars
 
-NOT_HYPERPARAMETERS = ("params", "param_names", "momentum_gain")
+# -- the stages
+
+
+def clip_gradient_value(g: Tensor, group: Group, inv_grad_scale: Scalar) -> Tensor:
+    """Stages 1 and 2: AMP's unscaling, ``maximize``, value clip. The norm is taken over the result."""
+    g = g * inv_grad_scale
+    if group["maximize"]:
+        g = -g
+    if group["clip_value"] is not None:
+        bound = float(group["clip_value"])
+        if bound <= torch.finfo(g.dtype).max:  # clamp refuses a larger one
+            g = g.clamp(-bound, bound)
+    return g
+
+
+def clip_coefficient(norm: Tensor, max_grad_norm: Scalar) -> Tensor:
+    """Stage 3's factor, as ``torch.nn.utils.clip_grad_norm_`` defines it."""
+    return torch.clamp(max_grad_norm / (norm + 1e-6), max=1.0)
+
+
+def add_penalty_gradients(g: Tensor, w: Tensor, group: Group) -> Tensor:
+    """Stage 4, coupled: weight decay as a gradient, and the penalties where penalty_mode is "subgradient"."""
+    if group["weight_decay"] != 0 and not group.get("decoupled_weight_decay", False):
+        g = g + group["weight_decay"] * w
+    if group["penalty_mode"] == "subgradient":
+        for penalty in PENALTIES:
+            if penalty.is_on(group):
+                g = g + penalty.gradient(w, group)
+    return g
+
+
+def prox(z: Tensor, w_old: Tensor, step: Step, group: Group) -> Tensor:
+    """Stage 6: the proxes of all penalties, one after the other, in the metric of the step."""
+    moves_nothing = not isinstance(group["lr"], Tensor) and group["lr"] == 0
+    if moves_nothing or group["penalty_mode"] == "subgradient":
+        return z
+    if group["penalty_mode"] == "decoupled":
+        kappa = group["lr"]
+    elif step.metric is None:
+        kappa = step.tau
+    else:
+        floor = (group["l1"] + group["l2"] * w_old.abs()) / 2
+        if step.safeguard is not None:
+            floor = floor * (step.metric / step.safeguard)  # the product before would leave the range
+        kappa = step.tau / torch.maximum(step.metric, floor)
+    for penalty in PENALTIES:
+        if penalty.is_on(group):
+            z = penalty.prox(z, kappa, group)
+    return z
+
+
+def update(
+    spec: RuleSpec,
+    w: Tensor,
+    g: Tensor,
+    state: Mapping[str, Tensor],
+    scalars: Mapping[str, Scalar],
+    group: Group,
+    inv_grad_scale: Scalar,
+    clip_coef: Scalar,
+) -> Step:
+    """Stages 1 to 6 for one parameter."""
+    g = clip_gradient_value(g, group, inv_grad_scale) * clip_coef
+    g = add_penalty_gradients(g, w, group)
+    decay = group["lr"] * group["weight_decay"] if group.get("decoupled_weight_decay", False) else 0.0
+    step = spec.step(w * (1 - decay), g, state, scalars, group)
+    return step._replace(w=prox(step.w, w, step, group))
+
+
+# -- the backend
 
 
 def arithmetic_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -30,27 +108,30 @@ def _real(tensor: Tensor) -> Tensor:
     return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 
+def _real_view(tensor: Tensor) -> Tensor:
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+
+
 class ReferencePlan(Plan):
     stays_on_device = False
 
-    def __init__(self, rule: str, entries: list[Entry], differentiable: bool) -> None:
-        self.rule = rule
+    def __init__(self, spec: RuleSpec, entries: list[Entry], differentiable: bool) -> None:
+        self.spec = spec
         self.entries = entries
         self.differentiable = differentiable
         self.groups: list[dict[str, Any]] = []
         self.fresh = True
 
-    def set_groups(self, groups: list[dict[str, Any]], scalars: list[tuple[float | Tensor, ...]]) -> bool:
+    def set_groups(self, groups: list[dict[str, Any]], numbers: list[tuple[float | Tensor, ...]]) -> None:
         self.groups = [self._resolve(group) for group in groups]
-        return True
 
     def _keeps_tensors(self, group: dict[str, Any]) -> bool:
-        """Whether autograd, or a CUDA graph, must see the hyperparameters and clocks that are tensors."""
+        """Whether autograd, or a CUDA graph, must see the hyperparameters and scalar states that are tensors."""
         return self.differentiable or group.get("capturable", False)
 
     def _resolve(self, group: dict[str, Any]) -> dict[str, Any]:
         keep = self._keeps_tensors(group)
-        return {key: _scalar(value, keep) for key, value in group.items() if key not in NOT_HYPERPARAMETERS}
+        return {key: _scalar(value, keep) for key, value in group.items() if key not in ("params", "param_names")}
 
     def refresh(self) -> bool:
         # Good for one step: its gradients were checked when it was made, and it has nothing worth keeping.
@@ -69,8 +150,7 @@ class ReferencePlan(Plan):
         total = torch.zeros((), device="cpu")
         with self._grad_mode():
             for entry in self._active():
-                group = self.groups[entry.group]
-                g = reference.clip_gradient_value(self._gradient(entry), group, step.inv_grad_scale)
+                g = clip_gradient_value(self._gradient(entry), self.groups[entry.group], step.inv_grad_scale)
                 widest = torch.float32 if g.device.type == "mps" else torch.float64
                 total = total.to(g.device) + g.to(widest).square().sum()
         return total
@@ -85,23 +165,23 @@ class ReferencePlan(Plan):
 
     def _update(self, entry: Entry, step: StepScalars) -> None:
         param, group = entry.param, self.groups[entry.group]
-        assert entry.state is not None
-        state = {name: value for name, value in entry.state.items() if name != "step" and isinstance(value, Tensor)}
 
         def operand(tensor: Tensor) -> Tensor:
             tensor = _real(tensor)
             # autograd keeps operands, and the results are written over them below
             return tensor.clone() if self.differentiable else tensor.to(arithmetic_dtype(param.dtype))
 
-        clock: Any = 0.0
-        if entry.clock is not None:
-            clock = entry.clock.clone() if self._keeps_tensors(group) else entry.clock.item()
-        result = reference.update(
-            self.rule,
+        def scalar(tensor: Tensor) -> Scalar:
+            return tensor.clone() if self._keeps_tensors(group) else tensor.item()
+
+        states = _named(self.spec.states, entry.states)
+        scalars = _named(self.spec.scalar_states, entry.scalar_states)
+        result = update(
+            self.spec,
             operand(param),
             self._gradient(entry),
-            {name: operand(value) for name, value in state.items()},
-            clock,
+            {name: operand(tensor) for name, tensor in states.items()},
+            {name: scalar(tensor) for name, tensor in scalars.items()},
             group,
             step.inv_grad_scale,
             step.clip_coef,
@@ -109,14 +189,15 @@ class ReferencePlan(Plan):
         # A parameter may be a view of a leaf, which autograd guards even under no_grad.
         target = param if self.differentiable else param.detach()
         _real_view(target).copy_(result.w)
-        for name, value in result.state.items():
-            _real_view(state[name]).copy_(value)
-        if entry.clock is not None:
-            entry.clock.copy_(result.clock) if isinstance(result.clock, Tensor) else entry.clock.fill_(result.clock)
+        for name, tensor in result.state.items():
+            _real_view(states[name]).copy_(tensor)
+        for name, value in result.scalars.items():
+            scalars[name].copy_(value) if isinstance(value, Tensor) else scalars[name].fill_(value)
 
 
-def _real_view(tensor: Tensor) -> Tensor:
-    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+def _named(declared: tuple[Any, ...], tensors: tuple[Tensor | None, ...]) -> dict[str, Tensor]:
+    """The tensors that there are, by the names that the spec gives them."""
+    return {each.name: tensor for each, tensor in zip(declared, tensors, strict=True) if tensor is not None}
 
 
 class ReferenceBackend:
@@ -126,8 +207,8 @@ class ReferenceBackend:
     def unavailable_reason(self) -> str | None:
         return None
 
-    def rejection(self, param: Tensor, states: list[Tensor]) -> str | None:
+    def rejection(self, spec: RuleSpec, param: Tensor, states: list[Tensor]) -> str | None:
         return None
 
-    def make_plan(self, rule: str, entries: list[Entry], differentiable: bool, state: dict[Any, Any]) -> Plan:
-        return ReferencePlan(rule, entries, differentiable)
+    def make_plan(self, spec: RuleSpec, entries: list[Entry], differentiable: bool, state: dict[Any, Any]) -> Plan:
+        return ReferencePlan(spec, entries, differentiable)

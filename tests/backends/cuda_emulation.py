@@ -1,49 +1,66 @@
-"""The CUDA backend with a host that plays device: csrc/cuda/plan.cpp and block.h as they are, on CPU tensors."""
+"""The CUDA backend on CPU tensors: csrc/cuda/block.h, compiled for the CPU, which emulates the GPU's threads."""
 
 from __future__ import annotations
 
 import functools
+import importlib.util
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import torch
 from torch.utils import cpp_extension
 
 from fusedreg.backends.base import Entry, Plan, rejection_of_memory
 from fusedreg.backends.cpp import DTYPES
-from fusedreg.backends.cuda import CudaPlan
+from fusedreg.backends.cuda import CudaKernels
+from fusedreg.backends.device_plan import DevicePlan
+from fusedreg.rules.spec import RuleSpec
 
 ROOT = Path(__file__).parents[2]
+CSRC, EMULATOR = ROOT / "csrc", ROOT / "tests" / "backends"
 
 
 @functools.cache
-def build():
+def rule_units() -> ModuleType:
+    """csrc/rule_units.py"""
+    spec = importlib.util.spec_from_file_location("rule_units", CSRC / "rule_units.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@functools.cache
+def build() -> ModuleType:
     folder = ROOT / "build" / "cuda_emulation"
-    folder.mkdir(parents=True, exist_ok=True)
+    units = rule_units().write("cuda", folder, kernels="emulator.h")
     return cpp_extension.load(
         "fusedreg_cuda_emulation",
-        [str(ROOT / path) for path in SOURCES],
+        [str(CSRC / "cuda" / "bindings.cpp"), str(EMULATOR / "emulator.cpp"), *units],
+        extra_include_paths=[str(CSRC), str(EMULATOR)],
         extra_cflags=["-O1", "-Wno-unknown-pragmas"],
         build_directory=str(folder),
     )
 
 
-SOURCES = ("csrc/cuda/bindings.cpp", "csrc/cuda/plan.cpp", "csrc/plan/parameters.cpp", "tests/backends/emulator.cpp")
-
-
 class EmulatedCudaBackend:
-    """Stands in for CudaBackend, for CPU parameters; ``host_clocks`` as in csrc/cuda/plan.h."""
+    """Stands in for CudaBackend, for CPU parameters; ``scalars_on_host`` as in fusedreg/backends/tables.py."""
 
     name = "cuda"
     device_type = "cpu"
 
-    def __init__(self, host_clocks: bool) -> None:
-        self.host_clocks = host_clocks
+    def __init__(self, scalars_on_host: bool) -> None:
+        self.scalars_on_host = scalars_on_host
 
     def unavailable_reason(self) -> str | None:
         return None
 
-    def rejection(self, param: torch.Tensor, states: list[torch.Tensor]) -> str | None:
+    def rejection(self, spec: RuleSpec, param: torch.Tensor, states: list[torch.Tensor]) -> str | None:
+        if spec.name not in build().rules():
+            return f"it has no kernel for the rule {spec.name!r}"
         return rejection_of_memory(param, states, "cpu", DTYPES)
 
-    def make_plan(self, rule: str, entries: list[Entry], differentiable: bool, state: dict) -> Plan:
-        return CudaPlan(build(), rule, entries, state, self.host_clocks)
+    def make_plan(self, spec: RuleSpec, entries: list[Entry], differentiable: bool, state: dict[Any, Any]) -> Plan:
+        return DevicePlan(spec, entries, state, CudaKernels(build(), spec), self.scalars_on_host)

@@ -1,44 +1,78 @@
-"""The CUDA backend without a GPU: its tables, slots, launches and maths, run by a host that plays device.
+"""The CUDA backend without a GPU: its tables, scalar sets, launches and kernels, on a CPU that emulates the GPU.
 
-What this does not show is what only a device has: barriers, the reductions over a block, streams and graphs.
+What this does not show is what only a GPU has: threads that run at once, streams and graphs.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import shutil
 
 import pytest
 import torch
 from cuda_emulation import EmulatedCudaBackend
+from cuda_emulation import build as build_emulation
 from helpers import (
     IDS,
-    OPTIMIZER_FLAGS,
+    OPTIMIZER_VARIANTS,
+    OPTIMIZERS,
     REGULARIZED,
     FusedRegAdam,
-    FusedRegSGD,
     assert_same_bits,
-    flags_of,
     make_params,
     run,
     set_grads,
     snapshot,
+    variant_of,
 )
 
 from fusedreg import backends
+from fusedreg.backends import device_plan, tables
+from fusedreg.hyperparameters import compiled_field_names
 from fusedreg.parity import TOLERANCE_IN_EPS, Case, cases, error_in_eps
 
 pytestmark = pytest.mark.skipif(shutil.which("c++") is None, reason="needs a C++ compiler")
 
 
-@pytest.fixture(params=[True, False], ids=["clocks-on-host", "clocks-on-device"])
+@pytest.fixture(params=[True, False], ids=["scalars-on-host", "scalars-on-device"])
 def emulated(request, monkeypatch):
-    monkeypatch.setitem(backends.BACKENDS, "cuda", EmulatedCudaBackend(host_clocks=request.param))
+    monkeypatch.setitem(backends.BACKENDS, "cuda", EmulatedCudaBackend(scalars_on_host=request.param))
 
 
 @pytest.fixture
-def device_clocks(monkeypatch):
-    monkeypatch.setitem(backends.BACKENDS, "cuda", EmulatedCudaBackend(host_clocks=False))
+def scalars_on_device(monkeypatch):
+    monkeypatch.setitem(backends.BACKENDS, "cuda", EmulatedCudaBackend(scalars_on_host=False))
+
+
+def in_emulated_memory(value: object) -> bool:
+    """In place of ``on_gpu``: every tensor is where only the kernels may read."""
+    return isinstance(value, torch.Tensor)
+
+
+def test_the_kernels_and_python_agree_on_the_tables() -> None:
+    for name, number in build_emulation().FORMAT.items():
+        declared = {getattr(module, name) for module in (tables, device_plan) if hasattr(module, name)}
+        assert declared == {number}, name
+
+
+@pytest.mark.parametrize("cls", OPTIMIZERS)
+def test_the_kernels_and_python_agree_on_the_rule(cls) -> None:
+    spec, known = cls.spec, build_emulation().rules()[cls.spec.name]
+    assert known["fields"] == compiled_field_names(spec)
+    assert known["states"] == [state.name for state in spec.states]
+    assert known["scalar_states"] == [state.name for state in spec.scalar_states]
+
+
+def test_a_rule_without_a_kernel_is_rejected_by_name(emulated) -> None:
+    spec = dataclasses.replace(FusedRegAdam.spec, name="unheard-of")
+    reason = backends.BACKENDS["cuda"].rejection(spec, torch.zeros(2), [])
+    assert reason == "it has no kernel for the rule 'unheard-of'"
+
+
+def test_states_without_a_kernel_raise() -> None:
+    with pytest.raises(ValueError, match="'adam' has no kernel for these states together"):
+        build_emulation().update("adam", 0, 0b101, True, 0, 0, 0, 0, 0, 0)
 
 
 @pytest.mark.parametrize("case", list(cases("cuda")), ids=str)
@@ -69,7 +103,7 @@ def test_chunks_tails_and_misalignment(numel, offset, dtype, emulated) -> None:
     assert (results[0] - results[1]).abs().max() <= max(TOLERANCE_IN_EPS[dtype], 1.0) * unit
 
 
-def test_more_slots_than_a_launch_holds(emulated) -> None:
+def test_as_many_groups_as_parameters(emulated) -> None:
     """A group for every parameter, and parameters at their own steps."""
     results = []
     for backend in ("cuda", "reference"):
@@ -101,22 +135,22 @@ def test_dtypes_side_by_side(emulated) -> None:
     torch.testing.assert_close(results[0][1], results[1][1])
 
 
-@pytest.mark.parametrize(("cls", "flags"), OPTIMIZER_FLAGS, ids=IDS)
+@pytest.mark.parametrize(("cls", "variant"), OPTIMIZER_VARIANTS, ids=IDS)
 @pytest.mark.parametrize("found_inf", [0.0, 1.0, 2.0, math.nan])
-def test_amp_on_the_device(cls, flags, found_inf, device_clocks, monkeypatch) -> None:
-    """Scale and found_inf are read by the kernels, and a skipped step moves no clock."""
-    monkeypatch.setattr("fusedreg.optimizer.on_gpu", lambda value: isinstance(value, torch.Tensor))
+def test_amp_on_the_device(cls, variant, found_inf, scalars_on_device, monkeypatch) -> None:
+    """Scale and found_inf are read by the kernels, and a skipped step moves nothing: no scalar state, no norm."""
+    monkeypatch.setattr("fusedreg.optimizer.on_gpu", in_emulated_memory)
     results = []
     for backend in ("cuda", "cpp"):
         params = make_params(dtype=torch.float64)
-        optimizer = cls(params, backend=backend, **{**REGULARIZED, **flags_of(cls, flags)})
+        optimizer = cls(params, backend=backend, **{**REGULARIZED, **variant_of(cls, variant)})
         run(optimizer, params, 2)
-        before = snapshot(optimizer)
+        before = [*snapshot(optimizer), optimizer.grad_norm]
         set_grads(params, 50)
         optimizer.grad_scale, optimizer.found_inf = torch.tensor(4.0), torch.tensor(found_inf)
         optimizer.step()
         if found_inf != 0:
-            assert_same_bits(before, snapshot(optimizer))
+            assert_same_bits(before, [*snapshot(optimizer), optimizer.grad_norm])
         del optimizer.grad_scale, optimizer.found_inf
         run(optimizer, params, 2)
         results.append(snapshot(optimizer))
@@ -124,17 +158,17 @@ def test_amp_on_the_device(cls, flags, found_inf, device_clocks, monkeypatch) ->
         torch.testing.assert_close(ours, truth, rtol=1e-12, atol=1e-13)
 
 
-@pytest.mark.parametrize("cls", [FusedRegAdam, FusedRegSGD])
-def test_hyperparameters_on_the_device(cls, device_clocks, monkeypatch) -> None:
+@pytest.mark.parametrize(("cls", "variant"), OPTIMIZER_VARIANTS, ids=IDS)
+def test_hyperparameters_on_the_device(cls, variant, scalars_on_device, monkeypatch) -> None:
     """As a CUDA graph needs it: moved in place between steps, read by the kernels."""
-    everything_on_device = lambda value: isinstance(value, torch.Tensor)  # noqa: E731
-    for module in ("optimizer", "groups"):
-        monkeypatch.setattr(f"fusedreg.{module}.on_gpu", everything_on_device)
+    for module in ("optimizer", "hyperparameters", "penalties.spec", "rules.spec", "step.norm"):
+        monkeypatch.setattr(f"fusedreg.{module}.on_gpu", in_emulated_memory)
     values = {"lr": 0.05, "l1": 0.03, "l2": 0.2, "weight_decay": 0.1, "clip_value": 0.8, "max_grad_norm": 2.0}
     tensors = {key: torch.tensor(value, dtype=torch.float64) for key, value in values.items()}
     params, own = make_params(dtype=torch.float64), make_params(dtype=torch.float64)
-    ours = cls([{"params": params[:2]}, {"params": params[2:], "l2": 0.0}], backend="cuda", **tensors)
-    theirs = cls([{"params": own[:2]}, {"params": own[2:], "l2": 0.0}], backend="reference", **values)
+    options = variant_of(cls, variant)
+    ours = cls([{"params": params[:2]}, {"params": params[2:], "l2": 0.0}], backend="cuda", **options, **tensors)
+    theirs = cls([{"params": own[:2]}, {"params": own[2:], "l2": 0.0}], backend="reference", **options, **values)
     for i in range(5):
         run(ours, params, 1, first_seed=i)
         run(theirs, own, 1, first_seed=i)
@@ -148,7 +182,16 @@ def test_hyperparameters_on_the_device(cls, device_clocks, monkeypatch) -> None:
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-13)
 
 
-def test_empty_parameters_alone_move_their_clocks(emulated) -> None:
+def test_more_chunks_than_partial_sums(emulated, monkeypatch) -> None:
+    monkeypatch.setattr(device_plan, "MAX_PARTIAL_SUMS", 3)
+    params = make_params([(7 * device_plan.CHUNK + 5,), (3, 5)], torch.float64)
+    optimizer = FusedRegAdam(params, backend="cuda", max_grad_norm=1.0, clip_value=1.5)
+    run(optimizer, params, 1)
+    gradients = torch.cat([param.grad.flatten() for param in params])
+    torch.testing.assert_close(optimizer.grad_norm, gradients.clamp(-1.5, 1.5).norm(), rtol=1e-13, atol=0)
+
+
+def test_empty_parameters_alone_move_their_scalar_states(emulated) -> None:
     param = torch.nn.Parameter(torch.empty(0, 3))
     param.grad = torch.empty(0, 3)
     optimizer = FusedRegAdam([param], backend="cuda", max_grad_norm=1.0)

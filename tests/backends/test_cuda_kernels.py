@@ -5,19 +5,52 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
+import os
 import re
 import shutil
 import subprocess
-from functools import cache
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
+import torch
+from cuda_emulation import CSRC, rule_units
+from helpers import OPTIMIZER_VARIANTS, variant_of
 
-ROOT = Path(__file__).parents[2]
-RULES, DTYPES = 2, 4
+DTYPES = ("float", "double", "BFloat16", "Float16")
+UNITS = ("squares", *(header for header, _ in rule_units().rules()))
 
 pytestmark = pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
+
+
+class Kernel(NamedTuple):
+    kind: str
+    """prepare, squares or update."""
+    states: int = 0
+    """A mask."""
+    dtype: str = ""
+
+    def __str__(self) -> str:
+        return " ".join((self.kind, *([f"{self.states:03b}"] if self.kind == "update" else []), self.dtype))
+
+
+def kernel_of(mangled: str) -> Kernel:
+    kind, states, dtype = re.search(
+        r"(prepare|squares|update)_kernelI(?:NS_\d+\w+?E)??(?:Lj(\d+)E)?(f|d|NS_\d(?:BFloat16|Float16))?E", mangled
+    ).groups()
+    return Kernel(kind, int(states or 0), {"f": "float", "d": "double", None: ""}.get(dtype, (dtype or "")[4:]))
+
+
+class Compiled(NamedTuple):
+    unit: str
+    architecture: str
+    folder: Path
+    report: str
+    """What ptxas says."""
 
 
 def run(*command: str) -> str:
@@ -26,19 +59,69 @@ def run(*command: str) -> str:
     return done.stdout + done.stderr
 
 
-@pytest.fixture(scope="module", params=["sm_80", "sm_90", "sm_100"])
-def compiled(request, tmp_path_factory) -> tuple[str, Path, str]:
-    """The architecture, the machine code, and what ptxas says of it."""
-    cubin = tmp_path_factory.mktemp("cuda") / "kernels.cubin"
-    report = compile_kernels(f"-arch={request.param}", "-cubin", "-Xptxas=-v", output=cubin)
-    return request.param, cubin, report
+def compile_unit(unit: str, architecture: str, folder: Path) -> Compiled:
+    rule_units().write("cuda", folder, "cu")
+    source = CSRC / "cuda" / "squares.cu" if unit == "squares" else folder / f"cuda_{unit}.cu"
+    options = ("-std=c++17", "-O3", "--expt-relaxed-constexpr", f"-I{CSRC}", f"-arch={architecture}", "-Xptxas=-v")
+    report = run(
+        "nvcc", *options, "-cubin", str(source), "-o", str(folder / "cubin"), "--keep", "--keep-dir", str(folder)
+    )
+    return Compiled(unit, architecture, folder, report)
 
 
-def compile_kernels(*options: str, output: Path) -> str:
-    return run("nvcc", "-std=c++17", "-O3", *options, str(ROOT / "csrc/cuda/kernels.cu"), "-o", str(output))
+@pytest.fixture(scope="module")
+def compilations(request, tmp_path_factory) -> Iterator[dict[str, Future[Compiled]]]:
+    """Those that this run's tests ask for, on all processors, in the order of the tests."""
+    items = [item for item in request.session.items if item.path == request.path]
+    names = dict.fromkeys(item.callspec.params["compiled"] for item in items)
+    pool = ThreadPoolExecutor(os.cpu_count())
+    yield {
+        name: pool.submit(compile_unit, *name.split("-"), tmp_path_factory.mktemp(name, numbered=False))
+        for name in names
+    }
+    pool.shutdown(cancel_futures=True)
 
 
-@cache
+@pytest.fixture(scope="module", params=[f"{unit}-sm_{number}" for number in (80, 90, 100) for unit in UNITS])
+def compiled(request, compilations) -> Compiled:
+    return compilations[request.param].result()
+
+
+@functools.cache
+def expected_kernels(unit: str) -> set[Kernel]:
+    """Those that the variants of a rule's optimizers need."""
+    if unit == "squares":
+        return {Kernel("squares", dtype=dtype) for dtype in DTYPES}
+    found = {Kernel("prepare")}
+    for cls, variant in OPTIMIZER_VARIANTS:
+        if cls.spec.name == unit:
+            group = cls([torch.zeros(1)], **variant_of(cls, variant)).param_groups[0]
+            states = sum(1 << i for i, state in enumerate(cls.spec.states) if state.needed(group))
+            found.update(Kernel("update", states, dtype) for dtype in DTYPES)
+    return found
+
+
+RESOURCES = re.compile(
+    r"Compiling entry function '(?P<name>\w+)'.*?(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, "
+    r"(?P<loads>\d+) bytes spill loads.*?Used (?P<registers>\d+) registers(?:.*?(?P<shared>\d+) bytes smem)?",
+)
+
+
+def test_nothing_spills(compiled: Compiled) -> None:
+    kernels = {kernel_of(found["name"]): found for found in RESOURCES.finditer(compiled.report.replace("\n", " "))}
+    assert set(kernels) == expected_kernels(compiled.unit)
+    print(f"\n{compiled.unit + ' ' + compiled.architecture:24}registers  shared  stack  spilled (bytes)")
+    for kernel, found in kernels.items():
+        spilled = int(found["stores"]) + int(found["loads"])
+        print(f"{kernel!s:24}{found['registers']:>9}{found['shared'] or 0:>8}{found['stack']:>7}{spilled:>9}")
+    # With 256 threads a block, 128 registers still let two blocks share a multiprocessor.
+    assert all(int(found["registers"]) <= 128 for found in kernels.values())
+    # ptxas reports device functions that it did not inline (pow) too
+    spills = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", compiled.report)
+    assert set(spills) == {("0", "0", "0")}
+
+
+@functools.cache
 def cuobjdump() -> str | None:
     """nvcc's, or the one that Triton's package brings."""
     triton = importlib.util.find_spec("triton")
@@ -46,53 +129,30 @@ def cuobjdump() -> str | None:
     return shutil.which("cuobjdump") or (str(beside_triton) if beside_triton and beside_triton.exists() else None)
 
 
-RESOURCES = re.compile(
-    r"Compiling entry function '(?P<name>\w+)'.*?(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, "
-    r"(?P<loads>\d+) bytes spill loads.*?Used (?P<registers>\d+) registers.*?(?P<shared>\d+) bytes smem",
-    re.DOTALL,
-)
-
-
-def short_name(mangled: str) -> str:
-    kernel, rule, dtype = re.search(
-        r"(squares|update)_kernelI(?:NS_\d(\w+?)HostE)?(f|d|NS_\d(?:BFloat16|Float16))", mangled
-    ).groups()
-    dtype = {"f": "float", "d": "double"}.get(dtype, dtype[4:])
-    return " ".join(filter(None, (kernel, rule, dtype)))
-
-
-def test_nothing_spills(compiled) -> None:
-    architecture, _, report = compiled
-    kernels = list(RESOURCES.finditer(report))
-    assert len(kernels) == (RULES + 1) * DTYPES, "a kernel is missing"
-    print(f"\n{architecture:24}registers  shared  stack  spilled (bytes)")
-    for kernel in kernels:
-        spilled = int(kernel["stores"]) + int(kernel["loads"])
-        numbers = f"{kernel['registers']:>9}{kernel['shared']:>8}{kernel['stack']:>7}{spilled:>9}"
-        print(f"{short_name(kernel['name']):24}{numbers}")
-    # With 256 threads a block, 128 registers still let two blocks share a multiprocessor.
-    assert all(int(kernel["registers"]) <= 128 for kernel in kernels)
-    # ptxas reports device functions that it did not inline (pow) too
-    spills = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", report)
-    assert set(spills) == {("0", "0", "0")}
-
-
-def test_memory_moves_16_bytes_at_a_time(compiled, tmp_path) -> None:
-    """In the machine code, or in PTX where there is no disassembler: each kernel has a load for each of its streams."""
-    architecture, cubin, _ = compiled
+def test_memory_moves_16_bytes_at_a_time(compiled: Compiled) -> None:
+    """In the machine code, or in PTX where there is no disassembler: every loop over packs loads all of its streams so,
+    and stores all that it writes. Nothing of an update goes by a generic address."""
     if cuobjdump() is not None:
-        code = run(cuobjdump(), "-sass", str(cubin))
+        code = run(cuobjdump(), "-sass", str(compiled.folder / "cubin"))
         split, load, store = r"Function : (\w+)", r"\bLDG\.E(?:\.\w+)*\.128\b", r"\bSTG\.E(?:\.\w+)*\.128\b"
+        generic = r"\b(?:LD|ST)\.E"
     else:
-        compile_kernels(f"-arch={architecture}", "-ptx", output=tmp_path / "kernels.ptx")
-        code = (tmp_path / "kernels.ptx").read_text()
+        code = next(compiled.folder.glob("*.ptx")).read_text()
         split = r"\.entry (\w+)"
         load, store = (rf"{way}\.global\.(?:v4\.[bfu]32|v2\.[bfu]64)" for way in ("ld", "st"))
+        generic = r"\b(?:ld|st)\.[bfsuv]\d"
     names_and_bodies = re.split(split, code)[1:]
-    kernels = dict(zip(map(short_name, names_and_bodies[::2]), names_and_bodies[1::2], strict=True))
-    assert len(kernels) == (RULES + 1) * DTYPES
-    states = {"update Adam": 3, "update Sgd": 1}
-    for name, body in kernels.items():
-        updates, of_rule = name.startswith("update"), states.get(name.rpartition(" ")[0], 0)
-        assert len(re.findall(load, body)) >= (2 + of_rule if updates else 1), name
-        assert len(re.findall(store, body)) >= (1 + of_rule if updates else 0), name
+    kernels = dict(zip(map(kernel_of, names_and_bodies[::2]), names_and_bodies[1::2], strict=True))
+    assert set(kernels) == expected_kernels(compiled.unit)
+    for kernel, body in kernels.items():
+        if kernel.kind == "prepare":
+            continue
+        loads, stores = (len(re.findall(way, body)) for way in (load, store))
+        if kernel.kind == "squares":
+            assert loads >= 4, kernel  # on their way at once
+        else:
+            written = 1 + kernel.states.bit_count()
+            loops = 4  # at the least: a prox or none, a penalty in the gradient or none
+            assert loads * written == stores * (1 + written), kernel
+            assert stores >= loops * written, kernel
+            assert not re.search(generic, body), kernel

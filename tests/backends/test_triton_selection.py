@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import importlib.util
 from types import SimpleNamespace
@@ -75,15 +76,21 @@ def test_in_the_interpreter(gpu, monkeypatch) -> None:
     assert "TRITON_INTERPRET is set" in asked_by_name()
 
 
+@pytest.mark.skipif(why_not_triton() is not None, reason=why_not_triton() or "")
+def test_a_rule_that_it_does_not_have_is_named() -> None:
+    spec = dataclasses.replace(FusedRegAdam.spec, name="toy")
+    assert backends.TritonBackend().rejection(spec, torch.zeros(3), []) == "it has no kernel for the rule 'toy'"
+
+
 @pytest.mark.parametrize("broken", [None, "Triton 9.0.0 does not take the kernels (AttributeError: no div_rn)"])
 def test_what_auto_takes_on_a_gpu_without_the_compiled_backend(gpu, broken, monkeypatch, caplog) -> None:
     """As far as that can be asked without one: the parameter is no more than its device."""
     monkeypatch.setattr(backends, "_said", set())
     monkeypatch.setattr(backends.BACKENDS["cuda"], "unavailable_reason", lambda: "it is not built", raising=False)
     monkeypatch.setattr("fusedreg.backends.triton.why_not_triton", lambda: broken)
-    monkeypatch.setattr(backends.BACKENDS["triton"], "rejection", lambda param, states: None, raising=False)
+    monkeypatch.setattr(backends.BACKENDS["triton"], "rejection", lambda spec, param, states: None, raising=False)
     param = SimpleNamespace(device=torch.device("cuda"))
-    taken = backends.choose("auto", param, [], differentiable=False).name
+    taken = backends.choose("auto", FusedRegAdam.spec, param, [], differentiable=False).name
     assert taken == ("triton" if broken is None else "reference")
     said = [f"backend 'cuda' is not used: it is not built. Using backend {taken!r}."]
     said += [f"backend 'triton' is not used: {broken}. Using backend 'reference'."] if broken else []
@@ -97,4 +104,4 @@ def test_auto_takes_it_where_the_compiled_backend_is_missing(monkeypatch) -> Non
         pytest.skip(backend.unavailable_reason())
     monkeypatch.setattr(backends.BACKENDS["cuda"], "unavailable_reason", lambda: "not built", raising=False)
     param = torch.zeros(3, device="cuda")
-    assert backends.choose("auto", param, [], differentiable=False).name == "triton"
+    assert backends.choose("auto", FusedRegAdam.spec, param, [], differentiable=False).name == "triton"

@@ -11,7 +11,8 @@ import torch
 
 from fusedreg.backends.base import Entry, Plan, rejection_of_memory
 from fusedreg.backends.cpp import DTYPES
-from fusedreg.backends.triton import make_plan, why_not_triton
+from fusedreg.backends.triton import make_plan, rejection_of_rule, why_not_triton
+from fusedreg.rules.spec import RuleSpec
 
 INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
 
@@ -23,23 +24,23 @@ def reason_to_skip() -> str | None:
 
 
 class InterpretedTritonBackend:
-    """Stands in for TritonBackend, for CPU parameters; ``host_clocks`` as in fusedreg/triton/plan.py."""
+    """Stands in for TritonBackend, for CPU parameters; ``scalars_on_host`` as in fusedreg/backends/tables.py."""
 
     name = "triton"
     device_type = "cpu"
 
-    def __init__(self, host_clocks: bool) -> None:
-        self.host_clocks = host_clocks
+    def __init__(self, scalars_on_host: bool) -> None:
+        self.scalars_on_host = scalars_on_host
         correct_the_interpreter()
 
     def unavailable_reason(self) -> str | None:
         return None
 
-    def rejection(self, param: torch.Tensor, states: list[torch.Tensor]) -> str | None:
-        return rejection_of_memory(param, states, "cpu", DTYPES)
+    def rejection(self, spec: RuleSpec, param: torch.Tensor, states: list[torch.Tensor]) -> str | None:
+        return rejection_of_rule(spec) or rejection_of_memory(param, states, "cpu", DTYPES)
 
-    def make_plan(self, rule: str, entries: list[Entry], differentiable: bool, state: dict) -> Plan:
-        return make_plan(rule, entries, state, self.host_clocks)
+    def make_plan(self, spec: RuleSpec, entries: list[Entry], differentiable: bool, state: dict) -> Plan:
+        return make_plan(spec, entries, state, self.scalars_on_host)
 
 
 def correct_the_interpreter() -> None:

@@ -10,21 +10,22 @@ import pytest
 import torch
 from helpers import (
     IDS,
-    OPTIMIZER_FLAGS,
+    OPTIMIZER_VARIANTS,
     REGULARIZED,
     TWINS,
     FusedRegAdam,
     FusedRegSGD,
     assert_same_bits,
-    flags_of,
     make_params,
     run,
     set_grads,
     snapshot,
+    variant_of,
 )
 from torch import Tensor, nn
 from twin_pairs import (
     CONFIGURATIONS,
+    OURS_ALONE,
     PLAIN,
     assert_alike,
     contents,
@@ -38,7 +39,7 @@ from twin_pairs import (
     train,
 )
 
-every_optimizer = pytest.mark.parametrize(("cls", "flags"), OPTIMIZER_FLAGS, ids=IDS)
+every_optimizer = pytest.mark.parametrize(("cls", "flags"), OPTIMIZER_VARIANTS, ids=IDS)
 DOUBLE = tolerance(torch.float64)
 
 
@@ -58,7 +59,7 @@ def through_a_file(state_dict):
 @pytest.mark.parametrize("way", [through_memory, through_a_file, copy.deepcopy], ids=lambda way: way.__name__)
 def test_state_dicts_go_both_ways_in_mid_training(cls, flags, direction, way, backend) -> None:
     """The continuation is the uninterrupted twin's, and so are the state's keys, shapes and dtypes."""
-    options = {**PLAIN, **flags_of(cls, flags)}
+    options = {**PLAIN, **variant_of(cls, flags)}
 
     def make(fused_reg, params):
         return cls(params, backend=backend, **options) if fused_reg else TWINS[cls](params, **options)
@@ -110,7 +111,7 @@ def test_a_state_dict_has_the_twins_shape(configuration, backend) -> None:
         dicts[-1].append(optimizer.state_dict())
     for ours, theirs in zip(*dicts, strict=True):
         assert list(ours) == list(theirs)
-        assert {key: set(state) for key, state in ours["state"].items()} == {
+        assert {key: set(state) - OURS_ALONE for key, state in ours["state"].items()} == {
             key: set(state) for key, state in theirs["state"].items()
         }
         for our_group, their_group in zip(ours["param_groups"], theirs["param_groups"], strict=True):
@@ -119,7 +120,7 @@ def test_a_state_dict_has_the_twins_shape(configuration, backend) -> None:
 
 @every_optimizer
 def test_our_own_state_dict_resumes_to_the_bit(cls, flags, backend) -> None:
-    options = {**REGULARIZED, **flags_of(cls, flags), "backend": backend}
+    options = {**REGULARIZED, **variant_of(cls, flags), "backend": backend}
     params, resumed = make_params(), make_params()
     optimizer = cls(params, **options)
     run(optimizer, params, 3)
@@ -135,7 +136,7 @@ def test_our_own_state_dict_resumes_to_the_bit(cls, flags, backend) -> None:
 
 @every_optimizer
 def test_a_regularized_run_resumes_on_another_backend(cls, flags, backend) -> None:
-    options = {**REGULARIZED, **flags_of(cls, flags)}
+    options = {**REGULARIZED, **variant_of(cls, flags)}
     params, uninterrupted = make_params(dtype=torch.float64), make_params(dtype=torch.float64)
     first, whole = cls(params, backend="reference", **options), cls(uninterrupted, backend="reference", **options)
     run(first, params, 3)
@@ -203,7 +204,7 @@ def of_an_older_torch(state_dict, step_type, missing):
 
 
 @every_rival
-@pytest.mark.parametrize("configuration", ["adam", "adamw", "sgd-damped", "sgd"])
+@pytest.mark.parametrize("configuration", ["adam", "adamw", "sgd-dampening", "sgd"])
 @pytest.mark.parametrize("step_type", [int, float], ids=["int", "float"])
 @pytest.mark.parametrize("missing", [set(), NOT_ALWAYS_THERE], ids=["all-keys", "old-keys"])
 def test_checkpoints_of_older_torch(configuration, step_type, missing, backend, rival) -> None:
@@ -236,7 +237,7 @@ def test_groups_without_amsgrad(amsgrad, backend) -> None:
     assert_alike(flow, "adam", backend)
 
 
-@pytest.mark.parametrize("configuration", ["sgd-damped", "sgd-nesterov"])
+@pytest.mark.parametrize("configuration", ["sgd-dampening"])
 def test_momentum_buffers_that_are_none(configuration, backend) -> None:
     """torch's SGD wrote None for a parameter that had not been stepped."""
 
@@ -289,7 +290,7 @@ every_copier = pytest.mark.parametrize("copier", COPIERS)
 @every_copier
 def test_copies_go_on_alike(cls, flags, copier, backend) -> None:
     params = make_params()
-    optimizer = cls(params, backend=backend, **REGULARIZED, **flags_of(cls, flags))
+    optimizer = cls(params, backend=backend, **REGULARIZED, **variant_of(cls, flags))
     run(optimizer, params, 2)
     copied = COPIERS[copier](optimizer)
     own = [param for group in copied.param_groups for param in group["params"]]
@@ -328,7 +329,7 @@ def test_a_copy_before_the_first_step(copier, backend) -> None:
         train(model, optimizer, 2)
         return contents(optimizer)
 
-    assert_alike(flow, "sgd-damped", backend, "twin")
+    assert_alike(flow, "sgd-dampening", backend, "twin")
 
 
 @every_configuration
@@ -461,7 +462,33 @@ def test_the_gain_of_a_checkpoint_is_used(backend) -> None:
             optimizer = FusedRegSGD(params, **options)
             optimizer.load_state_dict(state_dict)
         run(optimizer, params, 2)
-        results.append([*contents(optimizer), optimizer.param_groups[0]["momentum_gain"]])
+        results.append([*contents(optimizer), *(optimizer.state[param]["momentum_gain"] for param in params)])
+    torch.testing.assert_close(results[0], results[1], rtol=0, atol=0)
+
+
+def test_gains_that_stood_in_their_group(backend) -> None:
+    """Checkpoints were once written with a number for each parameter in `momentum_gain` of the group."""
+    results = []
+    for in_group in (False, True):
+        params = make_params(((4, 3), (5,)), torch.float64)
+        options = dict(lr=0.1, momentum=0.9, l1=0.1, backend=backend)
+        optimizer = FusedRegSGD(params, **options)
+        set_grads(params, 1)
+        params[1].grad = None
+        optimizer.step()
+        run(optimizer, params, 1)
+        saved = through_a_file(optimizer.state_dict())
+        if in_group:
+            gains = [saved["state"][i].pop("momentum_gain") for i in range(2)]
+            saved["param_groups"][0]["momentum_gain"] = torch.stack(gains)
+            assert saved["param_groups"][0]["momentum_gain"].tolist() == [1.9, 1.0]
+        optimizer = FusedRegSGD(params, **options)
+        optimizer.load_state_dict(saved)
+        assert "momentum_gain" not in optimizer.param_groups[0]
+        run(optimizer, params, 2)
+        gains = [optimizer.state[param]["momentum_gain"] for param in params]
+        assert {gain.dtype for gain in gains} == {torch.float64}
+        results.append([*contents(optimizer), *gains])
     torch.testing.assert_close(results[0], results[1], rtol=0, atol=0)
 
 

@@ -350,7 +350,7 @@ def test_a_load_hook_may_mend_what_our_checks_would_refuse() -> None:
     optimizer = FusedRegAdam(params)
     state_dict = FusedRegAdam(params, l1=0.5).state_dict()
     state_dict["param_groups"][0]["l1"] = "half"
-    with pytest.raises(ValueError, match="Invalid l1 value: half"):
+    with pytest.raises(ValueError, match="Invalid l1 value: 'half'"):
         optimizer.load_state_dict(state_dict)
 
     def mend(optimizer, state_dict):

@@ -6,13 +6,14 @@ A flow is a function of ``make``, which builds an optimizer: ``make(params, **op
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
 from conftest import TARGETS
-from helpers import REGULARIZED, TWINS, FusedRegAdam, FusedRegAdamW, FusedRegSGD, random
+from helpers import OPTIMIZERS, REGULARIZED, TWINS, random
 from torch import Tensor, nn
 
 
@@ -29,16 +30,37 @@ def one_thread() -> Iterator[None]:
 
 PLAIN = {"lr": 0.05, "weight_decay": 0.1}
 
-CONFIGURATIONS = {
-    "adam": (FusedRegAdam, {}),
-    "adam-amsgrad": (FusedRegAdam, {"amsgrad": True}),
-    "adamw": (FusedRegAdamW, {}),
-    "sgd": (FusedRegSGD, {}),
-    "sgd-damped": (FusedRegSGD, {"momentum": 0.9, "dampening": 0.3}),
-    "sgd-nesterov": (FusedRegSGD, {"momentum": 0.9, "nesterov": True}),
-}
+
+def _configurations() -> dict[str, tuple[type, dict[str, Any]]]:
+    """Of every rule its plain variant, and the one that needs the most states and options; of a second class, plain."""
+    found: dict[str, tuple[type, dict[str, Any]]] = {}
+    seen: set[str] = set()
+    for cls in TWINS:
+        name, spec = cls.__name__.removeprefix("FusedReg").lower(), cls.spec
+        group = cls([torch.zeros(1)]).param_groups[0]
+
+        def size(variant: str, spec=spec, group=group) -> tuple[int, int]:
+            options = {**group, **spec.variants[variant]}
+            return len(spec.needed_states(options)), len(spec.variants[variant])
+
+        found[name] = (cls, {})
+        if spec.name not in seen and len(spec.variants) > 1:
+            fullest = max(spec.variants, key=size)
+            found[f"{name}-{fullest}"] = (cls, dict(spec.variants[fullest]))
+        seen.add(spec.name)
+    return found
+
+
+CONFIGURATIONS = _configurations()
+
+
+def has_option(configuration: str, option: str) -> bool:
+    """Whether the twin knows an option by this name."""
+    return option in inspect.signature(TWINS[CONFIGURATIONS[configuration][0]].__init__).parameters
+
+
 every_configuration = pytest.mark.parametrize("configuration", CONFIGURATIONS)
-FEW = ("adam", "sgd-damped")
+FEW = ("adam", "sgd-dampening")
 few_configurations = pytest.mark.parametrize("configuration", FEW)
 every_class = pytest.mark.parametrize("cls", TWINS, ids=lambda cls: cls.__name__)
 
@@ -65,15 +87,21 @@ def tolerance(dtype: torch.dtype, steps: int = 10) -> dict[str, float]:
     return {"rtol": eps, "atol": eps}
 
 
+# What we keep in a parameter's state, and its twin does not.
+OURS_ALONE = {scalar.name for cls in OPTIMIZERS for scalar in cls.spec.scalar_states if not scalar.is_step}
+
+
 def contents(optimizer: torch.optim.Optimizer) -> list[dict[str, Tensor]]:
     """Copies of each parameter and its state, by name; the names count in a comparison.
 
+    What the twin does not keep is left out: what it is for is seen in what the weights become.
     Step counts are brought to the CPU: torch before 2.12 put them on the default device, by mistake.
     """
     found = []
     for group in optimizer.param_groups:
         for param in group["params"]:
-            state = {k: v for k, v in optimizer.state.get(param, {}).items() if isinstance(v, Tensor)}
+            own = optimizer.state.get(param, {})
+            state = {k: v for k, v in own.items() if isinstance(v, Tensor) and k not in OURS_ALONE}
             found.append({"param": param.detach().clone()} | {k: v.detach().clone() for k, v in state.items()})
             if "step" in state:
                 found[-1]["step"] = state["step"].detach().cpu()

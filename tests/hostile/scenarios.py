@@ -6,15 +6,13 @@ A scenario is plain data, so that a failing one can be read; `build` and `lay_ou
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
 from typing import Any
 
 import torch
 from hypothesis import strategies as st
 from torch import Tensor
-
-from fusedreg import FusedRegAdam, FusedRegAdamW, FusedRegSGD
-from fusedreg.groups import L1_MODES
 
 SENTINEL = 12345.0
 CHUNK = 32 * 1024
@@ -138,8 +136,12 @@ LRS = mostly(st.sampled_from([1e-3, 0.02, 0.1, 1.0]), 0.0, 5e-324, 1e-45, 1e-38,
 BETAS = mostly(
     st.sampled_from([0.0, 0.3, 0.5, 0.9, 0.99, 0.999]), 5e-324, 1e-45, 1e-8, 1 - 1e-8, 1 - 2.0**-24, 1 - 2.0**-53
 )
+ALPHAS = st.one_of(*[BETAS] * 9, st.just(1.0))
 EPS = mostly(st.sampled_from([1e-8, 1e-6, 0.1]), 0.0, 5e-324, 1e-45, 1e-38, 1e-15, 1.0, 1e20, 1e38, 1e39)
 MOMENTA = mostly(st.sampled_from([0.0, 0.3, 0.9, 0.99]), 5e-324, 1e-45, 1e-8, 1 - 2.0**-53, 1.0, 1.5)
+LR_DECAYS = mostly(st.sampled_from([0.0, 1e-3, 0.1]), 5e-324, 1e-45, 1.0, 1e10, 1e300)
+# No more than every dtype can hold: torch.optim.Adagrad's constructor raises.
+ACCUMULATORS = mostly(st.sampled_from([0.0, 0.0, 0.1, 1.0]), 5e-324, 1e-45, 1e-20, 6e4)
 CLIP_VALUES = mostly(st.sampled_from([None, None, 0.3, 1.2]), 0.0, 5e-324, 1e-45, 1e-30, 1e30, 3e38, 1e39, math.inf)
 NORMS = mostly(st.sampled_from([None, None, 0.5, 4.0]), 5e-324, 1e-45, 1e-30, 1e10, 1e38, 1e300, math.inf)
 GRAD_SCALES = mostly(
@@ -192,6 +194,24 @@ LARGE_SHAPES = st.sampled_from([(CHUNK - 1,), (CHUNK,), (CHUNK + 1,), (2 * CHUNK
 
 
 @st.composite
+def sgd_options(draw: st.DrawFn) -> dict[str, Any]:
+    momentum = draw(MOMENTA)
+    nesterov = momentum > 0 and draw(st.booleans())
+    # Above 1, the prox would have a negative step size.
+    dampening = 0.0 if nesterov else draw(st.sampled_from([0.0, 0.0, 0.3, 0.9, -0.5]))
+    return {"momentum": momentum, "nesterov": nesterov, "dampening": dampening}
+
+
+OWN_OPTIONS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
+    "adam": st.fixed_dictionaries({"betas": st.tuples(BETAS, BETAS), "eps": EPS, "amsgrad": st.booleans()}),
+    "sgd": sgd_options(),
+    "rmsprop": st.fixed_dictionaries({"alpha": ALPHAS, "eps": EPS, "momentum": MOMENTA, "centered": st.booleans()}),
+    "adagrad": st.fixed_dictionaries({"lr_decay": LR_DECAYS, "eps": EPS, "initial_accumulator_value": ACCUMULATORS}),
+}
+"""What a group may say to a rule alone."""
+
+
+@st.composite
 def optimizer_options(draw: st.DrawFn, cls: type, has_complex: bool) -> dict[str, Any]:
     """Everything that a group can say, but max_grad_norm, which all groups share."""
     options: dict[str, Any] = {
@@ -200,21 +220,14 @@ def optimizer_options(draw: st.DrawFn, cls: type, has_complex: bool) -> dict[str
         "maximize": draw(st.booleans()),
         "l1": 0.0 if has_complex else draw(PENALTIES),
         "l2": draw(PENALTIES),
-        "l1_mode": draw(st.sampled_from((*L1_MODES, "proximal"))),
+        # the first, "proximal" where the rule has it, twice as often
+        "penalty_mode": draw(st.sampled_from((*cls.spec.modes, cls.spec.modes[0]))),
         "clip_value": draw(CLIP_VALUES),
     }
     if draw(st.integers(0, 4)) == 0:
         options["lr"] = torch.tensor(options["lr"], dtype=draw(st.sampled_from([torch.float32, torch.float64])))
-    if cls is FusedRegSGD:
-        options["momentum"] = draw(MOMENTA)
-        options["nesterov"] = options["momentum"] > 0 and draw(st.booleans())
-        # Above 1, the prox would have a negative step size.
-        options["dampening"] = 0.0 if options["nesterov"] else draw(st.sampled_from([0.0, 0.0, 0.3, 0.9, -0.5]))
-    else:
-        options["betas"] = (draw(BETAS), draw(BETAS))
-        options["eps"] = draw(EPS)
-        options["amsgrad"] = draw(st.booleans())
-    if cls is FusedRegAdam:
+    options |= draw(OWN_OPTIONS[cls.spec.name])
+    if "decoupled_weight_decay" in inspect.signature(cls).parameters:
         options["decoupled_weight_decay"] = draw(st.booleans())
     return options
 
@@ -223,8 +236,8 @@ SABOTAGE = ("l1=-1", "l2=nan", "clip_value=-1", "grad_scale=0", "sparse gradient
 
 
 @st.composite
-def scenarios(draw: st.DrawFn) -> Scenario:
-    cls = draw(st.sampled_from([FusedRegAdam, FusedRegAdamW, FusedRegSGD]))
+def scenarios(draw: st.DrawFn, classes: list[type]) -> Scenario:
+    cls = draw(st.sampled_from(classes))
     groups = []
     large = draw(st.sampled_from([False] * 9 + [True]))
     for _ in range(draw(st.integers(1, 3))):

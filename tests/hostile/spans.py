@@ -1,8 +1,8 @@
 """How far rounding may carry one step: the formulas of docs/formulas.md, evaluated on intervals.
 
-`step_bounds` takes the exact inputs of a step (weight, gradient, state, scalars: single numbers) and returns, for each
-element of the weight and of the state, an interval that holds every result which floating point arithmetic can give.
-The reference in float64 lies in it, and any correct kernel does. No tolerance is chosen anywhere:
+`step_bounds` takes the exact inputs of a step (weight, gradient, state, scalar states: single numbers) and returns, for
+each element of the weight and of the state, an interval that holds every result which floating point arithmetic can
+give. The reference in float64 lies in it, and any correct kernel does. No tolerance is chosen anywhere:
 
 - An operation's exact result on the intervals is widened by one rounding: by u relative, u = 2**-24 for float32, and
   by half the smallest denormal. The exact result stays inside, so a fused multiply-add, which rounds once less, is
@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 INF = math.inf
+LARGEST = torch.finfo(torch.float64).max
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,6 +117,9 @@ class Span:
     def __mul__(self, other: Span) -> Span:
         corners = torch.stack(torch.broadcast_tensors(*(a * b for a in self.ends for b in other.ends)))
         lo, hi = corners.nan_to_num(INF, INF, -INF).amin(0), corners.nan_to_num(-INF, INF, -INF).amax(0)
+        # A product of finite numbers overflows, but not inside of a fused multiply-add.
+        finite = ~(self.infinite | other.infinite)
+        lo, hi = torch.where(finite, lo.clamp(max=LARGEST), lo), torch.where(finite, hi.clamp(min=-LARGEST), hi)
         meet = (self.zero & other.infinite) | (self.infinite & other.zero)
         positive = (self.lo >= 0) & (other.lo >= 0)
         lo, hi = torch.where(meet, torch.where(positive, 0.0, -INF), lo), torch.where(meet, INF, hi)
@@ -165,6 +169,11 @@ def either(a: Span, b: Span) -> Span:
     hi = torch.fmax(a.hi, b.hi)
     nan = a.nan | b.nan | a.must_be_nan | b.must_be_nan
     return Span(torch.where(both, math.nan, lo), torch.where(both, math.nan, hi), nan, a.arithmetic)
+
+
+def select(condition: Tensor, a: Span, b: Span) -> Span:
+    parts = (torch.where(condition, getattr(a, part), getattr(b, part)) for part in ("lo", "hi", "nan"))
+    return Span(*parts, a.arithmetic)
 
 
 def soft(z: Span, t: Span) -> Span:
@@ -256,7 +265,7 @@ def penalized(g: Span, w: Span, group: dict[str, Any]) -> Span:
     """Stage 4, coupled: term by term as the formulas have it, or with w's two factors added first."""
     a = g.arithmetic
     decay = 0.0 if group.get("decoupled_weight_decay") else float(group["weight_decay"])
-    l1, l2 = (float(group[key]) if group["l1_mode"] == "subgradient" else 0.0 for key in ("l1", "l2"))
+    l1, l2 = (float(group[key]) if group["penalty_mode"] == "subgradient" else 0.0 for key in ("l1", "l2"))
     sign = w.monotone(torch.sign)
 
     def plus(g: Span, strength: float, operand: Span) -> Span:
@@ -271,20 +280,46 @@ def penalized(g: Span, w: Span, group: dict[str, Any]) -> Span:
     return either(one_by_one, together)
 
 
-def adam_bounds(w: Span, g: Span, state: dict[str, Span], t: float, group: dict[str, Any]) -> tuple[Span, dict, Span]:
+@dataclasses.dataclass
+class Bounds:
+    """What stage 5 may come to."""
+
+    z: Span
+    state: dict[str, Span]
+    scalars: dict[str, float]
+    """The scalar states after the step."""
+    tau: float
+    d: Span | None = None
+    safeguard: Span | None = None
+    """What the prox's floor is held against, where that is not d."""
+
+
+Scalars = dict[str, float]
+
+
+def moving_average(average: Span, g: Span, beta: float) -> Span:
+    """As the formula has it, or as torch's lerp, which starts from the end that is nearer."""
+    a = g.arithmetic
+    textbook = scalar(beta, a) * average + scalar(1 - beta, a) * g
+    change = g - average
+    lerp = average + scalar(1 - beta, a) * change if 1 - beta < 0.5 else g - scalar(beta, a) * change
+    return either(textbook, lerp)
+
+
+def moving_average_of_squares(average: Span, g: Span, beta: float) -> Span:
+    a = g.arithmetic
+    return (scalar(beta, a) * average + scalar(1 - beta, a) * g.abs() * g.abs()).not_negative()
+
+
+def adam_bounds(w: Span, g: Span, state: dict[str, Span], scalars: Scalars, group: dict[str, Any]) -> Bounds:
     a = w.arithmetic
-    lr, (beta1, beta2) = float(group["lr"]), map(float, group["betas"])
+    lr, (beta1, beta2), t = float(group["lr"]), map(float, group["betas"]), scalars["step"] + 1
     correction1, correction2 = 1 - beta1**t, 1 - beta2**t
-    m, v = state["exp_avg"], state["exp_avg_sq"]
-    # torch's lerp starts from the end that is nearer.
-    textbook = scalar(beta1, a) * m + scalar(1 - beta1, a) * g
-    lerp = m + scalar(1 - beta1, a) * (g - m) if 1 - beta1 < 0.5 else g - scalar(beta1, a) * (g - m)
-    m = either(textbook, lerp)
-    v = (scalar(beta2, a) * v + scalar(1 - beta2, a) * g.abs() * g.abs()).not_negative()
-    new = {"exp_avg": m, "exp_avg_sq": v}
-    u = v
+    m = moving_average(state["exp_avg"], g, beta1)
+    u = moving_average_of_squares(state["exp_avg_sq"], g, beta2)
+    new = {"exp_avg": m, "exp_avg_sq": u}
     if group["amsgrad"]:
-        u = new["max_exp_avg_sq"] = v.maximum(state["max_exp_avg_sq"])
+        u = new["max_exp_avg_sq"] = u.maximum(state["max_exp_avg_sq"])
     root = u.sqrt()
     d = either(root / scalar(correction2**0.5, a), root * scalar(1 / correction2**0.5, a))
     d = (d + scalar(float(group["eps"]), a)).not_negative()
@@ -292,49 +327,101 @@ def adam_bounds(w: Span, g: Span, state: dict[str, Span], t: float, group: dict[
         scalar(lr, a) * (m / scalar(correction1, a)) / d,
         scalar(lr / correction1 if correction1 else math.nan, a) * (m / d),
     )
-    return w - moved, new, d
+    return Bounds(w - moved, new, {"step": t}, lr, d)
 
 
-def sgd_bounds(w: Span, g: Span, buffer: Span | None, group: dict[str, Any]) -> tuple[Span, dict[str, Span]]:
+def sgd_bounds(w: Span, g: Span, state: dict[str, Span], scalars: Scalars, group: dict[str, Any]) -> Bounds:
     a = w.arithmetic
-    momentum, lr = float(group["momentum"]), scalar(float(group["lr"]), a)
+    momentum, dampening, lr = (float(group[key]) for key in ("momentum", "dampening", "lr"))
     if momentum == 0:
-        return w - lr * g, {}
-    # The first one is undamped.
-    old, buffer = buffer, g
-    if old is not None:
-        buffer = scalar(momentum, a) * old + scalar(1 - float(group["dampening"]), a) * g
-    direction = g + scalar(momentum, a) * buffer if group["nesterov"] else buffer
-    return w - lr * direction, {"momentum_buffer": buffer}
+        return Bounds(w - scalar(lr, a) * g, {}, {}, lr)
+    before, buffer = scalars["momentum_gain"], g
+    if before != 0:  # the first one is undamped
+        buffer = scalar(momentum, a) * state["momentum_buffer"] + scalar(1 - dampening, a) * g
+    gain = gain_after(before, momentum, dampening)
+    direction, step_gain = buffer, gain
+    if group["nesterov"]:
+        direction, step_gain = g + scalar(momentum, a) * buffer, 1 + momentum * gain
+    tau = lr * max(step_gain, 0.0)
+    return Bounds(w - scalar(lr, a) * direction, {"momentum_buffer": buffer}, {"momentum_gain": gain}, tau)
 
 
-def gain_after(gain: float, has_buffer: bool, group: dict[str, Any]) -> float:
-    """s_t. `gain` is s_(t-1), 0 or NaN where nobody counted."""
-    momentum, dampening = float(group["momentum"]), float(group["dampening"])
-    if momentum == 0 or not has_buffer:
+def rmsprop_bounds(w: Span, g: Span, state: dict[str, Span], scalars: Scalars, group: dict[str, Any]) -> Bounds:
+    a = w.arithmetic
+    lr, alpha, momentum, eps = (float(group[key]) for key in ("lr", "alpha", "momentum", "eps"))
+    v = moving_average_of_squares(state["square_avg"], g, alpha)
+    new, new_scalars = {"square_avg": v}, {"step": scalars["step"] + 1}
+    d = uncentered = (v.sqrt() + scalar(eps, a)).not_negative()
+    if group["centered"]:
+        m = new["grad_avg"] = moving_average(state["grad_avg"], g, alpha)
+        # Rounding may bring a variance below zero.
+        d = ((v - m.abs() * m.abs()).not_negative().sqrt() + scalar(eps, a)).not_negative()
+    direction, gain = g / d, 1.0
+    if momentum != 0:
+        direction = new["momentum_buffer"] = scalar(momentum, a) * state["momentum_buffer"] + direction
+        gain = new_scalars["momentum_gain"] = gain_after(scalars["momentum_gain"], momentum)
+    safeguard = uncentered if group["centered"] else None
+    return Bounds(w - scalar(lr, a) * direction, new, new_scalars, lr * gain, d, safeguard)
+
+
+def adagrad_bounds(w: Span, g: Span, state: dict[str, Span], scalars: Scalars, group: dict[str, Any]) -> Bounds:
+    a = w.arithmetic
+    lr = float(group["lr"]) / (1 + scalars["step"] * float(group["lr_decay"]))
+    total = state["sum"] + g.abs() * g.abs()
+    d = (total.sqrt() + scalar(float(group["eps"]), a)).not_negative()
+    moved = either(scalar(lr, a) * (g / d), scalar(lr, a) * g / d)
+    return Bounds(w - moved, {"sum": total}, {"step": scalars["step"] + 1}, lr, d)
+
+
+RULES = {"adam": adam_bounds, "sgd": sgd_bounds, "rmsprop": rmsprop_bounds, "adagrad": adagrad_bounds}
+"""Stage 5 of every rule: ``rule(w, g, state, scalars, group)``, the scalar states as they were before the step."""
+
+
+def gain_after(before: float, momentum: float, dampening: float = 0.0) -> float:
+    """s_t. `before` is s_(t-1): 0 before the first step, NaN where nobody counted."""
+    if before == 0:
         return 1.0
-    if gain == 0 or math.isnan(gain):
+    if math.isnan(before):
         return (1 - dampening) / (1 - momentum) if momentum < 1 else 1.0
-    return momentum * gain + (1 - dampening)
+    return momentum * before + (1 - dampening)
 
 
-def prox_bounds(z: Span, w_old: Span, d: Span | None, tau: float, group: dict[str, Any]) -> Span:
+def floored(d: Span, safeguard: Span | None, floor: Span) -> Span:
+    """d_prox. Where the floor is above the safeguard, d goes up with it."""
+    if safeguard is None:
+        return d.maximum(floor)
+    scaled = floor * (d / safeguard)
+    acts = floor.lo > safeguard.hi
+    rests = (floor.hi <= safeguard.lo) & ~floor.nan & ~safeguard.nan
+    return select(acts, scaled, select(rests, d, either(scaled, d)))
+
+
+def prox_bounds(bounds: Bounds, w_old: Span, group: dict[str, Any]) -> Span:
     """Stage 6. In a metric: divided by it as in the formula, or multiplied out as in the code."""
+    z = bounds.z
     a = z.arithmetic
     l1, l2, lr = float(group["l1"]), float(group["l2"]), float(group["lr"])
-    if lr == 0 or (l1 == 0 and l2 == 0) or group["l1_mode"] == "subgradient":
+    if lr == 0 or (l1 == 0 and l2 == 0) or group["penalty_mode"] == "subgradient":
         return z
     one, strength1, strength2 = scalar(1.0, a), scalar(l1, a), scalar(l2, a)
-    if d is None or group["l1_mode"] == "decoupled":
-        step = scalar(lr if group["l1_mode"] == "decoupled" else tau, a)
+    if bounds.d is None or group["penalty_mode"] == "decoupled":
+        step = scalar(lr if group["penalty_mode"] == "decoupled" else bounds.tau, a)
         return soft(z, (step * strength1).not_negative()) / (one + (step * strength2).not_negative())
     floor = scalar(0.5, a) * (strength1 + strength2 * w_old.abs())
-    d = d.maximum(floor)
-    divided = number_over(scalar(lr, a), d).not_negative()
-    textbook = soft(z, (divided * strength1).not_negative()) / (one + (divided * strength2).not_negative())
-    threshold = (scalar(lr, a) * strength1).not_negative()
-    multiplied_out = soft(d * z, threshold) / (d + scalar(lr, a) * strength2).not_negative()
-    return either(textbook, multiplied_out)
+    d, tau = floored(bounds.d, bounds.safeguard, floor).not_negative(), scalar(bounds.tau, a)
+
+    def shrunk(d: Span) -> Span:
+        divided = number_over(tau, d).not_negative()
+        # The oracle asks no prox of a penalty that is off: infinity times a strength of zero would be a NaN.
+        textbook = soft(z, (divided * strength1).not_negative()) if l1 != 0 else z
+        textbook = textbook / (one + (divided * strength2).not_negative()) if l2 != 0 else textbook
+        threshold = (tau * strength1).not_negative()
+        multiplied_out = soft(d * z, threshold) / (d + tau * strength2).not_negative()
+        return either(textbook, multiplied_out)
+
+    # Its size grows with d, which stands in it twice: both ends alone, one after the other, say more than the interval.
+    at_ends = either(*(shrunk(Span(end, end, d.nan, a)) for end in d.ends))
+    return select((d.lo > 0) & (d.hi < INF), at_ends, shrunk(d))
 
 
 def step_bounds(
@@ -342,11 +429,11 @@ def step_bounds(
     w: Tensor,
     clipped: Span,
     state: dict[str, Tensor],
-    clock: float,
+    scalars: Scalars,
     group: dict[str, Any],
     coefficient: Span | None,
-) -> tuple[Span, dict[str, Span]]:
-    """Stages 3 to 6 for one parameter: bounds of the weight and of the state. `clock` is t, or s_t, of this step."""
+) -> tuple[Span, Bounds]:
+    """Stages 3 to 6 for one parameter: bounds of the weight, and of the state in those of stage 5."""
     a = arithmetic_of(w.dtype)
     w_old = exactly(w, a)
     g = clipped if coefficient is None else clipped * to_arithmetic(coefficient, a)
@@ -355,9 +442,5 @@ def step_bounds(
     if group.get("decoupled_weight_decay"):
         moving = w_old * scalar(1 - float(group["lr"]) * float(group["weight_decay"]), a)
     spans = {name: exactly(tensor, a) for name, tensor in state.items()}
-    if rule == "adam":
-        z, new, d = adam_bounds(moving, g, spans, clock, group)
-        return prox_bounds(z, w_old, d, math.nan, group), new
-    z, new = sgd_bounds(moving, g, spans.get("momentum_buffer"), group)
-    gain = 1 + float(group["momentum"]) * clock if group["nesterov"] else clock
-    return prox_bounds(z, w_old, None, float(group["lr"]) * gain, group), new
+    bounds = RULES[rule](moving, g, spans, scalars, group)
+    return prox_bounds(bounds, w_old, group), bounds

@@ -10,28 +10,28 @@ import torch
 from conftest import needs_cpp
 from helpers import (
     IDS,
-    OPTIMIZER_FLAGS,
+    OPTIMIZER_VARIANTS,
     OPTIMIZERS,
     REGULARIZED,
     FusedRegAdam,
     FusedRegSGD,
     assert_same_bits,
-    flags_of,
     make_params,
     run,
     set_grads,
     snapshot,
+    variant_of,
 )
 
 BAD = [
     ("l1", -0.5, "-0.5"),
     ("l1", math.nan, "nan"),
     ("l1", math.inf, "inf"),
-    ("l1", "much", "much"),
+    ("l1", "much", "'much'"),
     ("l2", -0.25, "-0.25"),
     ("l2", math.inf, "inf"),
-    ("l1_mode", "lasso", "'lasso'"),
-    ("l1_mode", None, "None"),
+    ("penalty_mode", "lasso", "'lasso'"),
+    ("penalty_mode", None, "None"),
     ("clip_value", -1.5, "-1.5"),
     ("clip_value", math.nan, "nan"),
     ("max_grad_norm", 0.0, "0.0"),
@@ -82,7 +82,7 @@ def test_a_checkpoint_with_a_bad_value(key, value, shown) -> None:
     state_dict["param_groups"][0][key] = value
     with pytest.raises(ValueError, match=f"Invalid {key} value"):
         optimizer.load_state_dict(state_dict)
-    assert optimizer.param_groups[0][key] == {"l1_mode": "proximal", "l1": 0.0, "l2": 0.0}.get(key)
+    assert optimizer.param_groups[0][key] == {"penalty_mode": "proximal", "l1": 0.0, "l2": 0.0}.get(key)
 
 
 def test_groups_that_disagree_on_max_grad_norm() -> None:
@@ -141,11 +141,11 @@ def raises_after(optimizer, params, error, match) -> None:
 
 
 @pytest.mark.parametrize("steps_before", [0, 2])
-@pytest.mark.parametrize(("cls", "flags"), OPTIMIZER_FLAGS, ids=IDS)
+@pytest.mark.parametrize(("cls", "flags"), OPTIMIZER_VARIANTS, ids=IDS)
 def test_bad_gradients_move_nothing(cls, flags, steps_before, backend) -> None:
     """Each is on the last parameter: those before it must not have been stepped, nor have got state."""
     params = make_params(((4, 3), (5,), (2, 6)))
-    optimizer = cls(params, backend=backend, **REGULARIZED, **flags_of(cls, flags))
+    optimizer = cls(params, backend=backend, **REGULARIZED, **variant_of(cls, flags))
     run(optimizer, params, steps_before)
 
     set_grads(params, 1)

@@ -20,16 +20,16 @@ import torch
 from conftest import needs_cpp
 from helpers import (
     IDS,
-    OPTIMIZER_FLAGS,
+    OPTIMIZER_VARIANTS,
     REGULARIZED,
     FusedRegAdam,
     FusedRegSGD,
     assert_same_bits,
-    flags_of,
     make_params,
     run,
     set_grads,
     snapshot,
+    variant_of,
 )
 
 import fusedreg
@@ -60,12 +60,12 @@ def results(optimizer) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("clip", CLIPS)
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("cls", "flags"), OPTIMIZER_FLAGS, ids=IDS)
+@pytest.mark.parametrize(("cls", "flags"), OPTIMIZER_VARIANTS, ids=IDS)
 def test_any_number_of_threads_gives_the_same_bits(cls, flags, dtype, clip, two_threads) -> None:
     found = []
     for threads in (1, 2, 5) if dtype == "fp32" and clip == "clips" else (1, 2):
         torch.set_num_threads(threads)
-        optimizer, params = make(cls, dtype=DTYPES[dtype], **flags_of(cls, flags), **CLIPS[clip])
+        optimizer, params = make(cls, dtype=DTYPES[dtype], **variant_of(cls, flags), **CLIPS[clip])
         run(optimizer, params, 2)
         found.append(results(optimizer))
     for other in found[1:]:

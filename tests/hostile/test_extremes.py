@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from conftest import EXTENSION, FAST
 from helpers import OPTIMIZERS, FusedRegAdam, FusedRegSGD
 
-from fusedreg.groups import L1_MODES
+from fusedreg.penalties import PENALTY_MODES
 
 LOST = [math.inf, -math.inf, math.nan]
 
@@ -27,18 +28,18 @@ def weights_and_gradients(*, weights=(), gradients=(), dtype=torch.float32):
 @pytest.mark.skipif(EXTENSION is None, reason="no compiled extension")
 @pytest.mark.parametrize("decoupled", [False, True])
 @pytest.mark.parametrize("strength", ["l1", "l2", "weight_decay"])
-@pytest.mark.parametrize("mode", L1_MODES)
+@pytest.mark.parametrize("mode", PENALTY_MODES)
 @pytest.mark.parametrize("cls", OPTIMIZERS)
 def test_infinite_and_nan_weights_are_lost_in_the_same_way(cls, mode, strength, decoupled) -> None:
     """One strength alone: a term that is not there must not be 0 * inf.
 
-    The weight itself may be infinite on one backend and NaN on the other where Adam's prox is multiplied out.
+    The weight itself may be infinite on one backend and NaN on the other where a prox in a metric is multiplied out.
     """
     results = []
     for backend in (FAST, "reference"):
         param = weights_and_gradients(weights=LOST)
-        options = {"weight_decay": 0.0, strength: 0.125, "l1_mode": mode}
-        if cls is FusedRegAdam:
+        options = {"weight_decay": 0.0, strength: 0.125, "penalty_mode": mode}
+        if "decoupled_weight_decay" in inspect.signature(cls).parameters:
             options["decoupled_weight_decay"] = decoupled
         optimizer = cls([param], lr=0.1, backend=backend, **options)
         optimizer.step()
@@ -55,19 +56,19 @@ def test_infinite_and_nan_weights_are_lost_in_the_same_way(cls, mode, strength, 
 def test_an_infinite_weight_beside_a_subgradient_equals_the_loop(backend) -> None:
     """loss += l1 * |w|: the penalty's gradient at infinity is l1, and the weight stays infinite."""
     ours, twins = weights_and_gradients(weights=LOST), weights_and_gradients(weights=LOST)
-    FusedRegSGD([ours], lr=0.1, momentum=0.9, l1=0.1, l1_mode="subgradient", backend=backend).step()
+    FusedRegSGD([ours], lr=0.1, momentum=0.9, l1=0.1, penalty_mode="subgradient", backend=backend).step()
     twins.grad = twins.grad + 0.1 * twins.detach().sign()
     torch.optim.SGD([twins], lr=0.1, momentum=0.9).step()
     torch.testing.assert_close(ours, twins, equal_nan=True)
 
 
-@pytest.mark.parametrize("mode", L1_MODES)
+@pytest.mark.parametrize("mode", PENALTY_MODES)
 @pytest.mark.parametrize("cls", OPTIMIZERS)
 def test_lr_0_moves_no_weight_whatever_it_is(cls, mode, backend) -> None:
     special = [*LOST, 1e-45, -1e-40, 3e38, -3e38]
     param = weights_and_gradients(weights=special)
     before = param.detach().clone()
-    optimizer = cls([param], lr=0.0, l1=0.5, weight_decay=0.0, l1_mode=mode, backend=backend)
+    optimizer = cls([param], lr=0.0, l1=0.5, weight_decay=0.0, penalty_mode=mode, backend=backend)
     optimizer.step()
     torch.testing.assert_close(param.detach(), before, rtol=0, atol=0, equal_nan=True)
 
@@ -160,3 +161,17 @@ def test_dampening_above_1_is_the_same_on_every_backend(nesterov) -> None:
             optimizer.step()
         results.append(param.detach())
     torch.testing.assert_close(*results, rtol=1e-14, atol=1e-15)
+
+
+@pytest.mark.skipif(EXTENSION is None, reason="no compiled extension")
+@pytest.mark.parametrize("strength", ["l1", "l2"])
+@pytest.mark.parametrize("cls", [cls for cls in OPTIMIZERS if any(h.name == "eps" for h in cls.spec.hyperparameters)])
+def test_a_metric_of_nothing_is_the_same_on_every_backend(cls, strength) -> None:
+    """eps = 0 and a gradient whose square is nothing: the step is infinite, and the floor is all that the prox has."""
+    results = []
+    for backend in (FAST, "reference"):
+        param = weights_and_gradients()
+        param.grad = torch.full_like(param, 1e-30)
+        cls([param], lr=0.1, eps=0.0, weight_decay=0.0, backend=backend, **{strength: 1e-4}).step()
+        results.append(param.detach())
+    torch.testing.assert_close(*results, equal_nan=True)

@@ -5,7 +5,7 @@ interval that rounding allows (spans.py), computed from that optimizer's own ten
 reference's formulas in float64. There is no tolerance to choose. Besides: gradients keep their bits, and so does all
 memory around a view, a parameter without gradient and its state, and everything where a step is skipped or refused.
 
-`make fuzz` runs many random scenarios, plain `pytest` a few fixed ones (profiles in tests/conftest.py).
+`make fuzz` runs many random scenarios of each rule, plain `pytest` a few fixed ones (profiles in tests/conftest.py).
 """
 
 from __future__ import annotations
@@ -17,22 +17,16 @@ from typing import Any
 import pytest
 import torch
 from conftest import EXTENSION, FAST, needs_cpp
-from helpers import IDS, OPTIMIZER_FLAGS, REGULARIZED, flags_of
+from helpers import IDS, OPTIMIZER_VARIANTS, OPTIMIZERS, REGULARIZED, variant_of
 from hypothesis import event, given, note
 from hypothesis import strategies as st
-from scenarios import CHUNK, DTYPES, Gradient, Param, Scenario, Step, Values, lay_out, scenarios
-from spans import (
-    Span,
-    clipped_by_value,
-    coefficient_bounds,
-    gain_after,
-    norm_bounds,
-    step_bounds,
-)
+from scenarios import CHUNK, DTYPES, OWN_OPTIONS, Gradient, Param, Scenario, Step, Values, lay_out, scenarios
+from spans import RULES, Bounds, Span, clipped_by_value, coefficient_bounds, norm_bounds, step_bounds
 from torch import Tensor
 
-from fusedreg import reference
-from fusedreg.groups import L1_MODES
+from fusedreg.backends import reference
+from fusedreg.penalties import PENALTY_MODES
+from fusedreg.rules.spec import RuleSpec
 
 pytestmark = needs_cpp
 
@@ -49,19 +43,21 @@ def real(tensor: Tensor) -> Tensor:
     return torch.view_as_real(tensor) if tensor.is_complex() else tensor
 
 
+def real_view(tensor: Tensor) -> Tensor:
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+
+
 @dataclasses.dataclass
 class Before:
     """A parameter that is about to be stepped: its inputs, as they were."""
 
     group: dict[str, Any]
     param: Tensor
-    position: int
     w: Tensor
     state: dict[str, Tensor]
-    """What the rule keeps; zeros where it has not begun."""
-    clock: float
-    """Adam's count of steps; SGD's gain, 0 before the first step, NaN where it was not counted."""
-    has_state: bool
+    """The tensor states that the rule needs; what they begin with, where they have not begun."""
+    scalars: dict[str, float]
+    """The scalar states that it needs: 0 where they have not begun, NaN where nobody counted."""
 
     def looked_at(self) -> Tensor:
         """Which elements are compared: all, or of a large tensor those around its chunks' borders and every 29th."""
@@ -70,9 +66,23 @@ class Before:
         near = (index % 29 == 0) | (place < 70) | (place >= CHUNK - 70) | (index >= len(index) - 70)
         return index[near] if len(index) > 10_000 else index
 
-    def scalars(self) -> dict[str, Any]:
-        group = {k: v for k, v in self.group.items() if k not in ("params", "momentum_gain")}
+    def options(self) -> dict[str, Any]:
+        group = {k: v for k, v in self.group.items() if k != "params"}
         return {k: v.item() if isinstance(v, Tensor) else v for k, v in group.items()}
+
+    @classmethod
+    def of(cls, spec: RuleSpec, group: dict[str, Any], param: Tensor, own: dict[str, Tensor]) -> Before:
+        state, scalars = {}, {}
+        for declared in spec.states:
+            if declared.needed(group):
+                state[declared.name] = own.get(declared.name, torch.zeros_like(param)).detach().clone()
+                if declared.name not in own:
+                    real_view(state[declared.name]).fill_(declared.initial(group))
+        for scalar in spec.scalar_states:
+            if scalar.needed(group):
+                not_begun = scalar.accompanies is None or scalar.accompanies not in own
+                scalars[scalar.name] = float(own.get(scalar.name, 0.0 if not_begun else math.nan))
+        return cls(group, param, param.detach().clone(), state, scalars)
 
 
 class Driver:
@@ -140,19 +150,13 @@ class Driver:
         return everything
 
     def before(self) -> list[Before]:
-        found = []
-        for group in self.optimizer.param_groups:
-            for position, param in enumerate(group["params"]):
-                if param.grad is None:
-                    continue
-                own = self.optimizer.state.get(param, {})
-                names = self.optimizer.states_of(group)
-                state = {name: own[name].clone() if name in own else torch.zeros_like(param) for name in names}
-                clock, has_state = float(own.get("step", 0.0)), any(name in own for name in names)
-                if self.optimizer.rule == "sgd" and has_state:
-                    clock = group["momentum_gain"][position].item() or math.nan
-                found.append(Before(group, param, position, param.detach().clone(), state, clock, has_state))
-        return found
+        optimizer = self.optimizer
+        return [
+            Before.of(optimizer.spec, group, param, optimizer.state.get(param, {}))
+            for group in optimizer.param_groups
+            for param in group["params"]
+            if param.grad is not None
+        ]
 
     def step(self, step: Step) -> None:
         """Takes the step, and compares every tensor with what it may be."""
@@ -185,36 +189,31 @@ class Driver:
             coefficient = coefficient_bounds(norm, step.max_grad_norm)
         else:
             assert optimizer.grad_norm is None
-        truths = float64_truths(optimizer.rule, step, befores, inv)
+        truths = float64_truths(optimizer.spec, step, befores, inv)
 
         for before, span, truth in zip(befores, clipped, truths, strict=True):
-            clock = self.check_clock(before)
             index = before.looked_at()
-            state = before.state if before.has_state or optimizer.rule == "adam" else {}
-            state = {name: real(value).reshape(-1)[index] for name, value in state.items()}
-            w, group = real(before.w).reshape(-1)[index], before.scalars()
-            weight, bounds = step_bounds(optimizer.rule, w, span.at(index), state, clock, group, coefficient)
-            bounds["weight"] = weight
+            state = {name: real(value).reshape(-1)[index] for name, value in before.state.items()}
+            w, group = real(before.w).reshape(-1)[index], before.options()
+            rule = optimizer.spec.name
+            weight, bounds = step_bounds(rule, w, span.at(index), state, before.scalars, group, coefficient)
+            self.check_scalar_states(before, bounds)
             results = {"weight": before.param} | {name: optimizer.state[before.param][name] for name in before.state}
             for name, result in results.items():
-                assert_held(f"{name} of the backend", bounds[name], result, index, before)
-                assert_held(f"{name} of the reference in float64", bounds[name], truth[name], index, before)
-            if group["l1"] > 0 and group["l1_mode"] != "subgradient" and group["lr"] > 0:
+                allowed = weight if name == "weight" else bounds.state[name]
+                assert_held(f"{name} of the backend", allowed, result, index, before)
+                assert_held(f"{name} of the reference in float64", allowed, truth[name], index, before)
+            if group["l1"] > 0 and group["penalty_mode"] != "subgradient" and group["lr"] > 0:
                 cut = real(before.param).reshape(-1)[index[weight.is_point(0.0)]]
                 assert not torch.signbit(cut).any(), "a threshold's zero is -0.0"
 
-    def check_clock(self, before: Before) -> float:
-        """Adam's t, SGD's s_t, after the step."""
-        if self.optimizer.rule == "adam":
-            assert self.optimizer.state[before.param]["step"] == before.clock + 1
-            return before.clock + 1
-        gain = gain_after(before.clock, before.has_state, before.group)
-        if before.group["momentum"] != 0:
-            # A product and a sum in double, which may cancel
-            result = before.group["momentum_gain"][before.position].item()
-            slack = 2.0**-52 * max(1.0, abs(before.clock), abs(gain)) if before.clock == before.clock else 0.0
-            assert abs(result - gain) <= slack, f"momentum_gain is {result}, not {gain}"
-        return gain
+    def check_scalar_states(self, before: Before, bounds: Bounds) -> None:
+        assert bounds.scalars.keys() == before.scalars.keys()
+        for name, expected in bounds.scalars.items():
+            old, result = before.scalars[name], self.optimizer.state[before.param][name].item()
+            # A gain is a product and a sum in double, which may cancel; a count is exact.
+            slack = 0.0 if name == "step" or old != old else 2.0**-52 * max(1.0, abs(old), abs(expected))
+            assert abs(result - expected) <= slack, f"{name} is {result}, not {expected}"
 
 
 def assert_held(what: str, span: Span, result: Tensor, index: Tensor, before: Before) -> None:
@@ -226,18 +225,18 @@ def assert_held(what: str, span: Span, result: Tensor, index: Tensor, before: Be
     i = int(index[first])
     lo, hi, nan = (part[first].item() for part in (span.lo, span.hi, span.nan))
     inputs = {"w": before.w, "g": before.param.grad, **before.state}
-    note(f"{tuple(before.param.shape)} {before.param.dtype}, strides {before.param.stride()}, {before.scalars()}")
-    note(f"clock {before.clock}, { {name: real(value).reshape(-1)[i].item() for name, value in inputs.items()} }")
+    note(f"{tuple(before.param.shape)} {before.param.dtype}, strides {before.param.stride()}, {before.options()}")
+    note(f"{before.scalars}, { {name: real(value).reshape(-1)[i].item() for name, value in inputs.items()} }")
     raise AssertionError(f"{what}: element {i} is {result[i].item()!r}, not in {lo!r} to {hi!r} (NaN: {nan})")
 
 
-def float64_truths(rule: str, step: Step, befores: list[Before], inv: float) -> list[dict[str, Tensor]]:
+def float64_truths(spec: RuleSpec, step: Step, befores: list[Before], inv: float) -> list[dict[str, Tensor]]:
     """The reference's formulas in float64, from the same inputs."""
     gradients = [real(before.param.grad).double() for before in befores]
     coefficient: Any = 1.0
     if step.max_grad_norm not in (None, math.inf):
         clipped = [
-            reference.clip_gradient_value(g, before.scalars(), inv)
+            reference.clip_gradient_value(g, before.options(), inv)
             for g, before in zip(gradients, befores, strict=True)
         ]
         norm = sum((g.square().sum() for g in clipped), torch.zeros((), dtype=torch.float64)).sqrt()
@@ -245,8 +244,8 @@ def float64_truths(rule: str, step: Step, befores: list[Before], inv: float) -> 
     truths = []
     for g, before in zip(gradients, befores, strict=True):
         state = {name: real(value).double() for name, value in before.state.items()}
-        w, group = real(before.w).double(), before.scalars()
-        result = reference.update(rule, w, g, state, before.clock, group, inv, coefficient)
+        w, group = real(before.w).double(), before.options()
+        result = reference.update(spec, w, g, state, before.scalars, group, inv, coefficient)
         truths.append({"weight": result.w, **result.state})
     return truths
 
@@ -284,24 +283,44 @@ def refusal(driver: Driver, sabotage: str) -> type[Exception] | None:
         group.update(saved)
 
 
-@given(scenarios(), st.sampled_from(EXTENSION.instruction_sets() if EXTENSION else [None]), st.sampled_from([1, 2]))
-def test_any_step(scenario: Scenario, instruction_set: str, threads: int) -> None:
-    before = EXTENSION.instruction_set(), torch.get_num_threads()
-    EXTENSION.use_instruction_set(instruction_set)
-    torch.set_num_threads(threads)
-    try:
-        run(scenario)
-    finally:
-        EXTENSION.use_instruction_set(before[0])
-        torch.set_num_threads(before[1])
+@pytest.mark.parametrize("rule", sorted({cls.spec.name for cls in OPTIMIZERS}))
+def test_any_step(rule) -> None:
+    classes = [cls for cls in OPTIMIZERS if cls.spec.name == rule]
+
+    instruction_sets = EXTENSION.instruction_sets() if EXTENSION else [None]
+
+    @given(scenarios(classes), st.sampled_from(instruction_sets), st.sampled_from([1, 2]))
+    def any_step(scenario: Scenario, instruction_set: str, threads: int) -> None:
+        before = EXTENSION.instruction_set(), torch.get_num_threads()
+        EXTENSION.use_instruction_set(instruction_set)
+        torch.set_num_threads(threads)
+        try:
+            run(scenario)
+        finally:
+            EXTENSION.use_instruction_set(before[0])
+            torch.set_num_threads(before[1])
+
+    any_step()
 
 
-@pytest.mark.parametrize("mode", L1_MODES)
-@pytest.mark.parametrize(("cls", "flags"), OPTIMIZER_FLAGS, ids=IDS)
-def test_the_intervals_are_narrow(cls, flags, mode) -> None:
+def test_every_rule_is_fuzzed() -> None:
+    for rule in {cls.spec.name for cls in OPTIMIZERS}:
+        assert rule in OWN_OPTIONS, (
+            f"nobody draws the rule {rule!r}'s own hyperparameters: give it a line in OWN_OPTIONS, in "
+            "tests/hostile/scenarios.py"
+        )
+        assert rule in RULES, (
+            f"nobody knows how far rounding may carry a step of the rule {rule!r}: write its formulas on intervals, "
+            "and give them a line in RULES, in tests/hostile/spans.py"
+        )
+
+
+@pytest.mark.parametrize("mode", PENALTY_MODES)
+@pytest.mark.parametrize(("cls", "variant"), OPTIMIZER_VARIANTS, ids=IDS)
+def test_the_intervals_are_narrow(cls, variant, mode) -> None:
     """An interval that holds everything would prove nothing: with everything on, it is a few roundings wide."""
     values = [Values(seed, 0, (), 0.0) for seed in range(5)]
-    options = {**REGULARIZED, **flags_of(cls, flags), "l1_mode": mode}
+    options = {**REGULARIZED, **variant_of(cls, variant), "penalty_mode": mode}
     bound = options.pop("max_grad_norm")
     steps = [Step([{}], [Gradient("contiguous", values[i])], bound, 2.0, None, None) for i in range(1, 5)]
     params = [[Param((500,), "contiguous", "fp32", values[0])]]
@@ -312,9 +331,10 @@ def test_the_intervals_are_narrow(cls, flags, mode) -> None:
         driver.step(step)
     g = clipped_by_value(before.param.grad, before.group, 0.5)
     coefficient = coefficient_bounds(norm_bounds([g], [before.param.grad], 0.5), bound)
-    clock = driver.check_clock(before)
-    weight, state = step_bounds(cls.rule, before.w, g, before.state, clock, before.scalars(), coefficient)
-    for span, old in ((weight, before.w), *((state[name], before.state[name]) for name in state)):
+    weight, bounds = step_bounds(
+        cls.spec.name, before.w, g, before.state, before.scalars, before.options(), coefficient
+    )
+    for span, old in ((weight, before.w), *((bounds.state[name], before.state[name]) for name in bounds.state)):
         width = (span.hi - span.lo) / (old.abs().max() * torch.finfo(torch.float32).eps)
         assert not span.nan.any()
         assert 0.01 < width.max() < 24  # in eps; a state that is all zeros in between would be a mistake too

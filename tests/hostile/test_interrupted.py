@@ -21,9 +21,8 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 
 import fusedreg
 from fusedreg.backends.cpp import CppPlan
-from fusedreg.backends.cuda import CudaPlan
+from fusedreg.backends.device_plan import DevicePlan
 from fusedreg.backends.reference import ReferencePlan
-from fusedreg.backends.triton import why_not_triton
 
 SHAPES = ((4, 3), (5,), (2, 6))
 CONFIGURATIONS = {
@@ -31,11 +30,7 @@ CONFIGURATIONS = {
     # A buffer that nobody counted takes another gain, and is damped: what an untaken step leaves behind would show.
     "sgd": (FusedRegSGD, {"momentum": 0.9, "dampening": 0.5}),
 }
-PLANS = {"cpp": CppPlan, "cuda": CudaPlan, "reference": ReferencePlan}
-if why_not_triton() is None:
-    from fusedreg.triton.plan import TritonPlan
-
-    PLANS["triton"] = TritonPlan
+PLANS = {"cpp": CppPlan, "cuda": DevicePlan, "triton": DevicePlan, "reference": ReferencePlan}
 
 every_rule = pytest.mark.parametrize("rule", CONFIGURATIONS)
 every_stage = pytest.mark.parametrize("steps", [0, 2], ids=["first-step", "third-step"])

@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from conftest import needs_cpp
-from helpers import REGULARIZED, FusedRegAdam, FusedRegSGD, make_params
+from helpers import OPTIMIZERS, REGULARIZED, FusedRegAdam, FusedRegSGD, make_params
 
 pytestmark = needs_cpp
 
 SENTINEL = 12345.0
-CONFIGURATIONS = {"adam": (FusedRegAdam, {"amsgrad": True}), "sgd": (FusedRegSGD, {"momentum": 0.9})}
+
+
+def most_states(cls: type) -> dict[str, Any]:
+    """The options of the variant that needs the most state tensors."""
+    sizes = {
+        name: len(cls.spec.needed_states(cls([torch.zeros(1)], **options).param_groups[0]))
+        for name, options in cls.spec.variants.items()
+    }
+    return dict(cls.spec.variants[max(sizes, key=sizes.__getitem__)])
+
+
+# One optimizer of each rule.
+CONFIGURATIONS = {cls.spec.name: (cls, most_states(cls)) for cls in reversed(OPTIMIZERS)}
 DTYPES = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -108,7 +122,7 @@ def test_layouts(configuration, param_layout, grad_layout, dtype) -> None:
     assert laid_out.stride() == LAYOUTS[param_layout](values).stride()
     ulps = 4 * torch.finfo(dtype).eps
     torch.testing.assert_close(laid_out, plain, rtol=ulps, atol=ulps)
-    for name in cls.state_names:
+    for name in cls.spec.needed_states(optimizer.param_groups[0]):
         torch.testing.assert_close(state[name], plain_state[name], rtol=ulps, atol=ulps)
     if param_layout not in ("same", "transposed"):
         base = laid_out._base if laid_out._base is not None else laid_out

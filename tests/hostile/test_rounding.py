@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 from conftest import FAST, needs_cpp
-from helpers import FusedRegAdam, FusedRegAdamW, FusedRegSGD
+from helpers import OPTIMIZERS, FusedRegAdam, FusedRegRMSprop, FusedRegSGD
 
 pytestmark = needs_cpp
 
@@ -64,14 +64,18 @@ def test_a_weight_on_the_threshold_is_zero_and_the_next_is_not(mode, threshold, 
     around = [torch.nextafter(t, to) for to in (torch.zeros((), dtype=dtype), t, torch.tensor(math.inf, dtype=dtype))]
     weight = torch.stack([sign * w for sign in (1, -1) for w in around]).requires_grad_()
     weight.grad = torch.zeros_like(weight)
-    FusedRegSGD([weight], lr=0.5, l1=2 * threshold, l1_mode=mode, backend=backend).step()
+    FusedRegSGD([weight], lr=0.5, l1=2 * threshold, penalty_mode=mode, backend=backend).step()
     beyond = around[2] - t
     assert beyond > 0
     assert weight.tolist() == [0, 0, beyond.item(), 0, 0, -beyond.item()]
     assert not torch.signbit(weight.detach()[[0, 1, 3, 4]]).any()
 
 
-@pytest.mark.parametrize("cls", [FusedRegAdam, FusedRegAdamW])
+# Their metric is eps where no gradient has come yet.
+HAVE_EPS = [cls for cls in OPTIMIZERS if any(each.name == "eps" for each in cls.spec.hyperparameters)]
+
+
+@pytest.mark.parametrize("cls", HAVE_EPS)
 @pytest.mark.parametrize(("eps", "exponents"), [(1e-8, (-29, 23)), (1.0, (-37, 23)), (1e-15, (-22, 23))])
 def test_multiplying_by_the_metric_neither_overflows_nor_underflows(cls, eps, exponents) -> None:
     """The code takes soft(d * w, ...) / (d + ...), where the formula has soft(w, ...) / (1 + ...).
@@ -89,21 +93,46 @@ def test_multiplying_by_the_metric_neither_overflows_nor_underflows(cls, eps, ex
     torch.testing.assert_close(weight.detach().double(), expected, rtol=8 * 2.0**-23, atol=0)
 
 
-@pytest.mark.parametrize("betas", [(0.0, 0.0), (0.0, 0.9), (0.3, 0.2), (0.49, 0.999), (0.5, 0.9), (0.9, 0.999)])
+BETAS = [(0.0, 0.0), (0.0, 0.9), (0.3, 0.2), (0.49, 0.999), (0.5, 0.9), (0.9, 0.999)]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_a_small_gradient_after_a_large_one(betas, dtype, backend) -> None:
+@pytest.mark.parametrize(
+    ("cls", "options", "average"),
+    [
+        *((FusedRegAdam, {"betas": betas}, "exp_avg") for betas in BETAS),
+        *((FusedRegRMSprop, {"centered": True, "alpha": alpha}, "grad_avg") for alpha in (0.0, 0.3, 0.5, 0.99)),
+    ],
+)
+def test_a_small_gradient_after_a_large_one(cls, options, average, dtype, backend) -> None:
     """exp_avg + (1 - beta1) * (g - exp_avg) loses a g that is far smaller than exp_avg; with a small beta1 nothing else
     is left of the sum. torch's lerp starts from the nearer end; with beta1 = 0, exp_avg is the gradient, to the bit."""
     results = []
-    for cls, options in ((torch.optim.Adam, {}), (FusedRegAdam, {"backend": backend})):
+    for each, backends in ((cls.spec.twin, {}), (cls, {"backend": backend})):
         weight = torch.zeros(64, dtype=dtype).requires_grad_()
-        optimizer = cls([weight], lr=0.1, betas=betas, **options)
+        optimizer = each([weight], lr=0.1, **options, **backends)
         for scale in (1e5, 1e-6, 1e-6):
             weight.grad = scale * torch.linspace(1, 2, 64, dtype=dtype)
             optimizer.step()
-        results.append((weight.detach(), optimizer.state[weight]["exp_avg"]))
-        if betas[0] == 0:
-            assert optimizer.state[weight]["exp_avg"].equal(weight.grad)
+        results.append((weight.detach(), optimizer.state[weight][average]))
+    if 0.0 in (options.get("alpha"), options.get("betas", (None,))[0]):
+        assert results[1][1].equal(weight.grad)
     eps = torch.finfo(dtype).eps
-    for ours, twins in zip(results[1], results[0], strict=True):
+    # A variance is a difference, of which little may be left; the weights follow it.
+    for ours, twins in list(zip(results[1], results[0], strict=True))[1 if "centered" in options else 0 :]:
         torch.testing.assert_close(ours, twins, rtol=16 * eps, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_a_variance_that_rounding_makes_negative_is_zero(dtype, backend) -> None:
+    """A gradient that stands still has none, and v - m^2 comes out on either side of zero. torch's weight is a NaN."""
+    gradient = torch.linspace(0.1, 3, 200, dtype=dtype)
+    weight, twin = (torch.zeros(200, dtype=dtype).requires_grad_() for _ in range(2))
+    weight.grad, twin.grad = gradient, gradient.clone()
+    optimizer = FusedRegRMSprop([weight], lr=1e-9, alpha=0.5, centered=True, l1=0.01, backend=backend)
+    twins = torch.optim.RMSprop([twin], lr=1e-9, alpha=0.5, centered=True)
+    for _ in range(100):
+        optimizer.step()
+        twins.step()
+    assert twin.isnan().any()
+    assert weight.isfinite().all()

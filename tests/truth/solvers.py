@@ -14,12 +14,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from helpers import FusedRegAdam, FusedRegAdamW, FusedRegSGD
+from helpers import FusedRegAdagrad, FusedRegAdam, FusedRegAdamW, FusedRegRMSprop, FusedRegSGD
 from sklearn.datasets import load_breast_cancer, load_diabetes
 from sklearn.linear_model import ElasticNet, Ridge
 from torch import Tensor
 
-from fusedreg import reference
+from fusedreg.backends import reference
+from fusedreg.rules.spec import Step
 
 Array = np.ndarray
 Strength = tuple[float, float]  # l1, l2
@@ -103,12 +104,30 @@ class Solver:
     steps: int
     lr_decay: bool = False
     """Adam's normalised steps come to rest only where its lr does; amsgrad's metric settles, and SGD has none."""
+    falls_to: float = 1.0
+    """The lr's share that is left at the end. It falls by the same factor in every step."""
+    forgets: bool = True
+    """Whether it comes to the end of one problem with the state of another. Adagrad's metric never gets smaller."""
+
+    @property
+    def lr_falls(self) -> bool:
+        return self.lr_decay or self.falls_to != 1
 
     def make(self, groups: list[dict[str, Any]], **options: Any) -> torch.optim.Optimizer:
         return self.cls(groups, **{**self.options, **options})
 
+    def lr(self, i: int, steps: int) -> float:
+        """The lr of step ``i`` of ``steps``."""
+        cosine = 0.5 * (1 + math.cos(math.pi * i / steps)) + 1e-3 if self.lr_decay else 1.0
+        return self.options["lr"] * cosine * self.falls_to ** (i / steps)
 
-# The least squares problems here have curvatures between 0.0086 and 4.
+
+# Every rule that can be exact has a line here, or more: test_elastic_net.py says so. The least squares problems here
+# have curvatures between 0.0086 and 4. At a solution an adaptive rule's metric is about l1 + l2 |w|, which goes over
+# three decades, and lr over the metric must be below 1/2: a falling lr comes by there, and an eps shortens the way. A
+# centered metric goes down with the lr. With momentum it must settle, because the buffer adds up steps in the metrics
+# of their days, and a variance is a difference that rounding leaves at 1e-16 of its terms, its root at 1e-8: a large
+# eps.
 SOLVERS = {
     "adam": Solver(FusedRegAdam, {"lr": 2.0}, 6000, lr_decay=True),
     # An eps that is a fair part of the metric: the prox must have it too.
@@ -119,6 +138,16 @@ SOLVERS = {
     "momentum": Solver(FusedRegSGD, {"lr": 0.2, "momentum": 0.9}, 3000),
     "dampening": Solver(FusedRegSGD, {"lr": 0.45, "momentum": 0.9, "dampening": 0.5}, 3000),
     "nesterov": Solver(FusedRegSGD, {"lr": 0.1, "momentum": 0.9, "nesterov": True}, 3000),
+    "rmsprop": Solver(FusedRegRMSprop, {"lr": 25.0, "eps": 10.0}, 24_000, falls_to=0.12),
+    "rmsprop-momentum": Solver(FusedRegRMSprop, {"lr": 5.0, "momentum": 0.95, "eps": 0.01}, 12_000, falls_to=1e-4),
+    "rmsprop-centered": Solver(FusedRegRMSprop, {"lr": 1.0, "centered": True, "eps": 0.01}, 18_000, falls_to=1e-3),
+    "rmsprop-centered-momentum": Solver(
+        FusedRegRMSprop, {"lr": 500.0, "centered": True, "momentum": 0.9, "eps": 1000.0}, 10_000, falls_to=1e-3
+    ),
+    "adagrad": Solver(FusedRegAdagrad, {"lr": 15.0}, 12_000, forgets=False),
+    "adagrad-lr_decay": Solver(
+        FusedRegAdagrad, {"lr": 12.0, "lr_decay": 1e-4, "initial_accumulator_value": 0.3}, 16_000, forgets=False
+    ),
 }
 
 
@@ -150,11 +179,11 @@ class Descent:
     def run(self, steps: int | None = None) -> Array:
         """Takes the solver's steps, the lr falling anew, and returns the weights."""
         steps = self.solver.steps if steps is None else steps
-        lr = self.solver.options["lr"]
         for i in range(steps):
-            if self.solver.lr_decay and i % 10 == 0:
+            if i % 10 == 0 and self.solver.lr_falls:
+                lr = self.solver.lr(i, steps)
                 for group in self.optimizer.param_groups:
-                    group["lr"] = lr * (0.5 * (1 + math.cos(math.pi * i / steps)) + 1e-3)
+                    group["lr"] = lr
             # In float64 for float32 weights too, and rounded once: what is tested is the step.
             self.gradients.copy_(self.loss.gradient(self.weights.double()))
             self.optimizer.step()
@@ -205,18 +234,33 @@ def scikit_learns(problem: LeastSquares, strengths: list[Strength]) -> Array:
 
 # -- wrong proxes, to see that the tests see them; for monkeypatch and backend="reference"
 
+_right_prox = reference.prox
+
 
 def prox_with_floor(factor: float) -> Callable[..., Tensor]:
-    """reference.prox with `factor` where the safeguard has 1/2."""
+    """reference.prox with `factor` where the safeguard has 1/2, and the metric itself decides whether it acts."""
 
-    def prox(z: Tensor, w_old: Tensor, step: reference.Step, group: reference.Group) -> Tensor:
+    def prox(z: Tensor, w_old: Tensor, step: Step, group: dict[str, Any]) -> Tensor:
         l1, l2 = group["l1"], group["l2"]
-        tau = step.tau / torch.maximum(step.metric, factor * (l1 + l2 * w_old.abs()))
-        return reference.soft_threshold(z, tau * l1) / (1 + tau * l2)
+        kappa = step.tau / torch.maximum(step.metric, factor * (l1 + l2 * w_old.abs()))
+        return z.sign() * (z.abs() - kappa * l1).clamp(min=0) / (1 + kappa * l2)
 
     return prox
 
 
-def prox_without_gain(z: Tensor, w_old: Tensor, step: reference.Step, group: reference.Group) -> Tensor:
-    """reference.prox with the step size lr where SGD's momentum has a gain."""
-    return reference.soft_threshold(z, group["lr"] * group["l1"]) / (1 + group["lr"] * group["l2"])
+def prox_with_bare_floor(z: Tensor, w_old: Tensor, step: Step, group: dict[str, Any]) -> Tensor:
+    """reference.prox with the floor in the metric's place where it acts, without its ratio to the safeguard."""
+    l1, l2 = group["l1"], group["l2"]
+    floor = (l1 + l2 * w_old.abs()) / 2
+    kappa = step.tau / torch.where(step.safeguard > floor, step.metric, torch.maximum(step.metric, floor))
+    return z.sign() * (z.abs() - kappa * l1).clamp(min=0) / (1 + kappa * l2)
+
+
+def prox_without_gain(z: Tensor, w_old: Tensor, step: Step, group: dict[str, Any]) -> Tensor:
+    """reference.prox with lr where a momentum's gain belongs too."""
+    return _right_prox(z, w_old, step._replace(tau=group["lr"]), group)
+
+
+def prox_without_eps(z: Tensor, w_old: Tensor, step: Step, group: dict[str, Any]) -> Tensor:
+    """reference.prox in the metric without the step's eps."""
+    return _right_prox(z, w_old, step._replace(metric=step.metric - group["eps"]), group)

@@ -52,7 +52,7 @@ def test_orthonormal_design(solver, rng) -> None:
     problem = LeastSquares(np.sqrt(n) * Q, 10 * rng.standard_normal(n))
     c = problem.correlation.numpy()
     strengths = [(l1 * problem.l1_max, l2) for l1 in (0.0, 0.05, 0.3, 0.8) for l2 in (0.0, 0.7)]
-    fit = minimise(problem, strengths, SOLVERS[solver], steps=3000)
+    fit = minimise(problem, strengths, SOLVERS[solver], steps=max(3000, SOLVERS[solver].steps // 2))
     closed_form = np.array([np.sign(c) * np.maximum(np.abs(c) - l1, 0) / (1 + l2) for l1, l2 in strengths])
     assert 0.2 < (closed_form == 0).mean() < 0.8
     at_most(1e-10, np.abs(fit - closed_form).max(), "orthonormal design: coefficients")
@@ -88,7 +88,8 @@ def test_support_changes_at_the_knots_of_lars(solver) -> None:
     at_most(1e-8, np.abs(fit - expected).max(), "beside the knots of lars_path: coefficients")
 
 
-@every_solver
+# The slowest rest: the other tests have them.
+@pytest.mark.parametrize("solver", [n for n, solver in SOLVERS.items() if solver.forgets and solver.steps <= 12_000])
 def test_a_warm_started_path_equals_cold_starts(solver) -> None:
     """One optimizer, its group's l1 lowered from phase to phase and raised again at the end, its state kept."""
     problem = diabetes()

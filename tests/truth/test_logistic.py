@@ -29,7 +29,7 @@ from solvers import (
 )
 from torch.nn.functional import cross_entropy
 
-from fusedreg import FusedRegAdam, FusedRegSGD, param_groups
+from fusedreg import FusedRegAdagrad, FusedRegAdam, FusedRegRMSprop, FusedRegSGD, param_groups
 
 # Shares of the l1 that leaves no coefficient. Between 0.55 and 0.3, and below 0.11, the support holds the radius and
 # the perimeter or area, correlated by 0.98; the curvature is under 0.001 there, and every first-order method crawls.
@@ -42,6 +42,9 @@ BINARY_SOLVERS = {
     "momentum": Solver(FusedRegSGD, {"lr": 0.2, "momentum": 0.9}, 4000),
     "dampening": Solver(FusedRegSGD, {"lr": 1.0, "momentum": 0.9, "dampening": 0.8}, 4000),
     "nesterov": Solver(FusedRegSGD, {"lr": 0.2, "momentum": 0.9, "nesterov": True}, 4000),
+    "rmsprop-momentum": Solver(FusedRegRMSprop, {"lr": 0.1, "momentum": 0.9, "eps": 0.01}, 4000, falls_to=0.1),
+    "rmsprop-centered": Solver(FusedRegRMSprop, {"lr": 0.03, "centered": True, "eps": 0.01}, 8000, falls_to=0.1),
+    "adagrad": Solver(FusedRegAdagrad, {"lr": 6.0}, 12_000),
 }
 
 
@@ -140,6 +143,7 @@ MULTINOMIAL_SOLVERS = {
     "amsgrad": Solver(FusedRegAdam, {"lr": 0.1, "amsgrad": True}, 2000),
     "momentum": Solver(FusedRegSGD, {"lr": 0.2, "momentum": 0.9}, 2000),
     "nesterov": Solver(FusedRegSGD, {"lr": 0.1, "momentum": 0.95, "nesterov": True}, 2000),
+    "rmsprop-momentum": Solver(FusedRegRMSprop, {"lr": 0.1, "momentum": 0.9, "eps": 0.01}, 2000, falls_to=0.03),
 }
 
 
@@ -172,19 +176,16 @@ def test_multinomial_on_digits(family, solver) -> None:
     model = torch.nn.Linear(X.shape[1], 10, dtype=torch.float64)
     chosen = MULTINOMIAL_SOLVERS[solver]
     optimizer = chosen.make(param_groups(model, l1=l1, l2=l2))
-    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(
-        optimizer, T_max=chosen.steps, eta_min=1e-3 * chosen.options["lr"]
-    )
 
     def backward() -> None:
         optimizer.zero_grad()
         cross_entropy(model(X), y).backward()
 
-    for _ in range(chosen.steps):
+    for i in range(chosen.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = chosen.lr(i, chosen.steps)
         backward()
         optimizer.step()
-        if chosen.lr_decay:
-            cosine.step()
     backward()
     weight, bias = model.weight.detach(), model.bias.detach()
     worst = kkt_violation(weight.numpy(), model.weight.grad.numpy(), l1, l2)

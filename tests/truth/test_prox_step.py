@@ -1,21 +1,26 @@
 """Proves that one step of the public optimizers ends at the minimiser of the problem that defines it.
 
 That is  c / 2 * (x - z)^2 + l1 |x| + l2 / 2 * x^2,  with z where torch's twin would have put the weight, and c =
-d_prox / lr for Adam, 1 / tau for SGD. The conditions of optimality decide, to rounding; scipy's minimize_scalar, which
-knows nothing of a soft-threshold, must find no lower value and no other place.
+d_prox / tau for the rules with a metric, 1 / tau for SGD. The conditions of optimality decide, to rounding; scipy's
+minimize_scalar, which knows nothing of a soft-threshold, must find no lower value and no other place.
 """
 
 from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from figures import at_most
-from helpers import TWINS, FusedRegAdam, FusedRegAdamW, FusedRegSGD
+from helpers import TWINS, FusedRegAdagrad, FusedRegAdam, FusedRegAdamW, FusedRegRMSprop, FusedRegSGD
 from scipy.optimize import minimize_scalar
 
+Array = np.ndarray
 N_GROUPS, N_WEIGHTS = 24, 16
-T = 4  # the step number that Adam's state pretends to: both bias corrections still count
+T = 4  # the step number that a state pretends to: both bias corrections still count
 BETAS, EPS = (0.9, 0.999), 1e-8
 
 
@@ -63,65 +68,144 @@ def assert_scipy_finds_nothing_better(x, z, c, l1, l2, summands) -> None:
         assert abs(x_ - found.x) <= 4 * resolution + 1e-7 * abs(z_) + 16 * epsilon * size
 
 
-ADAM_FLAVOURS = {
-    "adam": (FusedRegAdam, {}),
-    "amsgrad": (FusedRegAdam, {"amsgrad": True}),
-    "adamw-with-decay": (FusedRegAdamW, {"weight_decay": 0.3}),
-    "adam-decoupled": (FusedRegAdam, {"l1_mode": "decoupled"}),
-}
 every_dtype = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["fp64", "fp32"])
 
 
+@dataclasses.dataclass(frozen=True)
+class Adaptive:
+    """A rule with a metric: a state in which the next step has the metric that is wanted, and what it says after it.
+
+    Arrays have a row for each group. `d` is the metric wanted, and `g` the gradient of the step.
+    """
+
+    cls: type
+    options: dict[str, Any]
+    state: Callable[[dict[str, Any], Array, Array, np.random.Generator], dict[str, Array | float]]
+    after: Callable[[dict[str, Any], dict[str, Array], Array], tuple[Array, Array, Array, float]]
+    """d, what the floor is held against, the direction that the weight goes times d, and tau / lr."""
+
+
+def adam_state(options: dict[str, Any], d: Array, g: Array, rng: np.random.Generator) -> dict[str, Array | float]:
+    second_moment = d**2 * (1 - BETAS[1] ** T)
+    v = (second_moment - (1 - BETAS[1]) * g**2) / BETAS[1]
+    state = {"step": T - 1, "exp_avg": rng.standard_normal(d.shape) * d / 3, "exp_avg_sq": v}
+    if options.get("amsgrad"):
+        # The metric wanted stands in the maximum, and the second moment is a tenth of it.
+        state |= {"max_exp_avg_sq": second_moment, "exp_avg_sq": v / 10}
+    return state
+
+
+def adam_after(options: dict[str, Any], state: dict[str, Array], g: Array) -> tuple[Array, Array, Array, float]:
+    second_moment = state["max_exp_avg_sq" if options.get("amsgrad") else "exp_avg_sq"]
+    d = np.sqrt(second_moment / (1 - BETAS[1] ** T)) + EPS
+    return d, d, state["exp_avg"] / (1 - BETAS[0] ** T), 1.0
+
+
+GAIN = 2.5  # of the momentum, before the step
+
+
+def rmsprop_state(options: dict[str, Any], d: Array, g: Array, rng: np.random.Generator) -> dict[str, Array | float]:
+    alpha, square, state = options["alpha"], d**2, {"step": T - 1}
+    if options.get("centered"):
+        # Of any size from nothing to a few times d
+        grad_avg = rng.uniform(-3, 3, d.shape) * d
+        state["grad_avg"] = (grad_avg - (1 - alpha) * g) / alpha
+        square = square + grad_avg**2
+    state["square_avg"] = (square - (1 - alpha) * g**2) / alpha
+    if options.get("momentum"):
+        state |= {"momentum_buffer": rng.standard_normal(d.shape), "momentum_gain": GAIN}
+    return state
+
+
+def rmsprop_after(options: dict[str, Any], state: dict[str, Array], g: Array) -> tuple[Array, Array, Array, float]:
+    d = uncentered = np.sqrt(state["square_avg"]) + EPS
+    if options.get("centered"):
+        d = np.sqrt(state["square_avg"] - state["grad_avg"] ** 2) + EPS
+    if options.get("momentum"):
+        return d, uncentered, state["momentum_buffer"] * d, options["momentum"] * GAIN + 1
+    return d, uncentered, g, 1.0
+
+
+def adagrad_state(options: dict[str, Any], d: Array, g: Array, rng: np.random.Generator) -> dict[str, Array | float]:
+    return {"step": T - 1, "sum": d**2 - g**2}
+
+
+def adagrad_after(options: dict[str, Any], state: dict[str, Array], g: Array) -> tuple[Array, Array, Array, float]:
+    d = np.sqrt(state["sum"]) + EPS
+    decayed = 1 / (1 + (T - 1) * options.get("lr_decay", 0))
+    return d, d, g * decayed, decayed
+
+
+BETA, ALPHA = {"betas": BETAS}, {"alpha": BETAS[1]}
+ADAPTIVE = {
+    "adam": Adaptive(FusedRegAdam, BETA, adam_state, adam_after),
+    "amsgrad": Adaptive(FusedRegAdam, {**BETA, "amsgrad": True}, adam_state, adam_after),
+    "adamw-with-decay": Adaptive(FusedRegAdamW, {**BETA, "weight_decay": 0.3}, adam_state, adam_after),
+    "adam-decoupled": Adaptive(FusedRegAdam, {**BETA, "penalty_mode": "decoupled"}, adam_state, adam_after),
+    "rmsprop": Adaptive(FusedRegRMSprop, ALPHA, rmsprop_state, rmsprop_after),
+    "rmsprop-momentum": Adaptive(FusedRegRMSprop, {**ALPHA, "momentum": 0.9}, rmsprop_state, rmsprop_after),
+    "rmsprop-centered": Adaptive(FusedRegRMSprop, {**ALPHA, "centered": True}, rmsprop_state, rmsprop_after),
+    "rmsprop-centered-momentum": Adaptive(
+        FusedRegRMSprop, {**ALPHA, "centered": True, "momentum": 0.8}, rmsprop_state, rmsprop_after
+    ),
+    "adagrad": Adaptive(FusedRegAdagrad, {}, adagrad_state, adagrad_after),
+    "adagrad-lr_decay": Adaptive(FusedRegAdagrad, {"lr_decay": 0.3}, adagrad_state, adagrad_after),
+}
+
+
+def load_state(optimizer: torch.optim.Optimizer, state: dict[str, Array | float], dtype: torch.dtype) -> None:
+    """Arrays have a row for each group's one parameter; numbers are scalar states of them all."""
+
+    def tensor(name: str, value: Array | float, row: int) -> torch.Tensor:
+        if isinstance(value, np.ndarray):
+            return torch.tensor(value[row], dtype=dtype, device=torch.get_default_device())
+        return torch.tensor(float(value), dtype=torch.float32 if name == "step" else torch.float64, device="cpu")
+
+    rows = {i: {name: tensor(name, value, i) for name, value in state.items()} for i in range(N_GROUPS)}
+    optimizer.load_state_dict({"state": rows, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
 @every_dtype
-@pytest.mark.parametrize("flavour", ADAM_FLAVOURS)
-def test_adam(flavour, dtype, backend) -> None:
+@pytest.mark.parametrize("flavour", ADAPTIVE)
+def test_rules_with_a_metric(flavour, dtype, backend) -> None:
     """The state is set so that the metric d goes over 12 decades, on both sides of the safeguard's floor."""
-    cls, options = ADAM_FLAVOURS[flavour]
+    rule = ADAPTIVE[flavour]
     rng = np.random.default_rng(1)
     shape = (N_GROUPS, N_WEIGHTS)
     l1, l2 = penalties(rng)
     lr = decades(rng, -1, 0.3, N_GROUPS)
     wanted_d = decades(rng, -6, 6, *shape)
-    w_old, m_old, g = rng.standard_normal((3, *shape)) * [np.ones(shape), wanted_d / 3, wanted_d / 3]
-    bias_correction1, bias_correction2 = (1 - beta**T for beta in BETAS)
-    v_old = (wanted_d**2 * bias_correction2 - (1 - BETAS[1]) * g**2) / BETAS[1]
-    assert (v_old > 0).all()
-
-    def tensors(array: np.ndarray) -> list[torch.Tensor]:
-        return [torch.tensor(row, dtype=dtype, device=torch.get_default_device()) for row in array]
-
-    params = [torch.nn.Parameter(row) for row in tensors(w_old)]
+    w_old, g = rng.standard_normal((2, *shape)) * [np.ones(shape), wanted_d / 3]
+    g = np.clip(g, -0.9 * wanted_d, 0.9 * wanted_d)  # Adagrad's d is never below |g|
+    params = [torch.nn.Parameter(torch.tensor(row, dtype=dtype, device=torch.get_default_device())) for row in w_old]
     groups = [{"params": [p], "lr": a, "l1": b, "l2": c} for p, a, b, c in zip(params, lr, l1, l2, strict=True)]
-    optimizer = cls(groups, betas=BETAS, eps=EPS, backend=backend, **options)
-    state = {
-        i: {"step": torch.tensor(float(T - 1), device="cpu"), "exp_avg": m, "exp_avg_sq": v}
-        for i, (m, v) in enumerate(zip(tensors(m_old), tensors(v_old), strict=True))
-    }
-    if options.get("amsgrad"):
-        # The metric wanted stands in the maximum, and the second moment is a tenth of it.
-        for own, maximum in zip(state.values(), tensors(wanted_d**2 * bias_correction2), strict=True):
-            own["max_exp_avg_sq"], own["exp_avg_sq"] = maximum, maximum / 10
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    w_old = values(params)  # as rounded to the dtype
-    for param, gradient in zip(params, tensors(g), strict=True):
-        param.grad = gradient
+    optimizer = rule.cls(groups, eps=EPS, backend=backend, **rule.options)
+    load_state(optimizer, rule.state(rule.options, wanted_d, g, rng), dtype)
+    for param, gradient in zip(params, g, strict=True):
+        param.grad = torch.tensor(gradient, dtype=dtype, device=param.device)
+    w_old, g = values(params), values([param.grad for param in params])  # as rounded to the dtype
     optimizer.step()
 
     l1, l2, lr = l1[:, None], l2[:, None], lr[:, None]
-    x, m = values(params), values([optimizer.state[param]["exp_avg"] for param in params])
-    second_moment = "max_exp_avg_sq" if options.get("amsgrad") else "exp_avg_sq"
-    d = np.sqrt(values([optimizer.state[param][second_moment] for param in params]) / bias_correction2) + EPS
+    x = values(params)
+    names = rule.cls.spec.needed_states(optimizer.param_groups[0])
+    state = {name: values([optimizer.state[param][name] for param in params]) for name in names}
+    d, held_against, direction, gain = rule.after(rule.options, state, g)
     np.testing.assert_allclose(d, wanted_d + EPS, rtol=1e-5)
     floor = (l1 + l2 * np.abs(w_old)) / 2
-    d_prox = np.ones(shape) if flavour == "adam-decoupled" else np.maximum(d, floor)
-    step = lr * m / bias_correction1 / d
-    z = w_old * (1 - lr * options.get("weight_decay", 0.0)) - step
-    size = np.abs(w_old) + np.abs(step)
-    assert_minimises(x, z, d_prox / lr, l1, l2, size, torch.finfo(dtype).eps)
+    d_prox = d * np.maximum(1, floor / held_against)
+    if rule.options.get("penalty_mode") == "decoupled":
+        d_prox, gain = np.ones(shape), 1.0
+    step = lr * direction / d
+    z = w_old * (1 - lr * rule.options.get("weight_decay", 0.0)) - step
+    # A variance has the rounding errors of what it is the difference of.
+    size = np.abs(w_old) + np.abs(step) * (held_against / d) ** 2
+    c = d_prox / (lr * gain)
+    assert_minimises(x, z, c, l1, l2, size, torch.finfo(dtype).eps)
     if dtype == torch.float64:
-        assert_scipy_finds_nothing_better(x, z, d_prox / lr, l1, l2, size)
+        assert_scipy_finds_nothing_better(x, z, c, l1, l2, size)
     # Both cases come up often: the floor acting or not, a weight thresholded or not.
-    for share in ((floor > d).mean(), (x == 0).mean()):
+    for share in ((floor > held_against).mean(), (x == 0).mean()):
         assert 0.1 < share < 0.9
 
 

@@ -1,5 +1,8 @@
 """Proves what the safeguard d_prox = max(d, (l1 + l2 |w_old|) / 2) gives and leaves alone, and why the factor is 1/2.
 
+Centered RMSprop's d vanishes at a solution. There the floor is held against s, what d is without the centering, and d
+goes with it: d_prox = d * max(1, floor / s).
+
 A penalty moves no weight by more than 2 * lr a step, so a row that never saw a gradient does not vanish at once; and
 the solutions stay exact, also from where the metric is small. Without the floor the first is lost, with a factor of 1
 the second.
@@ -7,18 +10,37 @@ the second.
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 from figures import at_most
-from helpers import FusedRegAdam, FusedRegAdamW
-from solvers import SOLVERS, Strength, diabetes, minimise, prox_with_floor, scikit_learns, violations
+from helpers import FusedRegAdagrad, FusedRegAdam, FusedRegAdamW, FusedRegRMSprop
+from solvers import (
+    SOLVERS,
+    Solver,
+    Strength,
+    diabetes,
+    minimise,
+    prox_with_bare_floor,
+    prox_with_floor,
+    scikit_learns,
+    violations,
+)
 
-from fusedreg import reference
+from fusedreg.backends import reference
 
 STRENGTHS: list[Strength] = [(5.0, 0.0), (5.0, 0.3), (0.0, 0.3)]
 LR = 0.01
-
+# RMSprop with torch's eps, 1e-8, here, where these strengths need no other.
+HERE = {
+    "adam": SOLVERS["adam"],
+    "amsgrad": SOLVERS["amsgrad"],
+    "rmsprop": Solver(FusedRegRMSprop, {"lr": 2.0}, 2000, falls_to=0.1),
+    "rmsprop-centered": Solver(FusedRegRMSprop, {"lr": 1.0, "alpha": 0.9, "centered": True}, 2000, falls_to=1e-10),
+    "adagrad": Solver(FusedRegAdagrad, {"lr": 30.0}, 2000),
+}
 
 # -- the solutions
 
@@ -28,12 +50,10 @@ def from_the_least_squares_solution(solver: str, **options) -> np.ndarray:
     problem = diabetes()
     start = np.linalg.solve(problem.gram.numpy(), problem.correlation.numpy())
     assert np.abs(problem.gradient(torch.from_numpy(start)).numpy()).max() < 1e-10
-    return minimise(
-        problem, STRENGTHS, SOLVERS[solver], steps=2000, start=np.tile(start, (len(STRENGTHS), 1)), **options
-    )
+    return minimise(problem, STRENGTHS, HERE[solver], steps=2000, start=np.tile(start, (len(STRENGTHS), 1)), **options)
 
 
-@pytest.mark.parametrize("solver", ["adam", "amsgrad"])
+@pytest.mark.parametrize("solver", HERE)
 def test_solutions_are_exact_from_where_the_metric_is_small(solver, backend) -> None:
     fit = from_the_least_squares_solution(solver, backend=backend)
     truth = scikit_learns(diabetes(), STRENGTHS)
@@ -42,7 +62,10 @@ def test_solutions_are_exact_from_where_the_metric_is_small(solver, backend) -> 
     assert violations(diabetes(), fit, STRENGTHS).max() < 1e-8
 
 
-@pytest.mark.parametrize(("factor", "solver"), [(0.0, "adam"), (0.5, "adam"), (1.0, "adam"), (1.0, "amsgrad")])
+@pytest.mark.parametrize(
+    ("factor", "solver"),
+    [(0.0, "adam"), (0.5, "adam"), (1.0, "adam"), (1.0, "amsgrad"), (0.5, "rmsprop")],
+)
 def test_solutions_are_exact_up_to_one_half_and_not_at_one(factor, solver, monkeypatch) -> None:
     """With 1, any weight where |gradient| = d is below the floor stays where it is.
 
@@ -56,6 +79,29 @@ def test_solutions_are_exact_up_to_one_half_and_not_at_one(factor, solver, monke
         assert distance.max() < 1e-8
     else:
         assert distance.min() > 1
+
+
+# On its support the loss has a gradient of l1, off it one of less; under half of l1, the floor acts.
+CENTERED_STRENGTHS: list[Strength] = [(5.0, 0.0), (20.0, 0.0), (5.0, 0.3)]
+
+
+@pytest.mark.parametrize("floor", ["right", "held against d", "without its ratio to d"])
+def test_a_centered_metric_vanishes_at_the_solution_and_the_floor_goes_with_it(floor, monkeypatch) -> None:
+    """Held against d itself, the floor acts wherever the gradient stands still. Held against s, but put in d's place,
+    it acts on zeros with a small gradient: the step takes them to lr * |gradient| / d, the prox back by 2 * lr only."""
+    wrong = {"held against d": prox_with_floor(0.5), "without its ratio to d": prox_with_bare_floor}
+    if floor in wrong:
+        monkeypatch.setattr(reference, "prox", wrong[floor])
+    truth = scikit_learns(diabetes(), CENTERED_STRENGTHS)
+    gradients = np.abs(diabetes().gradient(torch.from_numpy(truth)).numpy())
+    assert ((gradients < 0.4 * np.array(CENTERED_STRENGTHS)[:, :1]).any(1)).all()
+    solver = dataclasses.replace(HERE["rmsprop-centered"], steps=3000)
+    distance = np.abs(minimise(diabetes(), CENTERED_STRENGTHS, solver, backend="reference") - truth).max(1)
+    if floor == "right":
+        assert distance.max() < 1e-8
+    else:
+        # 37 if held against d, from where nothing moves any more
+        assert distance.min() > {"held against d": 30, "without its ratio to d": 1}[floor]
 
 
 # -- weights without a gradient
@@ -97,6 +143,9 @@ FLAVOURS = {
     "adam": (FusedRegAdam, {}),
     "amsgrad": (FusedRegAdam, {"amsgrad": True}),
     "adamw-no-decay": (FusedRegAdamW, {"weight_decay": 0.0}),
+    "rmsprop": (FusedRegRMSprop, {}),
+    "rmsprop-centered": (FusedRegRMSprop, {"centered": True}),
+    "adagrad": (FusedRegAdagrad, {}),
 }
 PENALTIES = {"l1": (1e-3, 0.0), "l2": (0.0, 0.1), "both": (1e-3, 0.1), "huge": (100.0, 10.0)}
 
@@ -155,7 +204,8 @@ def test_without_the_floor_it_vanishes_at_once(model, monkeypatch) -> None:
 def test_what_a_penalty_adds_to_any_step_is_bounded(flavour, backend) -> None:
     """|x - z| <= 2 lr, or where the step made the weight larger, 2 lr (l1 + l2 |x|) / (l1 + l2 |w_old|).
 
-    z is the same step without penalties. Gradients over 16 decades, so that the metric is on both sides of the floor.
+    In a centered metric, s / d times that: twice what a gradient of the size s moves it. z is the same step without
+    penalties. Gradients over 16 decades, so that the metric is on both sides of the floor.
     """
     cls, options = FLAVOURS[flavour]
     l1, l2 = 1e-2, 0.5
@@ -178,6 +228,10 @@ def test_what_a_penalty_adds_to_any_step_is_bounded(flavour, backend) -> None:
         bare.step()
         x, z = param.detach(), twin.detach()
         limit = 2 * LR * ((l1 + l2 * x.abs()) / (l1 + l2 * w_old.abs())).clamp(min=1)
+        if options.get("centered"):
+            v, eps = optimizer.state[param]["square_avg"], 1e-8
+            variance = (v - optimizer.state[param]["grad_avg"].square()).clamp(min=0)
+            limit *= (v.sqrt() + eps) / (variance.sqrt() + eps)
         assert ((x - z).abs() <= limit * (1 + 1e-9)).all()
         assert (x.abs() <= z.abs()).all()
         # Reached to a tenth, where the metric is below the floor.

@@ -1,0 +1,47 @@
+// A rule's kernels for every instruction set. The units that setup.py writes include it, one for each rule.
+#pragma once
+
+#include <algorithm>
+
+#include "kernels.h"
+#include "prefetch.h"
+
+#define FUSEDREG_LOOPS "update_loop.h"
+#include "each_isa.h"
+#undef FUSEDREG_LOOPS
+
+namespace fusedreg::cpu {
+
+template <class Rule_, class A>
+UpdateKernel update_kernel(Isa isa, const double* fields, StateMask states) {
+#if defined(FUSEDREG_X86_64_LEVELS)
+  if (isa == kX8664V4) return x86_64_v4::update_kernel<Rule_, A>(fields, states);
+  if (isa == kX8664V3) return x86_64_v3::update_kernel<Rule_, A>(fields, states);
+#endif
+  return baseline::update_kernel<Rule_, A>(fields, states);
+}
+
+template <class Rule_>
+Rule make_rule() {
+  Rule rule;
+  rule.info = make_rule_info<Rule_>();
+  rule.constants_size = std::max(sizeof(StepConstants<Rule_, float>), sizeof(StepConstants<Rule_, double>));
+  rule.fill = [](void* constants, DType arithmetic, const double* fields, const double* scalar_states,
+                 double inv_grad_scale, double clip_coef) {
+    const Group<Rule_> group = make_group<Rule_>(fields);
+    if (arithmetic == DType::kFloat64) {
+      auto& c = *static_cast<StepConstants<Rule_, double>*>(constants);
+      fill_constants(c, group, scalar_states, inv_grad_scale, clip_coef);
+    } else {
+      auto& c = *static_cast<StepConstants<Rule_, float>*>(constants);
+      fill_constants(c, group, scalar_states, inv_grad_scale, clip_coef);
+    }
+  };
+  rule.update = [](Isa isa, DType arithmetic, const double* fields, StateMask states) {
+    return arithmetic == DType::kFloat64 ? update_kernel<Rule_, double>(isa, fields, states)
+                                         : update_kernel<Rule_, float>(isa, fields, states);
+  };
+  return rule;
+}
+
+}  // namespace fusedreg::cpu

@@ -1,0 +1,112 @@
+// The update's loop over a chunk. Included once per instruction set, by each_isa.h.
+namespace fusedreg::cpu::FUSEDREG_ISA {
+
+// The loop is left to the compiler's vectoriser. `ivdep`, not `restrict`: a gradient may share its parameter's memory
+// element by element.
+template <class U, class A, std::size_t... kI>
+FUSEDREG_HD void update_elements(A* w, const A* g, A* const (&state)[kMaxStates], std::int64_t count,
+                                 const StepConstants<typename U::Rule, A>& c, std::index_sequence<kI...>) {
+  [[maybe_unused]] A* s[kMaxStates] = {};
+  ((s[kI] = state[kI]), ...);
+#pragma GCC ivdep
+  for (std::int64_t i = 0; i < count; ++i) {
+    A weight = w[i];
+    A values[kMaxStates] = {};
+    ((values[kI] = s[kI][i]), ...);
+    U::apply(weight, g[i], values, c);
+    w[i] = weight;
+    ((s[kI][i] = values[kI]), ...);
+  }
+}
+
+// Elements of the arithmetic type, where they are.
+template <class U, class A, std::size_t... kI>
+FUSEDREG_TARGET void update_in_place(A* w, const A* g, A* const (&its_state)[kMaxStates], std::int64_t count,
+                                     const StepConstants<typename U::Rule, A>& constants,
+                                     std::index_sequence<kI...> states) {
+  constexpr std::int64_t kBlock = kBlockBytes / sizeof(A);
+  const auto c = constants;  // a copy, which no store can be to
+  const bool prefetches = !looks_ahead_by_itself();
+  A* state[kMaxStates] = {};
+  ((state[kI] = its_state[kI]), ...);
+  for (; count >= kBlock; count -= kBlock) {
+    if (prefetches) {
+      prefetch(w, kAheadBytes, kBlockBytes);
+      prefetch(g, kAheadBytes, kBlockBytes);
+      (prefetch(state[kI], kAheadBytes, kBlockBytes), ...);
+    }
+    update_elements<U>(w, g, state, kBlock, c, states);
+    w += kBlock;
+    g += kBlock;
+    ((state[kI] += kBlock), ...);
+  }
+  update_elements<U>(w, g, state, count, c, states);
+}
+
+template <class A>
+FUSEDREG_TARGET void load_tile(A* to, const void* from, DType dtype, std::int64_t begin, std::int64_t count) {
+  visit_dtype(dtype, [&](auto element) __attribute__((always_inline)) {
+    using T = decltype(element);
+    const T* at = static_cast<const T*>(from) + begin;
+    if (!looks_ahead_by_itself()) prefetch(at, kAheadBytes, count * static_cast<std::int64_t>(sizeof(T)));
+    for (std::int64_t i = 0; i < count; ++i) to[i] = static_cast<A>(load(at[i]));
+  });
+}
+
+template <class A>
+FUSEDREG_TARGET void store_tile(void* to, DType dtype, const A* from, std::int64_t begin, std::int64_t count) {
+  visit_dtype(dtype, [&](auto element) __attribute__((always_inline)) {
+    using T = decltype(element);
+    T* at = static_cast<T*>(to) + begin;
+    for (std::int64_t i = 0; i < count; ++i) store(at[i], static_cast<ArithmeticOf<T>>(from[i]));
+  });
+}
+
+template <class U, class A, std::size_t... kI>
+FUSEDREG_TARGET void update_converted(const Pointers& at, const DTypes& dtypes, std::int64_t begin, std::int64_t count,
+                                      const StepConstants<typename U::Rule, A>& c, std::index_sequence<kI...> states) {
+  A tiles[2 + kMaxStates][kTileElements];
+  for (std::int64_t tile_count; count > 0; begin += tile_count, count -= tile_count) {
+    tile_count = count < kTileElements ? count : kTileElements;
+    const auto open = [&](void* stream, DType dtype, A* tile) {
+      if (dtype == dtype_of<A>()) return static_cast<A*>(stream) + begin;
+      load_tile(tile, stream, dtype, begin, tile_count);
+      return tile;
+    };
+    const auto close = [&](void* stream, DType dtype, const A* tile) {
+      if (dtype != dtype_of<A>()) store_tile(stream, dtype, tile, begin, tile_count);
+    };
+    A* state[kMaxStates] = {};
+    ((state[kI] = open(at.state[kI], dtypes.state[kI], tiles[2 + kI])), ...);
+    A* const w = open(at.w, dtypes.w, tiles[0]);
+    const A* const g = open(const_cast<void*>(at.g), dtypes.g, tiles[1]);
+    update_in_place<U>(w, g, state, tile_count, c, states);
+    close(at.w, dtypes.w, w);
+    (close(at.state[kI], dtypes.state[kI], state[kI]), ...);
+  }
+}
+
+template <class U, class A, std::size_t... kI>
+FUSEDREG_HD void update_streams(const Pointers& at, const DTypes& dtypes, std::int64_t begin, std::int64_t count,
+                                const StepConstants<typename U::Rule, A>& c, std::index_sequence<kI...> states) {
+  if (dtypes.converted) return update_converted<U>(at, dtypes, begin, count, c, states);
+  A* state[kMaxStates] = {};
+  ((state[kI] = static_cast<A*>(at.state[kI]) + begin), ...);
+  update_in_place<U>(static_cast<A*>(at.w) + begin, static_cast<const A*>(at.g) + begin, state, count, c, states);
+}
+
+template <class U, class A>
+void update_chunk(const Pointers& at, const DTypes& dtypes, std::int64_t begin, std::int64_t count,
+                  const void* constants) {
+  const auto& c = *static_cast<const StepConstants<typename U::Rule, A>*>(constants);
+  update_streams<U>(at, dtypes, begin, count, c, states_in<U::kStates>());
+}
+
+template <class Rule, class A>
+UpdateKernel update_kernel(const double* fields, StateMask states) {
+  UpdateKernel kernel = nullptr;
+  visit_update(make_group<Rule>(fields), states, [&](auto update) { kernel = update_chunk<decltype(update), A>; });
+  return kernel;
+}
+
+}  // namespace fusedreg::cpu::FUSEDREG_ISA

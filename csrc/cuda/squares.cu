@@ -1,0 +1,27 @@
+// The norm's kernels.
+#include "device.h"
+#include "kernels.h"
+
+namespace fusedreg::cuda {
+
+namespace {
+
+template <class T>
+__global__ void __launch_bounds__(kThreads, blocks_per_multiprocessor<T>(1))
+    squares_kernel(const __grid_constant__ SquaresArgs args) {
+  __shared__ SquaresShared shared;
+  squares_block<T>(DeviceBlock(), args, shared);
+}
+
+}  // namespace
+
+int launch_squares(DType dtype, const SquaresArgs& args, int blocks, void* stream) {
+  visit_dtype(dtype, [&](auto element) {
+    squares_kernel<decltype(element)><<<blocks, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(args);
+  });
+  return cudaGetLastError();
+}
+
+const char* error_string(int error) { return cudaGetErrorString(static_cast<cudaError_t>(error)); }
+
+}  // namespace fusedreg::cuda

@@ -1,0 +1,59 @@
+// The few functions that the update is made of.
+// Everything in the maths headers compiles for the host and for CUDA, and knows nothing of torch.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#if defined(__CUDACC__)
+#define FUSEDREG_HD __host__ __device__ __forceinline__
+#else
+// always_inline: the helpers take the instruction set of the loop that they are inlined into.
+#define FUSEDREG_HD inline __attribute__((always_inline))
+#endif
+
+namespace fusedreg {
+
+template <class To, class From>
+FUSEDREG_HD To bit_cast(const From& from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  std::memcpy(&to, &from, sizeof(To));
+  return to;
+}
+
+FUSEDREG_HD float absolute(float x) { return bit_cast<float>(bit_cast<std::uint32_t>(x) & 0x7fffffffu); }
+FUSEDREG_HD double absolute(double x) { return bit_cast<double>(bit_cast<std::uint64_t>(x) & 0x7fffffffffffffffull); }
+
+FUSEDREG_HD float square_root(float x) { return sqrtf(x); }
+FUSEDREG_HD double square_root(double x) { return sqrt(x); }
+
+FUSEDREG_HD float copy_sign(float magnitude, float sign) { return copysignf(magnitude, sign); }
+FUSEDREG_HD double copy_sign(double magnitude, double sign) { return copysign(magnitude, sign); }
+
+// fmax drops a NaN; this maximum keeps one in either argument, as torch.maximum does.
+template <class A>
+FUSEDREG_HD A max_keeping_nan(A a, A b) {
+  return b > a || b != b ? b : a;
+}
+
+// clamp(x, -bound, bound); a NaN stays NaN, and bound = infinity is the identity.
+template <class A>
+FUSEDREG_HD A clamp_symmetric(A x, A bound) {
+  x = x > bound ? bound : x;
+  return x < -bound ? -bound : x;
+}
+
+template <class A>
+FUSEDREG_HD A sign(A x) {
+  return static_cast<A>(x > A(0)) - static_cast<A>(x < A(0));
+}
+
+// soft(z, t) = sign(z) * max(|z| - t, 0). The zeros are +0.0, a NaN in z or t stays NaN.
+template <class A>
+FUSEDREG_HD A soft_threshold(A z, A t) {
+  return absolute(z) <= t ? A(0) : z - copy_sign(t, z);
+}
+
+}  // namespace fusedreg

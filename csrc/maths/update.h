@@ -1,0 +1,80 @@
+// One element's step: the only place that composes the stages.
+//
+// A rule (rules/) is a struct with
+//   kName, kStates, kScalarStates   its name, its state tensors, and its scalars that are kept for each parameter
+//   kVariants                       the masks of states that it can be run with
+//   kHasMetric                      whether its step is taken in a metric, element by element
+//   Hyperparameters                 what it reads of a group beside CommonHyperparameters, in double
+//   Constants<A>                    what it needs for every element
+//   fill(constants, lr, hyperparameters, scalar states before the step)   returns the prox's step size tau
+//   next(hyperparameters, scalar states)                                  moves them on, after the step
+//   step<mask>(w, g, state, constants)                                    moves w and the states, returns the metric
+#pragma once
+
+#include <type_traits>
+
+#include "gradient.h"
+#include "prox.h"
+#include "states.h"
+
+namespace fusedreg {
+
+// The scalars that all elements of a parameter share in a step; filled in double, read in the arithmetic type A.
+template <class Rule, class A>
+struct StepConstants {
+  GradientConstants<A> gradient;
+  typename Rule::template Constants<A> rule;
+  ProxConstants<A> prox;
+};
+
+template <class Rule, class A>
+FUSEDREG_HD void fill_constants(StepConstants<Rule, A>& c, const Group<Rule>& group, const double* scalar_states,
+                                double inv_grad_scale, double clip_coef) {
+  fill_gradient(c.gradient, group.common, group.penalties, inv_grad_scale, clip_coef);
+  const double tau = Rule::fill(c.rule, group.common.lr, group.rule, scalar_states);
+  fill_prox(c.prox, group.common, group.penalties, tau);
+}
+
+template <class Rule_, StateMask kStates_, ProxKind kProx, bool kPenalized>
+struct Update {
+  using Rule = Rule_;
+  static constexpr StateMask kStates = kStates_;
+
+  // w, g and state[0 .. kStatesOf<Rule>), those of the mask, in the arithmetic type A.
+  template <class A>
+  FUSEDREG_HD static void apply(A& w, A g, A* state, const StepConstants<Rule, A>& c) {
+    const A w_old = w;
+    g = transform_gradient<kPenalized>(g, w, c.gradient);                         // stages 1 to 4
+    w = w * c.gradient.w_scale;                                                   // 4, decoupled decay
+    const Metric<A> metric = Rule::template step<kStates_>(w, g, state, c.rule);  // 5
+    w = prox<kProx>(w, w_old, metric, c.prox);                                    // 6
+  }
+};
+
+// Calls visitor(Update<...>{}) with the one instance that a group's switches and states select; false if there is none.
+template <class Rule, class Visitor, std::size_t... kI>
+FUSEDREG_HD bool visit_update(const Group<Rule>& group, StateMask states, Visitor&& visitor,
+                              std::index_sequence<kI...>) {
+  const ProxKind kind = prox_kind(group.common, group.penalties, Rule::kHasMetric);
+  const bool penalized = penalizes_gradient(group.common, group.penalties);
+  const auto with = [&](auto mask, auto is_penalized) {
+    constexpr StateMask kMask = decltype(mask)::value;
+    constexpr bool kPenalized = decltype(is_penalized)::value;
+    if (kind == ProxKind::kNone) return visitor(Update<Rule, kMask, ProxKind::kNone, kPenalized>{});
+    if (kind == ProxKind::kUniform) return visitor(Update<Rule, kMask, ProxKind::kUniform, kPenalized>{});
+    if constexpr (Rule::kHasMetric) return visitor(Update<Rule, kMask, ProxKind::kMetric, kPenalized>{});
+  };
+  const auto with_states = [&](auto mask) {
+    penalized ? with(mask, std::true_type{}) : with(mask, std::false_type{});
+    return true;
+  };
+  return ((states == Rule::kVariants[kI] && with_states(std::integral_constant<StateMask, Rule::kVariants[kI]>{})) ||
+          ...);
+}
+
+template <class Rule, class Visitor>
+FUSEDREG_HD bool visit_update(const Group<Rule>& group, StateMask states, Visitor&& visitor) {
+  return visit_update(group, states, visitor, std::make_index_sequence<kVariantsOf<Rule>>{});
+}
+
+}  // namespace fusedreg

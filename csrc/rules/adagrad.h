@@ -1,0 +1,50 @@
+// Adagrad, as torch.optim.Adagrad defines it. Duchi et al., https://jmlr.org/papers/v12/duchi11a.html
+#pragma once
+
+#include "../maths/update.h"
+
+namespace fusedreg {
+
+struct Adagrad {
+  static constexpr const char* kName = "adagrad";
+  static constexpr std::array kStates = {"sum"};
+  static constexpr std::array kScalarStates = {"step"};
+  static constexpr std::array<StateMask, 1> kVariants = {0b1};
+  static constexpr bool kHasMetric = true;
+
+  struct Hyperparameters {
+    double lr_decay = 0, eps = 0;
+
+    template <class Bind>
+    FUSEDREG_HD void bind(Bind&& bind) {
+      bind("lr_decay", lr_decay);
+      bind("eps", eps);
+    }
+  };
+
+  template <class A>
+  struct Constants {
+    A step_size, eps;
+  };
+
+  template <class A>
+  FUSEDREG_HD static double fill(Constants<A>& c, double lr, const Hyperparameters& h, const double* scalar_states) {
+    const double decayed_lr = lr / (1 + scalar_states[0] * h.lr_decay);  // the state is t - 1
+    c.step_size = static_cast<A>(decayed_lr);
+    c.eps = static_cast<A>(h.eps);
+    return decayed_lr;
+  }
+
+  FUSEDREG_HD static void next(const Hyperparameters&, double* scalar_states) { scalar_states[0] += 1; }
+
+  template <StateMask, class A>
+  FUSEDREG_HD static Metric<A> step(A& w, A g, A* state, const Constants<A>& c) {
+    A& sum = state[0];
+    sum = sum + g * g;
+    const A d = square_root(sum) + c.eps;
+    w = w - c.step_size * (g / d);
+    return {d};
+  }
+};
+
+}  // namespace fusedreg

@@ -1,0 +1,276 @@
+"""The plan of both GPU backends: makes the tables that kernels read, keeps them in device memory, and launches.
+
+A step is squares (where the norm is asked for), prepare, update. Nobody waits for the device: what only it knows (a
+learning rate that is a tensor, AMP's ``found_inf``, a scalar state under a CUDA graph) it reads where it is.
+"""
+
+from __future__ import annotations
+
+import functools
+from array import array
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from ..rules.spec import RuleSpec
+from .base import Entry, Plan, StepScalars
+from .tables import NUMEL, ROW_COLUMNS, SET_WIDTH, encode_address, encode_value, make_tables
+
+# The elements of a chunk. 16 Ki elements of fp32 Adam move 448 KiB: long enough to hide what a program does before its
+# first load, short enough that the last programs of a launch do not keep the device waiting.
+CHUNK = 16 * 1024
+
+# The norm: this many partial sums a launch at the most, each of a fixed set of chunks added up in a fixed order.
+MAX_PARTIAL_SUMS = 1024
+
+# The scalars of the step itself, at the head of their table.
+GRAD_SCALE, FOUND_INF, MAX_GRAD_NORM, STEP_SCALARS = range(4)
+
+
+class Launch(NamedTuple):
+    """Chunks that one compiled kernel takes."""
+
+    dtype: torch.dtype
+    """Of an element: a complex number is two real ones."""
+    states: int
+    """The rule's tensor states that are needed, as a mask."""
+    is_aligned: bool
+    """Whether every pointer is a multiple of 16 bytes, as 128-bit loads and stores need it."""
+    first_chunk: int
+    chunks: int
+
+
+class StepTables(NamedTuple):
+    """What the kernels of a step are given, in device memory: int64, but for ``constants``."""
+
+    rows: Tensor
+    """A parameter each, by columns: see tables.py."""
+    chunks: Tensor
+    """(row, first element) each; a chunk has at most CHUNK elements."""
+    sets: Tensor
+    """The scalar sets: SET_WIDTH numbers each, see tables.py."""
+    scalars: Tensor
+    """Two numbers each: those of the step, then for each group its fields in the order of compiled_field_names."""
+    constants: Tensor
+    """float64, ``constants_width`` for each scalar set: made by prepare, read by update."""
+    row_count: int
+    set_count: int
+    capturing: bool
+    """Whether a CUDA graph is being captured."""
+    stream: int
+    kept: Any
+    """What the tables have addresses of."""
+
+
+class Kernels(Protocol):
+    """What one backend launches, for one rule."""
+
+    constants_width: int
+
+    def squares(self, launch: Launch, tables: StepTables, partial_sums: Tensor) -> None:
+        """The sum of squares of the gradients after stages 1 and 2, one part a program: ``partial_sums.numel()``."""
+
+    def ready(self, launches: Sequence[Launch], tables: StepTables, device: torch.device) -> None:
+        """Does what may fail, before the step's first launch that moves anything. By default nothing."""
+
+    def prepare(self, tables: StepTables, squares: Tensor | None, norm: Tensor | None) -> None:
+        """Turns the scalars of each set into the constants that its elements' steps read, and moves the scalar states
+        that are on the device. ``squares`` add up to the square of the norm to clip by, which goes to ``norm``; None
+        where nobody clips."""
+
+    def update(self, launch: Launch, tables: StepTables) -> None:
+        """Stages 1 to 6."""
+
+
+# What a CUDA graph reads when it is replayed, as long as it lives; nobody says when that ends.
+_kept_for_graphs: list[Tensor] = []
+
+
+class DeviceTable:
+    """int64 in device memory. They are uploaded where they have changed, to a new place: launches read the old."""
+
+    def __init__(self) -> None:
+        self._numbers: bytes | None = None
+        self._stream: int | None = None
+        self._on_device: Tensor | None = None
+        self._spare: Tensor | None = None
+
+    def put(self, numbers: bytes, device: torch.device, stream: int, capturing: bool) -> Tensor:
+        # Another stream does not wait for this one's upload. A graph's capture does: it begins with a synchronization.
+        if self._on_device is not None and self._numbers == numbers and (capturing or self._stream == stream):
+            if capturing:
+                _kept_for_graphs.append(self._on_device)
+            return self._on_device
+        data = torch.frombuffer(bytearray(numbers or bytes(8)), dtype=torch.int64)
+        self._on_device = data if device.type == "cpu" else self._upload(data, device, capturing)
+        # What is uploaded into a graph is there only when the graph is replayed.
+        self._numbers, self._stream = (None if capturing else numbers), stream
+        return self._on_device
+
+    def _upload(self, data: Tensor, device: torch.device, capturing: bool) -> Tensor:
+        # From pageable memory the copy would wait for the device. Pinned memory is better not asked for while a graph
+        # is captured, so there is some to spare, which no copy has been made from yet.
+        if capturing and self._spare is not None and self._spare.numel() >= data.numel():
+            pinned, self._spare = self._spare[: data.numel()], None
+        else:
+            pinned = torch.empty(data.numel(), dtype=torch.int64, device="cpu", pin_memory=True)
+        if capturing:
+            _kept_for_graphs.append(pinned)
+        elif self._spare is None or self._spare.numel() < data.numel():
+            self._spare = torch.empty(data.numel(), dtype=torch.int64, device="cpu", pin_memory=True)
+        return pinned.copy_(data).to(device, non_blocking=True)
+
+
+class DevicePlan(Plan):
+    stays_on_device = True
+
+    def __init__(
+        self,
+        spec: RuleSpec,
+        entries: list[Entry],
+        state: dict[Any, Any],
+        kernels: Kernels,
+        scalars_on_host: bool = True,
+    ) -> None:
+        """``scalars_on_host`` as in ``make_tables``."""
+        self._kernels = kernels
+        self._device = entries[0].param.device
+        active = [entry for entry in entries if entry.state is not None]
+        self._dtypes = [entry.param.dtype.to_real() for entry in active]
+        self._state_masks = [_mask(entry.states) for entry in active]
+        self._made_by = make_tables(spec, entries, state, scalars_on_host)
+        self._group_scalars: list[int] = []  # encoded
+        self._kept: list[Tensor] = []
+
+        self._launches: list[Launch] = []
+        self._chunks = b""
+        self._chunks_made_for = b""
+        self._aligned: list[bool] | None = None
+        self._tables = {name: DeviceTable() for name in ("rows", "chunks", "sets", "scalars")}
+        self._constants: Tensor | None = None
+        self._constants_made_for: Any = None
+        self._step: StepTables | None = None
+
+    # -- what the plan is given
+
+    def set_groups(self, groups: list[dict[str, Any]], numbers: list[tuple[float | Tensor, ...]]) -> None:
+        self._kept = []
+        limit = groups[0]["max_grad_norm"]
+        scalars = [limit if self._is_on_device(limit) else float(limit or 0.0)]
+        scalars += [value for values in numbers for value in values]
+        self._group_scalars = [number for value in scalars for number in self._encode(value, self._kept)]
+        on_host = [[0.0 if isinstance(value, Tensor) else value for value in values] for values in numbers]
+        self._made_by.set_groups(groups, on_host)
+
+    def _is_on_device(self, value: object) -> bool:
+        return isinstance(value, Tensor) and value.device.type == self._device.type
+
+    def _encode(self, value: float | Tensor, kept: list[Tensor]) -> tuple[int, int]:
+        """A scalar as the kernels read it. A tensor is read where it is, on this plan's device, and kept alive."""
+        if not isinstance(value, Tensor):
+            return encode_value(value)
+        dtype = value.dtype if value.dtype in (torch.float32, torch.float64) else torch.float32
+        kept.append(value.detach().to(self._device, dtype, non_blocking=True))
+        return encode_address(kept[-1])
+
+    def refresh(self) -> bool:
+        self._step = None  # of a step that was not taken
+        return self._made_by.refresh()
+
+    # -- a step
+
+    def sum_of_squares(self, step: StepScalars) -> Tensor:
+        with self._guard():
+            self._step = tables = self._make_tables(step)
+            counts = [min(launch.chunks, MAX_PARTIAL_SUMS) for launch in self._launches]
+            partial_sums = torch.empty(sum(counts), dtype=torch.float64, device=self._device)
+            for launch, its_sums in zip(self._launches, partial_sums.split(counts), strict=True):
+                self._kernels.squares(launch, tables, its_sums)
+            return partial_sums
+
+    def update(self, step: StepScalars) -> None:
+        with self._guard(), torch.no_grad():
+            tables, self._step = self._step or self._make_tables(step), None
+            squares, norm = None, None
+            if step.norm is not None:
+                squares = step.norm.squares.to(self._device, non_blocking=True)
+                norm = step.norm.norm if step.norm.norm.device == self._device else squares.new_empty(())
+            self._kernels.ready(self._launches, tables, self._device)
+            self._kernels.prepare(tables, squares, norm)
+            for launch in self._launches:
+                self._kernels.update(launch, tables)
+            self._made_by.move_scalar_states()
+            self._made_by.finish_update()
+
+    def _guard(self) -> AbstractContextManager[Any]:
+        return torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext()
+
+    # -- the tables
+
+    def _make_tables(self, step: StepScalars) -> StepTables:
+        stream, capturing = 0, False
+        if self._device.type == "cuda":
+            stream, capturing = torch.cuda.current_stream().cuda_stream, torch.cuda.is_current_stream_capturing()
+
+        rows, sets = self._made_by.tables()
+        self._cut_into_chunks(rows)
+        kept: list[Tensor] = []
+        scale = 1.0 if step.grad_scale is None else step.grad_scale
+        scalars = [
+            *self._encode(scale if self._is_on_device(scale) else float(scale), kept),
+            *self._encode(0.0 if step.found_inf is None else step.found_inf, kept),
+            *self._group_scalars,
+        ]
+        numbers = {"rows": rows, "chunks": self._chunks, "sets": sets, "scalars": array("q", scalars).tobytes()}
+        tables = {
+            name: table.put(numbers[name], self._device, stream, capturing) for name, table in self._tables.items()
+        }
+        set_count = len(sets) // (8 * SET_WIDTH)
+        made_for = (stream, set_count, capturing)
+        if self._constants is None or self._constants_made_for != made_for or capturing:
+            size = set_count * self._kernels.constants_width
+            self._constants = torch.empty(size, dtype=torch.float64, device=self._device)
+            self._constants_made_for = made_for
+        return StepTables(
+            **tables,
+            constants=self._constants,
+            row_count=len(self._dtypes),
+            set_count=set_count,
+            capturing=capturing,
+            stream=stream,
+            kept=(kept, self._kept),
+        )
+
+    def _cut_into_chunks(self, rows: bytes) -> None:
+        """Chunks that one compiled kernel takes stand side by side."""
+        if rows == self._chunks_made_for:
+            return
+        self._chunks_made_for = rows
+        columns = torch.frombuffer(bytearray(rows), dtype=torch.int64).view(ROW_COLUMNS, -1)
+        bits = functools.reduce(torch.bitwise_or, columns[:NUMEL])
+        aligned = (bits % 16 == 0).tolist()
+        if aligned == self._aligned:
+            return
+        self._aligned = aligned
+        numels = columns[NUMEL].tolist()
+        rows_of_kind: dict[tuple[torch.dtype, int, bool], list[int]] = {}
+        for row, kind in enumerate(zip(self._dtypes, self._state_masks, aligned, strict=True)):
+            rows_of_kind.setdefault(kind, []).append(row)
+        chunks = array("q")
+        self._launches = []
+        for kind, its_rows in rows_of_kind.items():
+            first = len(chunks) // 2
+            for row in its_rows:
+                for begin in range(0, numels[row], CHUNK):
+                    chunks.extend((row, begin))
+            count = len(chunks) // 2 - first
+            if count > 0:
+                self._launches.append(Launch(*kind, first, count))
+        self._chunks = chunks.tobytes()
+
+
+def _mask(states: Sequence[Tensor | None]) -> int:
+    return sum(1 << i for i, state in enumerate(states) if state is not None)

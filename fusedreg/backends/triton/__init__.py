@@ -1,0 +1,83 @@
+"""The Triton backend: kernels in Python, which Triton compiles on first use. Compiles, not yet run on a GPU.
+
+The rest of this package is imported only where Triton is there: the maths (maths, rules/, kernels), what it reads
+(scalars), and how it is compiled and launched (compilation, tuning, launch).
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import os
+import re
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...rules.spec import RuleSpec
+from ..base import Entry, Plan, rejection_of_memory
+from ..cpp import DTYPES
+
+# The first release whose JIT functions take and return the tuples that the kernels use. torch 2.8 brings it.
+OLDEST = (3, 4)
+
+
+@functools.cache
+def why_not_triton() -> str | None:
+    """Why the kernels cannot be imported, or None."""
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed (pip install triton)"
+    try:
+        version = importlib.import_module("triton").__version__
+    except Exception as error:
+        return f"Triton does not load ({type(error).__name__}: {error})"
+    numbers = tuple(int(number) for number in re.findall(r"\d+", version)[:2])
+    if numbers < OLDEST:
+        return f"it needs Triton {OLDEST[0]}.{OLDEST[1]} or newer, and this is {version}"
+    try:
+        importlib.import_module(f"{__name__}.launch")
+    except Exception as error:
+        return f"Triton {version} does not take the kernels ({type(error).__name__}: {error})"
+    return None
+
+
+@functools.cache
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
+
+
+class TritonBackend:
+    name = "triton"
+    device_type: str | None = "cuda"
+
+    def unavailable_reason(self) -> str | None:
+        if not torch.cuda.is_available():
+            return "there is no GPU that this torch can use"
+        if os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):
+            return "TRITON_INTERPRET is set, and the interpreter cannot read a GPU's memory through a table of pointers"
+        return why_not_triton()
+
+    def rejection(self, spec: RuleSpec, param: Tensor, states: list[Tensor]) -> str | None:
+        reason = rejection_of_rule(spec) or rejection_of_memory(param, states, "cuda", DTYPES)
+        if reason is None and torch.version.cuda is not None and _capability(param.device) < (8, 0):
+            return f"Triton needs an NVIDIA GPU of compute capability 8.0 or newer, and {param.device} is older"
+        return reason
+
+    def make_plan(self, spec: RuleSpec, entries: list[Entry], differentiable: bool, state: dict[Any, Any]) -> Plan:
+        return make_plan(spec, entries, state)
+
+
+def rejection_of_rule(spec: RuleSpec) -> str | None:
+    """Why the kernels cannot take a rule, or None."""
+    from .rules import RULES
+
+    return None if spec.name in RULES else f"it has no kernel for the rule {spec.name!r}"
+
+
+def make_plan(spec: RuleSpec, entries: list[Entry], state: dict[Any, Any], scalars_on_host: bool = True) -> Plan:
+    from ..device_plan import DevicePlan
+    from .launch import TritonKernels
+
+    return DevicePlan(spec, entries, state, TritonKernels(spec), scalars_on_host)

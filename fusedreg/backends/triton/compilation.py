@@ -1,0 +1,84 @@
+"""What is compiled: every launch goes through ``run``, and its compile-time constants are listed here.
+
+Never a hyperparameter, and never a number that grows with the model, so neither compiles anything anew.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton.language as tl
+
+from ..device_plan import CHUNK, Launch, StepTables
+from . import kernels
+from .rules import Rule
+from .scalars import COMMON_FIELDS
+
+# The block of the norm is not searched for, as the update's is (tuning.py): the order of a sum decides its last bits.
+NORM_BLOCK = 1024
+NORM_WARPS = 4
+
+ELEMENTS = {
+    torch.float32: tl.float32,
+    torch.float64: tl.float64,
+    torch.bfloat16: tl.bfloat16,
+    torch.float16: tl.float16,
+}
+
+
+def run(kernel: Any, programs: int, arguments: tuple[Any, ...], constants: dict[str, Any], warps: int) -> None:
+    kernel[(programs,)](*arguments, **constants, **options(warps))
+
+
+def options(warps: int) -> dict[str, Any]:
+    # Said, because its default is about to change: a product and a sum may be one instruction, with one rounding.
+    return dict(num_warps=warps, enable_fp_fusion=True)
+
+
+def element_constants(dtype: torch.dtype, is_aligned: bool, block: int) -> dict[str, Any]:
+    arithmetic = tl.float64 if dtype == torch.float64 else tl.float32
+    return dict(T=ELEMENTS[dtype], A=arithmetic, ALIGNED=is_aligned, CHUNK=CHUNK, BLOCK=block)
+
+
+def update_constants(rule: Rule, dtype: torch.dtype, states: int, is_aligned: bool, block: int) -> dict[str, Any]:
+    return dict(
+        step=rule.step,
+        prox=kernels.prox,
+        RULE_CONSTANTS=rule.constants,
+        RULE_STATES=len(rule.state_names),
+        STATES=states,
+        **element_constants(dtype, is_aligned, block),
+    )
+
+
+def squares_constants(rule: Rule, dtype: torch.dtype, is_aligned: bool) -> dict[str, Any]:
+    return dict(GROUP_FIELDS=group_fields(rule), **element_constants(dtype, is_aligned, NORM_BLOCK))
+
+
+def prepare_constants(rule: Rule, clips: bool) -> dict[str, Any]:
+    return dict(
+        fill=rule.fill,
+        HAS_METRIC=rule.has_metric,
+        GROUP_FIELDS=group_fields(rule),
+        CLIP=clips,
+        BLOCK=NORM_BLOCK,
+    )
+
+
+def group_fields(rule: Rule) -> int:
+    return len(COMMON_FIELDS) + len(rule.field_names)
+
+
+def constants_width(rule: Rule) -> int:
+    return kernels.STEP_CONSTANTS.value + rule.constants
+
+
+def run_update(rule: Rule, launch: Launch, tables: StepTables, block: int, warps: int) -> None:
+    run(
+        kernels.update_kernel,
+        launch.chunks,
+        (tables.rows, tables.row_count, tables.chunks[2 * launch.first_chunk :], tables.constants),
+        update_constants(rule, launch.dtype, launch.states, launch.is_aligned, block),
+        warps,
+    )

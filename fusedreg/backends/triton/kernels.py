@@ -1,0 +1,324 @@
+"""The kernels: a step is squares (where the norm is asked for), prepare, update. docs/triton.md walks through them.
+
+What they are given is tables in device memory, made by device_plan.py. A program of squares or update works on a chunk,
+at most CHUNK elements of a row; one of prepare on a scalar set: the parameters of a group that share their scalar
+states. ``constants`` are StepConstants and then the rule's, in float64, for each scalar set.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+
+from .. import tables
+from .maths import clamp, divide, maximum, sign, soft_threshold
+from .scalars import (
+    CLIP_VALUE,
+    DECOUPLED,
+    DECOUPLED_WEIGHT_DECAY,
+    FOUND_INF,
+    GRAD_SCALE,
+    L1,
+    L2,
+    LR,
+    MAX_GRAD_NORM,
+    MAXIMIZE,
+    PENALTY_MODE,
+    PROXIMAL,
+    STEP_SCALARS,
+    SUBGRADIENT,
+    WEIGHT_DECAY,
+    read,
+    write,
+)
+
+# The columns of rows.
+W, G, STATE, NUMEL, SET = (tl.constexpr(i) for i in (tables.W, tables.G, tables.STATE, tables.NUMEL, tables.SET))
+SET_WIDTH = tl.constexpr(tables.SET_WIDTH)
+MAX_SCALAR_STATES = tl.constexpr(tables.MAX_SCALAR_STATES)
+
+
+class StepConstants(NamedTuple):
+    """What an element's step reads, but for the rule's own constants. Switches are 0 or 1."""
+
+    skip: Any
+    # stages 1 to 4
+    inv_grad_scale: Any
+    clip_value: Any
+    clip_coef: Any
+    is_penalized: Any
+    l1_gradient: Any
+    l2_gradient: Any
+    w_scale: Any
+    # stage 6
+    has_prox: Any
+    in_metric: Any
+    tau: Any
+    l1: Any
+    l2: Any
+    shrink: Any
+
+
+SKIP = tl.constexpr(0)  # its place in StepConstants
+STEP_CONSTANTS = tl.constexpr(len(StepConstants._fields))
+
+
+# -- the stages, for one element
+
+
+@triton.jit
+def clip_gradient_value(g, inv_grad_scale, clip_value):
+    """Stages 1 and 2; `maximize` is the sign of inv_grad_scale. The norm is taken over what this returns."""
+    return clamp(g * inv_grad_scale, clip_value)
+
+
+@triton.jit
+def transform_gradient(g, w, c):
+    """Stages 1 to 4: what happens to a gradient before a rule sees it."""
+    g = clip_gradient_value(g, c.inv_grad_scale, c.clip_value) * c.clip_coef
+    # switches: 0 * w would turn an infinite weight into a NaN
+    decay = tl.where(c.l2_gradient != 0, c.l2_gradient * w, 0.0)
+    return tl.where(c.is_penalized != 0, g + decay + c.l1_gradient * sign(w), g)
+
+
+@triton.jit
+def prox(z, w_old, d, floor_ratio, c):
+    """Stage 6: soft(z, tau * l1) / (1 + tau * l2); in a metric, where tau becomes tau / d, multiplied out by d."""
+    # The floor keeps a weight that never saw a gradient (d = eps) from vanishing at once.
+    floor = 0.5 * (c.l1 + c.l2 * tl.abs(w_old))
+    d = maximum(d, floor * floor_ratio)
+    metric = tl.where(c.in_metric != 0, d, 1.0)
+    thresholded = soft_threshold(metric * z, c.tau * c.l1)
+    w = tl.where(c.in_metric != 0, divide(thresholded, metric + c.tau * c.l2), thresholded * c.shrink)
+    return tl.where(c.has_prox != 0, w, z)
+
+
+# -- scalars, for one scalar set
+
+
+@triton.jit
+def inverse_grad_scale(scalars, group):
+    inverse = 1 / read(scalars, GRAD_SCALE)
+    return tl.where(read(group, MAXIMIZE) != 0, -inverse, inverse)
+
+
+@triton.jit
+def group_of_set(scalars, sets, set_index, GROUP_FIELDS: tl.constexpr):
+    return scalars + 2 * (STEP_SCALARS + tl.load(sets + SET_WIDTH * set_index) * GROUP_FIELDS)
+
+
+@triton.jit(do_not_specialize=["partial_sum_count"])
+def prepare_kernel(
+    scalars,
+    sets,
+    constants,
+    partial_sums,
+    partial_sum_count,
+    norm_at,
+    fill: tl.constexpr,
+    HAS_METRIC: tl.constexpr,
+    GROUP_FIELDS: tl.constexpr,
+    CLIP: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Turns a set's scalars into what its elements' steps read, and moves the scalar states that the device keeps."""
+    set_index = tl.program_id(0)
+    group = group_of_set(scalars, sets, set_index, GROUP_FIELDS)
+    states_at = sets + SET_WIDTH * set_index + 1
+    skip = read(scalars, FOUND_INF) != 0  # any value: it is a sum over devices, so it can be 2; NaN too
+
+    clip_coef = 1.0
+    if CLIP:
+        # Every program adds them up, in the same order.
+        sums = tl.zeros([BLOCK], tl.float64)
+        for start in range(0, partial_sum_count, BLOCK):
+            i = start + tl.arange(0, BLOCK)
+            sums += tl.load(partial_sums + i, mask=i < partial_sum_count, other=0.0)
+        norm = tl.sqrt(tl.sum(sums))
+        max_grad_norm = read(scalars, MAX_GRAD_NORM)
+        coefficient = max_grad_norm / (norm + 1e-6)
+        # Infinity measures, also what is not finite. Otherwise a NaN stays.
+        clip_coef = tl.where((coefficient > 1) | (max_grad_norm == float("inf")), 1.0, coefficient)
+        tl.store(norm_at, norm, mask=(set_index == 0) & (skip == 0))
+
+    lr, weight_decay, l1, l2 = read(group, LR), read(group, WEIGHT_DECAY), read(group, L1), read(group, L2)
+    penalty_mode = read(group, PENALTY_MODE)
+    is_subgradient = penalty_mode == SUBGRADIENT
+    is_decoupled_decay = read(group, DECOUPLED_WEIGHT_DECAY) != 0
+    has_penalty = (l1 != 0) | (l2 != 0)
+    scalar_states = ()
+    for i in tl.static_range(MAX_SCALAR_STATES):
+        scalar_states = scalar_states + (read(states_at, i),)
+    rule_constants, rule_tau, next_scalar_states = fill(group, scalar_states)
+    tau = tl.where(penalty_mode == DECOUPLED, lr, rule_tau)
+    c = StepConstants(
+        skip=skip.to(tl.float64),
+        inv_grad_scale=inverse_grad_scale(scalars, group),
+        clip_value=read(group, CLIP_VALUE),
+        clip_coef=clip_coef,
+        is_penalized=((is_subgradient & has_penalty) | ((weight_decay != 0) & (is_decoupled_decay == 0))).to(
+            tl.float64
+        ),
+        l1_gradient=tl.where(is_subgradient, l1, 0.0),
+        l2_gradient=tl.where(is_subgradient, l2, 0.0) + tl.where(is_decoupled_decay, 0.0, weight_decay),
+        w_scale=tl.where(is_decoupled_decay, 1 - lr * weight_decay, 1.0),
+        has_prox=(has_penalty & (lr != 0) & (is_subgradient == 0)).to(tl.float64),
+        in_metric=((penalty_mode == PROXIMAL) & HAS_METRIC).to(tl.float64),
+        tau=tau,
+        l1=l1,
+        l2=l2,
+        shrink=1 / (1 + tau * l2),
+    )
+    its = constants + set_index * (len(c) + len(rule_constants))
+    for i in tl.static_range(len(c)):
+        tl.store(its + i, c[i])
+    for i in tl.static_range(len(rule_constants)):
+        tl.store(its + len(c) + i, rule_constants[i])
+    # The update reads the constants alone, so the scalar states may move on before it.
+    for i in tl.static_range(len(next_scalar_states)):
+        write(states_at, i, next_scalar_states[i], mask=skip == 0)
+
+
+# -- the passes over the elements
+
+
+@triton.jit
+def read_chunk(rows, row_count, chunks, i, CHUNK: tl.constexpr):
+    """Of chunk i: its row's place in a column, its first element, how many elements it has."""
+    row = tl.load(chunks + 2 * i)
+    begin = tl.multiple_of(tl.load(chunks + 2 * i + 1), CHUNK)
+    count = tl.minimum(tl.load(rows + NUMEL * row_count + row) - begin, CHUNK).to(tl.int32)
+    return rows + row, begin, count
+
+
+@triton.jit
+def pointer(column, begin, T: tl.constexpr, ALIGNED: tl.constexpr):
+    """To the chunk's first element of what a column points to."""
+    first = tl.load(column).to(tl.pointer_type(T))
+    if ALIGNED:
+        first = tl.multiple_of(first, 16)  # bytes: what 128-bit loads and stores need
+    return first + begin
+
+
+@triton.jit
+def add_squares(sums, values):
+    values = values.to(tl.float64)
+    return sums + values * values
+
+
+# The partial sums of a second launch begin at any place.
+@triton.jit(do_not_specialize=["row_count", "chunk_count"], do_not_specialize_on_alignment=["partial_sums"])
+def squares_kernel(
+    rows,
+    row_count,
+    chunks,
+    chunk_count,
+    scalars,
+    sets,
+    partial_sums,
+    GROUP_FIELDS: tl.constexpr,
+    T: tl.constexpr,
+    A: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    CHUNK: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """The sum of squares of the gradients after stages 1 and 2, one partial sum a program, without atomics."""
+    program = tl.program_id(0)
+    element = tl.arange(0, BLOCK)
+    sums = tl.zeros([BLOCK], tl.float64)
+    for i in range(program, chunk_count, tl.num_programs(0)):
+        row, begin, count = read_chunk(rows, row_count, chunks, i, CHUNK)
+        g = pointer(row + G * row_count, begin, T, ALIGNED)
+        group = group_of_set(scalars, sets, tl.load(row + SET * row_count), GROUP_FIELDS)
+        inv_grad_scale = inverse_grad_scale(scalars, group).to(A)
+        clip_value = read(group, CLIP_VALUE).to(A)
+        full = count // BLOCK * BLOCK
+        for start in range(0, full, BLOCK):
+            values = tl.load(g + start + element).to(A)
+            sums = add_squares(sums, clip_gradient_value(values, inv_grad_scale, clip_value))
+        if full < count:
+            mask = full + element < count
+            values = tl.load(g + full + element, mask=mask, other=0.0).to(A)
+            values = clip_gradient_value(values, inv_grad_scale, clip_value)
+            # not `other` alone: 0 times a scale that has no inverse in float32 is NaN
+            sums = add_squares(sums, tl.where(mask, values, 0.0))
+    tl.store(partial_sums + program, tl.sum(sums))
+
+
+@triton.jit
+def moved(pointers, i):
+    result = ()
+    for k in tl.static_range(len(pointers)):
+        result = result + (pointers[k] + i,)
+    return result
+
+
+@triton.jit
+def update_block(w_at, g_at, state_at, mask, c, rule_constants, step, prox, STATES: tl.constexpr, A: tl.constexpr):
+    """Stages 1 to 6 for a block of elements: load, maths, store."""
+    w_old = tl.load(w_at, mask=mask).to(A)
+    g = tl.load(g_at, mask=mask).to(A)
+    state = ()
+    for i in tl.static_range(len(state_at)):
+        state = state + (tl.load(state_at[i], mask=mask).to(A) if STATES >> i & 1 else 0.0,)
+
+    g = transform_gradient(g, w_old, c)  # 1 to 4
+    w = w_old * c.w_scale  # 4, decoupled decay
+    w, state, d, floor_ratio = step(w, g, state, rule_constants, STATES)  # 5
+    w = prox(w, w_old, d, floor_ratio, c)  # 6
+
+    tl.store(w_at, w, mask=mask)
+    for i in tl.static_range(len(state_at)):
+        if STATES >> i & 1:
+            tl.store(state_at[i], state[i], mask=mask)
+
+
+@triton.jit(do_not_specialize=["row_count"])
+def update_kernel(
+    rows,
+    row_count,
+    chunks,
+    constants,
+    step: tl.constexpr,
+    prox: tl.constexpr,
+    RULE_CONSTANTS: tl.constexpr,
+    RULE_STATES: tl.constexpr,
+    STATES: tl.constexpr,
+    T: tl.constexpr,
+    A: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    CHUNK: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """One chunk's step."""
+    row, begin, count = read_chunk(rows, row_count, chunks, tl.program_id(0).to(tl.int64), CHUNK)
+    w = pointer(row + W * row_count, begin, T, ALIGNED)
+    g = pointer(row + G * row_count, begin, T, ALIGNED)
+    state = ()
+    for i in tl.static_range(RULE_STATES):
+        # One that is not in STATES is null, and never looked at.
+        state = state + (pointer(row + (STATE + i) * row_count, begin, T, ALIGNED),)
+
+    step_constants = ()
+    rule_constants = ()
+    its = constants + tl.load(row + SET * row_count) * (STEP_CONSTANTS + RULE_CONSTANTS)
+    for i in tl.static_range(STEP_CONSTANTS):
+        step_constants = step_constants + (tl.load(its + i).to(A),)
+    for i in tl.static_range(RULE_CONSTANTS):
+        rule_constants = rule_constants + (tl.load(its + STEP_CONSTANTS + i).to(A),)
+    c = StepConstants(*step_constants)
+    if c.skip != 0:
+        count = 0
+
+    # Full blocks without a mask, which would keep the loads from being vectors; then the tail.
+    element = tl.arange(0, BLOCK)
+    full = count // BLOCK * BLOCK
+    for start in range(0, full, BLOCK):
+        at = start + element
+        update_block(w + at, g + at, moved(state, at), None, c, rule_constants, step, prox, STATES, A)
+    if full < count:
+        at = full + element
+        update_block(w + at, g + at, moved(state, at), at < count, c, rule_constants, step, prox, STATES, A)

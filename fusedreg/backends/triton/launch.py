@@ -1,0 +1,71 @@
+"""The launches of a step, for the plan that both GPU backends have."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ...hyperparameters import compiled_field_names
+from ...rules.spec import RuleSpec
+from ..device_plan import Kernels, Launch, StepTables
+from . import compilation, kernels
+from .rules import RULES
+from .scalars import COMMON_FIELDS
+from .tuning import Config, Kernel, update_config
+
+
+class TritonKernels(Kernels):
+    def __init__(self, spec: RuleSpec) -> None:
+        self._name, self._rule = spec.name, RULES[spec.name]
+        if [*COMMON_FIELDS, *self._rule.field_names] != compiled_field_names(spec):
+            raise ValueError(
+                f"the Triton kernel of the rule {spec.name!r} reads other fields of a group than its spec has"
+            )
+        self.constants_width = compilation.constants_width(self._rule)
+
+    def squares(self, launch: Launch, tables: StepTables, partial_sums: Tensor) -> None:
+        compilation.run(
+            kernels.squares_kernel,
+            partial_sums.numel(),
+            (
+                tables.rows,
+                tables.row_count,
+                tables.chunks[2 * launch.first_chunk :],
+                launch.chunks,
+                tables.scalars,
+                tables.sets,
+                partial_sums,
+            ),
+            compilation.squares_constants(self._rule, launch.dtype, launch.is_aligned),
+            compilation.NORM_WARPS,
+        )
+
+    def ready(self, launches: Sequence[Launch], tables: StepTables, device: torch.device) -> None:
+        """The search for a block may run out of memory, or fail to compile."""
+        for launch in launches:
+            self._config(launch, tables, device)
+
+    def _config(self, launch: Launch, tables: StepTables, device: torch.device) -> Config:
+        kernel = Kernel(self._name, launch.dtype, launch.states, launch.is_aligned)
+        return update_config(kernel, device, tables.capturing)
+
+    def prepare(self, tables: StepTables, squares: Tensor | None, norm: Tensor | None) -> None:
+        compilation.run(
+            kernels.prepare_kernel,
+            tables.set_count,
+            (
+                tables.scalars,
+                tables.sets,
+                tables.constants,
+                tables.constants if squares is None else squares,
+                0 if squares is None else squares.numel(),
+                tables.constants if norm is None else norm,
+            ),
+            compilation.prepare_constants(self._rule, squares is not None),
+            compilation.NORM_WARPS,
+        )
+
+    def update(self, launch: Launch, tables: StepTables) -> None:
+        compilation.run_update(self._rule, launch, tables, *self._config(launch, tables, tables.rows.device))

@@ -1,0 +1,57 @@
+"""RMSprop, centered or not, with and without momentum."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from ..maths import divide, lerp, maximum, square_root
+from ..scalars import LR, read
+from .momentum_gain import next_momentum_gain
+from .rule import Rule, places
+
+FIELDS = ("alpha", "eps", "momentum")
+ALPHA, EPS, MOMENTUM = places(FIELDS)
+WITH_MOMENTUM, CENTERED = (tl.constexpr(mask) for mask in (0b010, 0b100))
+
+
+@triton.jit
+def step(w, g, state, constants, STATES: tl.constexpr):
+    step_size, alpha, one_minus_alpha, eps, momentum = constants
+    momentum_buffer, grad_avg = state[1], state[2]
+    square_avg = alpha * state[0] + one_minus_alpha * g * g
+    d = square_root(square_avg) + eps
+    floor_ratio = 1.0
+    if CENTERED & STATES:
+        grad_avg = lerp(grad_avg, g, one_minus_alpha, alpha)
+        # A variance below zero is a rounding error; its root, a NaN, is what torch makes of it.
+        uncentered = d
+        d = square_root(maximum(0.0, square_avg - grad_avg * grad_avg)) + eps
+        # At a solution the gradient stands still and the variance goes: the uncentered moment says whether the prox's
+        # floor acts, and then the floor goes as the metric does.
+        floor_ratio = divide(d, uncentered)
+    direction = divide(g, d)
+    if WITH_MOMENTUM & STATES:
+        direction = momentum * momentum_buffer + direction
+        momentum_buffer = direction
+    return w - step_size * direction, (square_avg, momentum_buffer, grad_avg), d, floor_ratio
+
+
+@triton.jit
+def fill(group, scalar_states):
+    lr, alpha, momentum = read(group, LR), read(group, ALPHA), read(group, MOMENTUM)
+    gain = next_momentum_gain(scalar_states[1], momentum, 0.0)
+    tau = lr * tl.where(momentum != 0, gain, 1.0)
+    return (lr, alpha, 1 - alpha, read(group, EPS), momentum), tau, (scalar_states[0] + 1, gain)
+
+
+RULE = Rule(
+    step,
+    fill,
+    constants=5,
+    has_metric=True,
+    field_names=FIELDS,
+    state_names=("square_avg", "momentum_buffer", "grad_avg"),
+    scalar_state_names=("step", "momentum_gain"),
+    variants=(0b001, 0b011, 0b101, 0b111),
+)

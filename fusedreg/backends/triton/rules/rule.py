@@ -1,0 +1,37 @@
+"""What a rule is to the Triton kernels: what it does to an element, and what it needs to know for that."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import triton.language as tl
+
+from ..scalars import RULE_FIELDS
+
+
+class Rule(NamedTuple):
+    """As RuleSpec and csrc/rules/NAME.h have it; a test compares the names."""
+
+    step: Any
+    """``step(w, g, state, constants, STATES)``, for an element, in the arithmetic dtype. Returns the moved weight, the
+    new states, the metric d, and what the prox's floor is compared with: d, or what d would be where d may vanish at a
+    solution. Both are 1 for a rule without a metric. ``state`` has an item for each state of the rule; those that are
+    not in the mask STATES are not there in memory, and are returned as they came."""
+    fill: Any
+    """``fill(group, scalar_states)``, once for a scalar set: in float64, from the group's fields and the scalar states
+    before the step, ``step``'s constants, the prox's step size tau, and the scalar states after it."""
+    constants: int
+    """How many numbers ``step`` takes as constants."""
+    has_metric: bool
+    field_names: tuple[str, ...]
+    """What ``fill`` reads of a group beside the common fields."""
+    state_names: tuple[str, ...]
+    scalar_state_names: tuple[str, ...]
+    variants: tuple[int, ...]
+    """The masks of states that it can be run with."""
+
+
+def places(fields: tuple[str, ...]) -> Iterator[tl.constexpr]:
+    """Where ``read`` finds a rule's own fields in a group, in their order."""
+    return (tl.constexpr(RULE_FIELDS + i) for i in range(len(fields)))

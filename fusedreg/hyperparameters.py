@@ -1,0 +1,151 @@
+"""A param group's hyperparameters: checked, read as numbers, and watched for changes."""
+
+from __future__ import annotations
+
+import functools
+import operator
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from .penalties import MAX_GRAD_NORM, OPTIONS, PENALTIES, compiled_fields, on_gpu
+from .rules.spec import COMMON, RuleSpec, number
+
+OLD_NAME = "l1_mode"
+
+
+def read_old_name(group: dict[str, Any]) -> None:
+    """Gives ``penalty_mode`` its present name where ``l1_mode``, its first one, is in a group, with a warning."""
+    if OLD_NAME in group:
+        message = f"{OLD_NAME!r} is now called 'penalty_mode'; the old name will not be read after 0.1.0"
+        warnings.warn(message, DeprecationWarning, stacklevel=5)  # whoever calls an optimizer's constructor
+        group["penalty_mode"] = group.pop(OLD_NAME)
+
+
+def check_group(spec: RuleSpec, group: dict[str, Any]) -> None:
+    """Raises ValueError if an option in ``group``, ours or the rule's own, has a value that is not allowed."""
+    for option in (*OPTIONS, *spec.options):
+        if option.name in group:
+            option.check(group[option.name])
+
+
+def check_complex(group: dict[str, Any]) -> None:
+    """Raises ValueError if a penalty meets complex parameters and is defined on real ones alone."""
+    for penalty in PENALTIES:
+        if not penalty.takes_complex and penalty.is_on(group) and any(each.is_complex() for each in group["params"]):
+            raise ValueError(
+                f"Invalid {penalty.name} value: {group[penalty.name]} for a group with complex parameters "
+                f"(allowed: {penalty.option.default:g})"
+            )
+
+
+def check_one_max_grad_norm(groups: list[dict[str, Any]]) -> None:
+    """Raises ValueError if the groups do not agree on ``max_grad_norm``: the norm is over all of them."""
+    if not groups:
+        return
+    first = groups[0][MAX_GRAD_NORM.name]
+    for group in groups[1:]:
+        value = group[MAX_GRAD_NORM.name]
+        if value is first or (on_gpu(value) and on_gpu(first)):
+            continue
+        if on_gpu(value) or on_gpu(first) or value != first:
+            raise ValueError(
+                f"Invalid max_grad_norm values: {first} and {value} "
+                "(allowed: the same in every group, the norm is over all parameters of the optimizer)"
+            )
+
+
+@functools.cache
+def compiled_field_names(spec: RuleSpec) -> list[str]:
+    """The names of the numbers that a kernel of this rule reads of a group, in the order of ``Group<Rule>`` in csrc."""
+    defaults = {option.name: option.default for option in OPTIONS}
+    own = (name for hyperparameter in spec.hyperparameters for name in hyperparameter.field_names)
+    return [*(each.name for each in COMMON), *compiled_fields(defaults), *own]
+
+
+def read_numbers(spec: RuleSpec, group: dict[str, Any]) -> tuple[float | Tensor, ...]:
+    """A group's numbers, in the order of ``compiled_field_names``: floats, or tensors that only a GPU knows."""
+    return (
+        *(value for hyperparameter in COMMON for value in hyperparameter.read(group)),
+        *map(number, compiled_fields(group).values()),
+        *(value for hyperparameter in spec.hyperparameters for value in hyperparameter.read(group)),
+    )
+
+
+class Hyperparameters:
+    """The hyperparameters of all groups as a step last read them."""
+
+    def __init__(self, spec: RuleSpec, defaults: dict[str, Any]) -> None:
+        self._spec = spec
+        keys = (*(key for key in spec.keys if key in defaults), *(option.name for option in OPTIONS))
+        self._read: Callable[[dict[str, Any]], tuple[Any, ...]] = operator.itemgetter(*keys)
+        self._raw: list[tuple[Any, ...]] | None = None
+        self._is_constant = False
+        self._has_tensors = False
+        self.numbers: list[tuple[float | Tensor, ...]] = []
+        self.demands: list[Any] = []
+        """What a plan must have been made for, group by group: the states needed, the penalties that are on."""
+
+    def forget(self) -> None:
+        """The next ``refresh`` checks and reads everything."""
+        self._raw = None
+
+    def refresh(self, groups: list[dict[str, Any]]) -> bool:
+        """Checks the groups and reads them; False if they are as they were.
+
+        Raises:
+            ValueError: a value that is not allowed.
+        """
+        for group in groups:
+            if OLD_NAME in group:
+                read_old_name(group)
+        raw = list(map(self._read, groups))
+        # The very objects of the last step, none of which can be written in place: the most common case by far.
+        if (
+            self._is_constant
+            and self._raw is not None
+            and len(raw) == len(self._raw)
+            and all(map(_same_objects, raw, self._raw))
+        ):
+            return False
+        has_tensors = any(isinstance(value, Tensor) for value in _flatten(raw))  # equal to a number that it rounds to
+        if self._raw is not None and not has_tensors and not self._has_tensors and raw == self._raw:
+            return False
+        self._raw = None
+        for group in groups:
+            check_group(self._spec, group)
+        check_one_max_grad_norm(groups)
+        self.numbers = [read_numbers(self._spec, group) for group in groups]
+        self.demands = [
+            (
+                self._spec.needed_states(group),
+                self._spec.needed_scalar_states(group),
+                tuple(penalty.is_on(group) for penalty in PENALTIES),
+            )
+            for group in groups
+        ]
+        self._has_tensors = has_tensors
+        self._is_constant = all(map(_is_constant, raw))
+        # lists copied: they can be written in place
+        self._raw = [tuple(list(value) if isinstance(value, list) else value for value in group) for group in raw]
+        return True
+
+
+def _same_objects(a: Sequence[Any], b: Sequence[Any]) -> bool:
+    return len(a) == len(b) and all(map(operator.is_, a, b))
+
+
+def _is_constant(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return all(map(_is_constant, value))
+    return value is None or isinstance(value, (float, int, str))
+
+
+def _flatten(values: Any) -> Iterator[Any]:
+    for value in values:
+        if isinstance(value, (tuple, list)):
+            yield from _flatten(value)
+        else:
+            yield value

@@ -1,0 +1,82 @@
+"""The penalties, and every other keyword that a fusedreg optimizer takes beside its twin's."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from torch import Tensor
+from typing_extensions import TypedDict
+
+from .l1 import L1
+from .l2 import L2
+from .spec import PENALTY_MODES, Option, Penalty, is_number, on_gpu
+
+__all__ = [
+    "MAX_GRAD_NORM",
+    "OPTIONS",
+    "PENALTIES",
+    "PENALTY_MODES",
+    "Option",
+    "Penalty",
+    "Regularizers",
+    "compiled_fields",
+    "on_gpu",
+]
+
+# In the order in which their proxes are applied.
+PENALTIES: tuple[Penalty, ...] = (L1, L2)
+
+PENALTY_MODE = Option(
+    "penalty_mode",
+    "proximal",
+    "str",
+    """how the penalties act. ``"proximal"`` (default): a proximal step in the optimizer's own metric, which ends at the
+    exact minimiser of ``loss + penalty``, with exact zeros. ``"decoupled"``: a proximal step of size ``lr``, scale-free
+    as AdamW's decay, with exact zeros, but not the Lasso. ``"subgradient"``: the penalties as gradients, as ``loss +=
+    l1 * w.abs().sum() + l2 / 2 * w.square().sum()``; no exact zeros.""",
+    ", ".join(map(repr, PENALTY_MODES)),
+    lambda value: value in PENALTY_MODES,
+)
+CLIP_VALUE = Option(
+    "clip_value",
+    None,
+    "float, optional",
+    """clamps every gradient element to ``[-clip_value, clip_value]``, as ``clip_grad_value_``, without writing
+    ``p.grad``.""",
+    "None or a number >= 0",
+    lambda value: value is None or (is_number(value) and float(value) >= 0.0),
+)
+# One number for the whole optimizer; it stands in every group so that state dicts carry it.
+MAX_GRAD_NORM = Option(
+    "max_grad_norm",
+    None,
+    "float, optional",
+    """scales all gradients down to this total norm, as ``clip_grad_norm_`` after ``clip_grad_value_``, without writing
+    ``p.grad``. One number for the whole optimizer; ``inf`` only measures.""",
+    "None or a number > 0",
+    lambda value: value is None or (is_number(value) and float(value) > 0.0),
+)
+
+OPTIONS: tuple[Option, ...] = (*(each.option for each in PENALTIES), PENALTY_MODE, CLIP_VALUE, MAX_GRAD_NORM)
+
+
+class Regularizers(TypedDict, total=False):
+    """The keywords as type checkers see them: ``OPTIONS``, and the backend, which is the optimizer's."""
+
+    l1: float | Tensor
+    l2: float | Tensor
+    penalty_mode: str
+    clip_value: float | Tensor | None
+    max_grad_norm: float | Tensor | None
+    backend: str
+
+
+def compiled_fields(group: dict[str, Any]) -> dict[str, Any]:
+    """What the kernels of every rule know of these options: numbers, by the names that they have there."""
+    mode, clip_value = group["penalty_mode"], group["clip_value"]
+    return {
+        "clip_value": math.inf if clip_value is None else clip_value,
+        "penalty_mode": PENALTY_MODES.index(mode),
+        **{penalty.name: group[penalty.name] for penalty in PENALTIES},
+    }

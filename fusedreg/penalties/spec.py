@@ -1,0 +1,101 @@
+"""What a penalty is: one declaration, which constructors, checks, the oracle and ``fusedreg.penalty`` follow."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Group = Mapping[str, Any]
+Scalar = Any  # a float, or a 0-dim tensor where autograd or a CUDA graph must see it
+
+PENALTY_MODES = ("proximal", "decoupled", "subgradient")
+
+
+def on_gpu(value: object) -> bool:
+    """Whether reading a value would wait for a GPU. Such a value is taken as it is."""
+    return isinstance(value, Tensor) and value.device.type != "cpu"
+
+
+def is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) or (isinstance(value, Tensor) and value.numel() == 1)
+
+
+@dataclass(frozen=True)
+class Option:
+    """A keyword that every fusedreg optimizer takes beside its twin's, and a key of its param groups."""
+
+    name: str
+    default: Any
+    type: str
+    doc: str
+    allowed: str
+    """What may be given, in words."""
+    is_allowed: Callable[[Any], bool]
+    """Of a value that can be read without waiting for a GPU."""
+
+    def check(self, value: Any) -> None:
+        """Raises ValueError if ``value`` is not allowed."""
+        if not on_gpu(value) and not self.is_allowed(value):
+            shown = repr(value) if isinstance(value, str) else value
+            raise ValueError(f"Invalid {self.name} value: {shown} (allowed: {self.allowed})")
+
+
+def strength(name: str, doc: str) -> Option:
+    """An option that is a finite number >= 0, 0 by default."""
+    return Option(
+        name,
+        0.0,
+        "float",
+        doc,
+        "a finite number >= 0",
+        lambda value: is_number(value) and 0.0 <= float(value) < math.inf,
+    )
+
+
+@dataclass(frozen=True)
+class Penalty:
+    """A term of the objective, a sum over the elements of the weights.
+
+    Its option is its strength: at the default it is zero, and its prox the identity. Tensors are real, in the
+    arithmetic dtype; every function returns new ones, of the shape of ``w``.
+    """
+
+    option: Option
+    prox: Callable[[Tensor, Scalar | Tensor, Group], Tensor]
+    """``prox(z, kappa, group)``: argmin over x of (x - z)^2 / (2 kappa) + penalty(x). The penalties' proxes are applied
+    one after the other, in the order of ``PENALTIES``: together they must be the prox of the sum."""
+    value: Callable[[Tensor, Group], Tensor]
+    """``value(w, group)``: the penalty of each element."""
+    subdifferential: Callable[[Tensor, Group], tuple[Tensor, Tensor]]
+    """``subdifferential(w, group)``: each element's interval of subgradients, its lower and upper ends."""
+    gradient: Callable[[Tensor, Group], Tensor]
+    """``gradient(w, group)``: the subgradient that autograd takes of the penalty as a term of a loss."""
+    takes_complex: bool
+    """Whether complex parameters may have it, as pairs of real numbers."""
+
+    @property
+    def name(self) -> str:
+        return self.option.name
+
+    def is_on(self, group: Group) -> bool:
+        """Whether the penalty acts. A strength that only a GPU knows counts as on."""
+        value = group[self.name]
+        return on_gpu(value) or bool(value != self.option.default)
+
+
+def distance_to_subdifferential(penalties: tuple[Penalty, ...], gradient: Tensor, w: Tensor, group: Group) -> Tensor:
+    """Each element's distance of ``-gradient``, the loss's, to the subdifferential of all penalties: 0 at a minimiser.
+
+    Args:
+        gradient: of the loss at ``w``, of its shape.
+    """
+    low, high = torch.zeros_like(w), torch.zeros_like(w)
+    for penalty in penalties:
+        its_low, its_high = penalty.subdifferential(w, group)
+        low, high = low + its_low, high + its_high
+    return torch.maximum(torch.maximum(low + gradient, -gradient - high), torch.zeros_like(w))

@@ -1,0 +1,80 @@
+"""The keywords that every optimizer takes beside its twin's: read, and documented."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import textwrap
+from typing import Any
+
+from . import backends
+from .hyperparameters import check_group, read_old_name
+from .penalties import OPTIONS
+from .rules.spec import RuleSpec
+
+BACKEND_DOC = """``"auto"``, or the name of a backend that must be used: ``"cpp"``, ``"cuda"``, ``"triton"``,
+``"reference"``. One for the whole optimizer."""
+
+DOC = """\
+{twin} with L1, L2 and gradient clipping fused into its one update pass.
+
+A drop-in subclass: the same arguments in the same order, the same state dict; with every regularizer off, the same
+step. {inert} are accepted and kept, and change nothing. Sparse gradients are refused.
+
+On top of the twin's arguments, by keyword, per group unless said otherwise:
+
+Keyword Args:
+{options}
+
+Raises:
+    ValueError: a strength, mode, clip or backend name that is not allowed; groups that disagree on
+        ``max_grad_norm``; ``l1 > 0`` on complex parameters. From ``step()``: a gradient on another device, of
+        another dtype or shape than its parameter, a parameter that overlaps itself in memory.
+    TypeError: a keyword that neither the twin nor fusedreg knows.
+    RuntimeError: a backend asked for by name that cannot run. From ``step()``: a sparse gradient.
+
+Whatever raises, no parameter, state or step count has changed.
+
+{rest}
+"""
+
+
+def read_keywords(cls: Any, keywords: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """The options, with defaults for those that are not given, and the name of the backend.
+
+    Raises:
+        TypeError: a keyword that nobody knows; the message names the nearest one that there is.
+        ValueError, RuntimeError: a value that is not allowed, a backend that cannot run here.
+    """
+    keywords = dict(keywords)
+    read_old_name(keywords)
+    backend = keywords.pop("backend", "auto")
+    defaults = {option.name: option.default for option in OPTIONS}
+    for name in keywords:
+        if name not in defaults:
+            known = [*defaults, "backend", *inspect.signature(cls).parameters]
+            nearest = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {nearest[0]!r}?" if nearest else f"; it knows {', '.join((*defaults, 'backend'))}"
+            raise TypeError(f"{cls.__name__}.__init__() got an unexpected keyword argument {name!r}{hint}")
+    backends.check_name(backend)
+    options = {**defaults, **keywords}
+    check_group(cls.spec, options)
+    return options, backend
+
+
+def write_docs(name: str, spec: RuleSpec, rest: str | None) -> str:
+    """A class's docstring: what all say, and behind it what only this one has to say."""
+    options = [(option.name, option.type, option.doc) for option in (*spec.options, *OPTIONS)]
+    options.append(("backend", "str", BACKEND_DOC))
+    lines = [f"{name} ({kind}): {' '.join(doc.split())}" for name, kind, doc in options]
+    twin = spec.twin
+    inert = [key for key in ("foreach", "fused") if twin and key in inspect.signature(twin).parameters]
+    text = DOC.format(
+        twin=f"torch.optim.{twin.__name__}" if twin else f"The rule {spec.name!r}",
+        inert=" and ".join(f"`{key}`" for key in inert) or "Other implementation flags",
+        options="\n".join(
+            textwrap.fill(line, 112, initial_indent=" " * 4, subsequent_indent=" " * 8) for line in lines
+        ),
+        rest=inspect.cleandoc(rest or ""),
+    )
+    return text.rstrip() + "\n"

@@ -1,0 +1,17 @@
+"""Every optimizer, once: what the suites, the tables and the commands walk."""
+
+from __future__ import annotations
+
+from ..optimizer import FusedRegOptimizer
+from .adagrad import FusedRegAdagrad
+from .adam import FusedRegAdam, FusedRegAdamW
+from .rmsprop import FusedRegRMSprop
+from .sgd import FusedRegSGD
+
+OPTIMIZERS: list[type[FusedRegOptimizer]] = [
+    FusedRegAdam,
+    FusedRegAdamW,
+    FusedRegSGD,
+    FusedRegRMSprop,
+    FusedRegAdagrad,
+]

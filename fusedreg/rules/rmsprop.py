@@ -1,0 +1,98 @@
+"""FusedRegRMSprop: torch.optim.RMSprop with the regularizers in its update pass."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+from typing_extensions import Unpack
+
+from ..optimizer import FusedRegOptimizer
+from ..penalties import Regularizers
+from .spec import Group, Hyperparameter, RuleSpec, Scalar, ScalarState, Step, TensorState, momentum_gain
+
+
+def rmsprop(w: Tensor, g: Tensor, state: Mapping[str, Tensor], scalars: Mapping[str, Scalar], group: Group) -> Step:
+    """Hinton's lecture 6e, https://www.cs.toronto.edu/~tijmen/csc321/slides/lecture_slides_lec6.pdf; centered: Graves,
+    "Generating Sequences With Recurrent Neural Networks", https://arxiv.org/abs/1308.0850."""
+    lr, alpha, eps, momentum = group["lr"], group["alpha"], group["eps"], group["momentum"]
+    square_avg = alpha * state["square_avg"] + (1 - alpha) * g * g
+    new_state, new_scalars = {"square_avg": square_avg}, {"step": scalars["step"] + 1}
+    d, safeguard = square_avg.sqrt() + eps, None
+    if group["centered"]:
+        # At a solution the gradient stands still, and its variance goes to zero; its second moment does not.
+        safeguard = d
+        grad_avg = new_state["grad_avg"] = alpha * state["grad_avg"] + (1 - alpha) * g
+        # A variance below zero is a rounding error; torch takes its root, a NaN.
+        d = (square_avg - grad_avg.square()).clamp(min=0).sqrt() + eps
+    direction, gain = g / d, 1.0
+    if momentum != 0:
+        direction = new_state["momentum_buffer"] = momentum * state["momentum_buffer"] + direction
+        gain = new_scalars["momentum_gain"] = momentum_gain(scalars["momentum_gain"], momentum)
+    return Step(w - lr * direction, new_state, new_scalars, tau=lr * gain, metric=d, safeguard=safeguard)
+
+
+def _has_momentum(group: Group) -> bool:
+    return group["momentum"] != 0
+
+
+class FusedRegRMSprop(FusedRegOptimizer, torch.optim.RMSprop):
+    """
+    With ``penalty_mode="proximal"`` the prox's step size is ``lr`` times the momentum's gain, over the root of the
+    (centered) second moment. With momentum, a parameter's state also has ``momentum_gain``.
+
+    The rule is that of Hinton's lecture 6e, https://www.cs.toronto.edu/~tijmen/csc321/slides/lecture_slides_lec6.pdf;
+    the centered one that of Graves, "Generating Sequences With Recurrent Neural Networks",
+    https://arxiv.org/abs/1308.0850. Where a centered variance comes out below zero by rounding, it is taken as zero;
+    torch makes the weight a NaN.
+    """
+
+    spec = RuleSpec(
+        "rmsprop",
+        rmsprop,
+        states=(
+            TensorState("square_avg"),
+            TensorState("momentum_buffer", needed=_has_momentum),
+            TensorState("grad_avg", needed=lambda group: group["centered"]),
+        ),
+        scalar_states=(
+            ScalarState("step"),
+            ScalarState("momentum_gain", needed=_has_momentum, accompanies="momentum_buffer", is_step=False),
+        ),
+        hyperparameters=(
+            Hyperparameter("alpha"),
+            Hyperparameter("eps"),
+            Hyperparameter("momentum", is_on_host=True),
+            Hyperparameter("centered", fields=()),
+        ),
+        twin=torch.optim.RMSprop,
+        variants={
+            "plain": {},
+            "momentum": {"momentum": 0.9},
+            "centered": {"centered": True},
+            "centered-momentum": {"centered": True, "momentum": 0.8, "alpha": 0.9},
+            "maximize": {"maximize": True, "momentum": 0.9},
+        },
+    )
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-2,
+        alpha: float = 0.99,
+        eps: float = 1e-8,
+        weight_decay: float = 0,
+        momentum: float = 0,
+        centered: bool = False,
+        capturable: bool = False,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        differentiable: bool = False,
+        **regularizers: Unpack[Regularizers],
+    ) -> None:
+        self._set_regularizers(regularizers)
+        super().__init__(
+            params, lr, alpha, eps, weight_decay, momentum, centered, capturable, foreach, maximize, differentiable
+        )

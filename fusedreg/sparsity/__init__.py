@@ -1,0 +1,1 @@
+"""What zeros there are (report.py), and what the penalties come to (value.py)."""

@@ -1,0 +1,93 @@
+"""What is refused before a step changes anything."""
+
+from __future__ import annotations
+
+import operator
+
+import torch
+from torch import Tensor
+
+
+def memory_extent(tensor: Tensor) -> int:
+    """How many elements lie between a tensor's first and last, both included."""
+    return 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+
+
+def overlaps_itself(tensor: Tensor) -> bool:
+    """Whether two of a tensor's elements share memory, as those of an expanded tensor do."""
+    if tensor.numel() == 0:
+        return False
+    dims = sorted((stride, size) for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if size > 1)
+    extent = 1
+    for stride, size in dims:
+        if stride < extent:
+            break
+        extent += (size - 1) * stride
+    else:
+        return False
+    if any(stride == 0 for stride, _ in dims):
+        return True
+    # Strides that interleave need not overlap: count.
+    offsets = torch.zeros(1, dtype=torch.int64, device="cpu")
+    for stride, size in dims:
+        offsets = (offsets[:, None] + torch.arange(size, device="cpu") * stride).flatten()
+    return offsets.unique().numel() != offsets.numel()
+
+
+def check_states(param: Tensor, states: list[Tensor], scalar_states: list[Tensor]) -> None:
+    """Raises if ``param`` cannot be stepped with the state that it has, before anything has changed."""
+    for state in states:
+        if state.shape != param.shape:
+            raise ValueError(
+                f"Invalid state: its shape is {tuple(state.shape)}, its parameter's {tuple(param.shape)} "
+                "(allowed: the same)"
+            )
+    written = (param, *states, *scalar_states)
+    if not torch.is_inference_mode_enabled() and any(tensor.is_inference() for tensor in written):
+        raise RuntimeError("Inplace update to inference tensor outside InferenceMode is not allowed")
+
+
+def check_gradient(param: Tensor, optimizer: str) -> None:
+    """Raises if a step cannot be taken on ``param`` with ``param.grad``, before anything has changed."""
+    grad = param.grad
+    assert grad is not None
+    if not (param.is_floating_point() or param.is_complex()):
+        raise ValueError(f"Invalid parameter: its dtype is {param.dtype} (allowed: floating point and complex)")
+    if grad.layout != torch.strided:
+        raise RuntimeError(f"{optimizer} does not support sparse gradients, and one has layout {grad.layout}")
+    for what in ("device", "dtype", "shape"):
+        ours, theirs = getattr(param, what), getattr(grad, what)
+        if ours != theirs:
+            raise ValueError(f"Invalid gradient: its {what} is {theirs}, its parameter's {ours} (allowed: the same)")
+    if overlaps_itself(param):
+        raise ValueError(
+            f"Invalid parameter: elements of it share memory, shape {tuple(param.shape)}, strides {param.stride()} "
+            "(allowed: one place in memory for each element; use .contiguous())"
+        )
+
+
+def check_graph_capture(optimizer: str) -> None:
+    """Raises if a CUDA graph is being captured: its replays would not move step counts that the host keeps."""
+    if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            f"{optimizer} cannot be captured into a CUDA graph with its step counts on the CPU, where a replay does "
+            "not move them (allowed: fused=True, which keeps them on the GPU)"
+        )
+
+
+def parameters_that_share_memory(params: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """Pairs of parameters whose ranges of memory intersect."""
+    spans = []
+    for param in params:
+        if param.numel() > 0:
+            begin = param.data_ptr()
+            spans.append((begin, begin + memory_extent(param) * param.element_size(), param))
+    spans.sort(key=operator.itemgetter(0, 1))
+    found = []
+    farthest_end, its_param = 0, None
+    for begin, end, param in spans:
+        if begin < farthest_end and its_param is not None:
+            found.append((its_param, param))
+        if end > farthest_end:
+            farthest_end, its_param = end, param
+    return found

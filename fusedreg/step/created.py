@@ -1,0 +1,103 @@
+"""State that a step creates, and takes back where it is then not taken."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..rules.spec import Group, RuleSpec, ScalarState, TensorState
+
+
+class Created:
+    """Makes the state that a rule needs; on an error inside of ``with``, everything is as it was before.
+
+    State that was made for a step which is not taken would read as if it had been.
+    """
+
+    def __init__(self, spec: RuleSpec, state: dict[Any, Any]) -> None:
+        self._spec = spec
+        self._state = state
+        self._before: dict[Tensor, dict[str, Any] | None] = {}
+
+    def __enter__(self) -> Created:
+        return self
+
+    def __exit__(
+        self, error_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if error_type is None:
+            return
+        for param, before in self._before.items():
+            if before is None:
+                self._state.pop(param, None)
+            else:
+                self._state[param].clear()
+                self._state[param].update(before)
+
+    def state_of(
+        self, param: Tensor, group: Group, scalars_on_device: bool
+    ) -> tuple[dict[str, Any], tuple[Tensor | None, ...], tuple[Tensor | None, ...]]:
+        """A parameter's state, its tensor states and its scalar states in the spec's order, None where not needed.
+
+        Args:
+            scalars_on_device: step counts stand beside their parameters, whatever the group says.
+        """
+        spec = self._spec
+        self._before[param] = dict(self._state[param]) if param in self._state else None
+        needs_some = bool(spec.needed_states(group) or spec.needed_scalar_states(group))
+        # as in torch, what needs no state gets no entry
+        own = self._state[param] if needs_some or param in self._state else {}
+        # Scalars first: whether they begin depends on whether the tensors that they accompany were there.
+        scalar_states = [
+            self._scalar_state(scalar, own, param, group, scalars_on_device) if scalar.needed(group) else None
+            for scalar in spec.scalar_states
+        ]
+        states = [
+            self._tensor_state(state, own, param, group) if state.needed(group) else None for state in spec.states
+        ]
+        return own, tuple(states), tuple(scalar_states)
+
+    @staticmethod
+    def _tensor_state(declared: TensorState, own: dict[str, Any], param: Tensor, group: Group) -> Tensor:
+        if own.get(declared.name) is None:
+            tensor = torch.zeros_like(param, memory_format=torch.preserve_format)
+            initial = declared.initial(group)
+            if initial != 0:
+                (torch.view_as_real(tensor) if tensor.is_complex() else tensor).fill_(initial)
+            own[declared.name] = tensor
+        return own[declared.name]
+
+    @staticmethod
+    def _scalar_state(
+        declared: ScalarState, own: dict[str, Any], param: Tensor, group: Group, on_device: bool
+    ) -> Tensor:
+        now = own.get(declared.name)
+        is_fused = bool(group.get("fused"))
+        if declared.is_step:
+            on_device = on_device or is_fused or bool(group.get("capturable"))
+        else:
+            on_device = on_device or param.is_cuda
+        device = param.device if on_device else torch.device("cpu")
+        if declared.accompanies is not None:
+            companion = own.get(declared.accompanies)
+            if companion is None:
+                now = 0.0
+            elif now is None:
+                now = float("nan")  # nobody counted
+        if isinstance(now, Tensor) and now.dtype in (torch.float32, torch.float64):
+            if group.get("differentiable") and now.requires_grad:
+                raise RuntimeError(f"`requires_grad` is not supported for `{declared.name}` in differentiable mode")
+            if now.device != device and (on_device or now.device != param.device):
+                own[declared.name] = now.to(device)
+            return own[declared.name]
+        is_double = not declared.is_step or (torch.get_default_dtype() == torch.float64 and not is_fused)
+        dtype = torch.float64 if is_double else torch.float32
+        value = 0.0 if now is None else float(now)
+        if device.type == "cpu":
+            own[declared.name] = torch.tensor(value, dtype=dtype, device=device)  # known under FakeTensorMode, too
+        else:
+            own[declared.name] = torch.full((), value, dtype=dtype, device=device)  # does not wait for the device
+        return own[declared.name]

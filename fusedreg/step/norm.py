@@ -1,0 +1,55 @@
+"""Stage 3: the norm over all plans, and what they need to clip with it."""
+
+from __future__ import annotations
+
+import math
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from ..backends import DeviceNorm, Plan, StepScalars
+from ..backends.reference import clip_coefficient
+from ..penalties import on_gpu
+
+
+def clip(
+    plans: list[Plan], step: StepScalars, max_grad_norm: float | Tensor, last_norm: float | Tensor | None
+) -> float | Tensor:
+    """Takes the norm, and puts what the plans need to clip with it into ``step``.
+
+    Args:
+        last_norm: what this returned in the step before.
+
+    Returns:
+        The norm. A tensor, float64, may be written by the plans only when they take the step.
+    """
+    sums = [plan.sum_of_squares(step) for plan in plans]
+    if all(isinstance(value, float) for value in sums):
+        norm, bound = math.sqrt(sum(cast(list[float], sums))), float(max_grad_norm)
+        # Infinity measures, also what is not finite. Otherwise NaN stays.
+        step.clip_coef = 1.0 if bound == math.inf or bound / (norm + 1e-6) > 1.0 else bound / (norm + 1e-6)
+        return norm
+    device = next(value.device for value in sums if isinstance(value, Tensor))
+    parts = [
+        value.to(device, torch.float64).reshape(-1)
+        if isinstance(value, Tensor)
+        else torch.tensor([value], dtype=torch.float64, device=device)
+        for value in sums
+    ]
+    squares = parts[0] if len(parts) == 1 else torch.cat(parts)
+    limit = max_grad_norm if on_gpu(max_grad_norm) else float(max_grad_norm)
+    result = last_norm
+    if any(plan.stays_on_device for plan in plans):
+        # One buffer for all steps, so that a CUDA graph writes where `grad_norm` reads.
+        if not isinstance(last_norm, Tensor) or last_norm.device != device:
+            last_norm = torch.zeros((), dtype=torch.float64, device=device)
+        step.norm = DeviceNorm(squares, limit, last_norm)
+        result = last_norm
+    if not all(plan.stays_on_device for plan in plans):
+        total = squares.sum().sqrt()
+        measures = not isinstance(limit, Tensor) and limit == math.inf
+        step.clip_coef = 1.0 if measures else clip_coefficient(total, limit)
+        result = total.detach()
+    assert result is not None
+    return result
