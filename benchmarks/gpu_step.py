@@ -48,7 +48,8 @@ def usable_backends(device: str) -> list[str]:
     return [
         name
         for name, backend in backends.BACKENDS.items()
-        if name != "reference" and not (backend.unavailable_reason() or backend.rejection(param, []))
+        if name != "reference"
+        and not (backend.unavailable_reason() or backend.rejection(RULES[RULE].ours.spec, param, []))
     ]
 
 

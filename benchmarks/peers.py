@@ -7,6 +7,7 @@ it divides l1 and l2 by the optimizer's own metric, for which a shrink by hand w
 from __future__ import annotations
 
 import importlib
+import inspect
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_, get_total_norm
 
 import fusedreg
-from fusedreg import FusedRegAdam, FusedRegAdamW, FusedRegSGD
+from fusedreg.rules.registry import OPTIMIZERS
 
 LR, DECAY, L1, L2 = 1e-3, 0.01, 1e-4, 1e-4
 
@@ -38,13 +39,33 @@ class Rule:
         """What a step moves at the least: w and the state are read and written, g is read, for a norm once more."""
         return dtype.itemsize * (2 + 1 + 2 * self.states + clip)
 
+    @property
+    def best(self) -> dict[str, bool]:
+        """The options of torch's fastest implementation of the rule."""
+        is_fused = "fused" in inspect.signature(self.twin).parameters
+        return {"fused": True} if is_fused else {"foreach": True}
 
-RULES = {
-    "AdamW": Rule(torch.optim.AdamW, FusedRegAdamW, 2),
-    "Adam": Rule(torch.optim.Adam, FusedRegAdam, 2),
-    "AdamW, amsgrad": Rule(torch.optim.AdamW, FusedRegAdamW, 3, {"amsgrad": True}),
-    "SGD, momentum": Rule(torch.optim.SGD, FusedRegSGD, 1, {"momentum": 0.9}),
-}
+
+def registered_rules() -> dict[str, Rule]:
+    """Every registered optimizer that has a twin, under it; each combination of states of a rule once."""
+    found: dict[str, Rule] = {}
+    seen: set[Any] = set()
+    for cls in OPTIMIZERS:
+        spec = cls.spec
+        if spec.twin is None:
+            continue
+        group = cls([torch.zeros(1)]).param_groups[0]
+        for variant, options in spec.variants.items():
+            states = spec.needed_states({**group, **options})
+            if variant != "plain" and (spec.name, states) in seen:
+                continue
+            seen.add((spec.name, states))
+            name = spec.twin.__name__ + ("" if variant == "plain" else f", {variant}")
+            found[name] = Rule(spec.twin, cls, len(states), dict(options))
+    return found
+
+
+RULES = registered_rules()
 
 
 @dataclass(frozen=True)
@@ -211,9 +232,9 @@ def the_best_two(rule: Rule, problem: Problem) -> list[Contender]:
     params = problem.params
     shrink = SHRINKS[fastest_shrink(params)]
     return [
-        Contender(PLAIN, twin(rule, params, fused=True).step, clips=False),
+        Contender(PLAIN, twin(rule, params, **rule.best).step, clips=False),
         Contender(
-            "by hand: clip, fused, shrink", by_hand(problem, twin(rule, params, DECAY + L2, fused=True), shrink), True
+            "by hand: clip, fused, shrink", by_hand(problem, twin(rule, params, DECAY + L2, **rule.best), shrink), True
         ),
     ]
 
@@ -223,7 +244,7 @@ def all_peers(rule: Rule, problem: Problem, other_libraries: list[str], compile:
     shrink = SHRINKS[fastest_shrink(params)]
 
     def fused() -> torch.optim.Optimizer:
-        return twin(rule, params, DECAY + L2, fused=True)
+        return twin(rule, params, DECAY + L2, **rule.best)
 
     found = [
         *the_best_two(rule, problem),

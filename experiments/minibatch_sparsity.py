@@ -121,9 +121,9 @@ class Setting:
                         weight.mul_(mask)
         return model
 
-    def fusedreg(self, l1: float, l1_mode: str = "proximal", rising: bool = False) -> nn.Module:
+    def fusedreg(self, l1: float, penalty_mode: str = "proximal", rising: bool = False) -> nn.Module:
         model = mlp(self.seed)
-        optimizer = FusedRegAdam(param_groups(model, l1=l1), lr=LR, l1_mode=l1_mode)
+        optimizer = FusedRegAdam(param_groups(model, l1=l1), lr=LR, penalty_mode=penalty_mode)
         return self.train(model, optimizer, self.epochs, rising_l1=l1 if rising else 0.0)
 
     def adam(self, l1_in_loss: float = 0.0) -> nn.Module:

@@ -3,16 +3,18 @@
 #include <thread>
 #include <vector>
 
-#include "cpu/x86_64.h"
+#include "cpu/kernels.h"
+#include "cpu/prefetch.h"
+#include "rules/adam.h"
+
 #define FUSEDREG_ISA level
 #define FUSEDREG_TARGET __attribute__((target(LEVEL)))
-#include "cpu/loop.h"
+#include "cpu/squares_loop.h"
+#include "cpu/update_loop.h"
 
 using namespace fusedreg;
 
 namespace {
-
-constexpr int kAdam = 0;  // the first of Rules
 
 template <class Body>
 void share_out(std::int64_t n, std::int64_t chunk, int threads, const Body& body) {
@@ -28,31 +30,39 @@ void share_out(std::int64_t n, std::int64_t chunk, int threads, const Body& body
   for (std::thread& other : others) other.join();
 }
 
-Hyper<double> make_adamw_hyper(Group& group) {
-  group.lr = 1e-3, group.weight_decay = 0.01, group.decoupled_weight_decay = 1, group.l1 = 1e-4, group.l2 = 1e-4;
-  group.clip_value = INFINITY, group.beta1 = 0.9, group.beta2 = 0.999, group.eps = 1e-8;
-  return make_hyper<AdamHost>(group, 1, 0.5, 10);
+constexpr double kStepsBefore[] = {10};
+
+std::vector<double> adamw_fields() {
+  Group<Adam> group;
+  group.common.lr = 1e-3, group.common.weight_decay = 0.01, group.common.decoupled_weight_decay = 1;
+  group.penalties.l1 = group.penalties.l2 = 1e-4;
+  group.rule.beta1 = 0.9, group.rule.beta2 = 0.999, group.rule.eps = 1e-8;
+  std::vector<double> fields;
+  group.bind([&](const char*, double field) { fields.push_back(field); });
+  return fields;
 }
 
 }  // namespace
 
 // AdamW with decay, l1, l2 and a norm clip's coefficient, float32.
 extern "C" void adamw(float* w, const float* g, float* m, float* v, std::int64_t n, std::int64_t chunk, int threads) {
-  Group group;
-  const Hyper<double> hyper = make_adamw_hyper(group);
-  const auto kernel = cpu::level::update_kernel(kAdam, group, DType::kFloat32);
+  const std::vector<double> fields = adamw_fields();
+  StepConstants<Adam, float> constants;
+  fill_constants(constants, make_group<Adam>(fields.data()), kStepsBefore, 1, 0.5);
+  const auto kernel = cpu::level::update_kernel<Adam, float>(fields.data(), Adam::kPlain);
   Pointers at;
   at.w = w, at.g = g, at.state[0] = m, at.state[1] = v;
-  share_out(n, chunk, threads, [&](std::int64_t begin, std::int64_t count) { kernel(at, begin, count, hyper); });
+  const cpu::DTypes float32;
+  share_out(n, chunk, threads,
+            [&](std::int64_t begin, std::int64_t count) { kernel(at, float32, begin, count, &constants); });
 }
 
 extern "C" double squares(const float* g, std::int64_t n, std::int64_t chunk, int threads) {
-  Group group;
-  const Hyper<double> hyper = make_adamw_hyper(group);
-  const auto kernel = cpu::level::squares_kernel(group, DType::kFloat32);
+  const auto kernel = cpu::level::squares_kernel(DType::kFloat32, false);
   std::vector<double> sums((n + chunk - 1) / chunk);
-  share_out(n, chunk, threads,
-            [&](std::int64_t begin, std::int64_t count) { sums[begin / chunk] = kernel(g, begin, count, hyper); });
+  share_out(n, chunk, threads, [&](std::int64_t begin, std::int64_t count) {
+    sums[begin / chunk] = kernel(g, begin, count, 1, INFINITY);
+  });
   double sum = 0;
   for (double part : sums) sum += part;
   return sum;
@@ -76,28 +86,15 @@ extern "C" FUSEDREG_TARGET void stream(float* x, std::int64_t n, std::int64_t ch
   });
 }
 
-// What a chunk pays to have its scalars in float: `times` conversions.
-extern "C" FUSEDREG_TARGET float conversions(std::int64_t times) {
-  Group group;
-  Hyper<double> hyper = make_adamw_hyper(group);
-  float sum = 0;
-  for (std::int64_t i = 0; i < times; ++i) {
-    asm volatile("" : "+m"(hyper));
-    Hyper<float> h = hyper.as<float>();
-    asm volatile("" : "+m"(h));
-    sum += h.tau;
-  }
-  return sum;
-}
-
-// What a group pays in a step: `times` fillings of its scalars from lr, betas and the step count.
+// What a group pays in a step: `times` fillings of its constants from lr, betas and the step count.
 extern "C" double fillings(std::int64_t times) {
-  Group group;
+  const std::vector<double> fields = adamw_fields();
   double sum = 0;
   for (std::int64_t i = 0; i < times; ++i) {
-    make_adamw_hyper(group);
-    asm volatile("" : "+m"(group));
-    sum += make_hyper<AdamHost>(group, 1, 0.5, static_cast<double>(i)).step_size;
+    const double steps = static_cast<double>(i);
+    StepConstants<Adam, float> constants;
+    fill_constants(constants, make_group<Adam>(fields.data()), &steps, 1, 0.5);
+    sum += constants.rule.step_size;
   }
   return sum;
 }

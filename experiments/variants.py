@@ -48,12 +48,12 @@ class Variant:
     chunk: int = CHUNK
 
 
-NO_PREFETCH = (("cpu/loop.h", 'is_amd = __builtin_cpu_is("amd")', "is_amd = true"),)
-PREFETCH = (("cpu/loop.h", 'is_amd = __builtin_cpu_is("amd")', "is_amd = false"),)
+NO_PREFETCH = (("cpu/prefetch.h", 'is_amd = __builtin_cpu_is("amd")', "is_amd = true"),)
+PREFETCH = (("cpu/prefetch.h", 'is_amd = __builtin_cpu_is("amd")', "is_amd = false"),)
 
 
 def ahead(step: int) -> tuple[tuple[str, str, str], ...]:
-    return (*PREFETCH, ("cpu/loop.h", "kAheadBytes = 2048", f"kAheadBytes = {step}"))
+    return (*PREFETCH, ("cpu/prefetch.h", "kAheadBytes = 2048", f"kAheadBytes = {step}"))
 
 
 STEP_VARIANTS = {
@@ -63,7 +63,7 @@ STEP_VARIANTS = {
     "prefetch 512 bytes ahead": Variant(ahead(512)),
     "prefetch 1 KiB ahead": Variant(ahead(1024)),
     "prefetch 4 KiB ahead": Variant(ahead(4096)),
-    "blocks of 1 KiB": Variant((("cpu/loop.h", "kBlockBytes = 256", "kBlockBytes = 1024"),)),
+    "blocks of 1 KiB": Variant((("cpu/prefetch.h", "kBlockBytes = 256", "kBlockBytes = 1024"),)),
     "chunks of 8 Ki": Variant(chunk=8 * 1024),
     "chunks of 128 Ki": Variant(chunk=128 * 1024),
     "chunks of 1 Mi": Variant(chunk=1024 * 1024),
@@ -71,7 +71,7 @@ STEP_VARIANTS = {
 
 
 def norm_ahead(step: int) -> tuple[tuple[str, str, str], ...]:
-    return (*PREFETCH, ("cpu/loop.h", "kNormAheadBytes = 4096", f"kNormAheadBytes = {step}"))
+    return (*PREFETCH, ("cpu/prefetch.h", "kNormAheadBytes = 4096", f"kNormAheadBytes = {step}"))
 
 
 NORM_VARIANTS = {
@@ -199,7 +199,6 @@ def scalars(bench: Bench, shipped: Passes) -> None:
             "a group, a step: doubles from lr, betas, step count": lambda: shipped.library.fillings(
                 ctypes.c_int64(times)
             ),
-            "a chunk: doubles to floats": lambda: shipped.library.conversions(ctypes.c_int64(times)),
         },
         bench.budget / 4,
     )
