@@ -11,7 +11,7 @@ from typing_extensions import Unpack
 
 from ..optimizer import FusedRegOptimizer
 from ..penalties import Regularizers
-from .spec import Group, Hyperparameter, RuleSpec, Scalar, ScalarState, Step, TensorState, momentum_gain
+from .spec import Group, Hyperparameter, RuleSpec, Scalar, ScalarState, Step, TensorState, has_momentum, momentum_gain
 
 
 def rmsprop(w: Tensor, g: Tensor, state: Mapping[str, Tensor], scalars: Mapping[str, Scalar], group: Group) -> Step:
@@ -34,10 +34,6 @@ def rmsprop(w: Tensor, g: Tensor, state: Mapping[str, Tensor], scalars: Mapping[
     return Step(w - lr * direction, new_state, new_scalars, tau=lr * gain, metric=d, safeguard=safeguard)
 
 
-def _has_momentum(group: Group) -> bool:
-    return group["momentum"] != 0
-
-
 class FusedRegRMSprop(FusedRegOptimizer, torch.optim.RMSprop):
     """
     With ``penalty_mode="proximal"`` the prox's step size is ``lr`` times the momentum's gain, over the root of the
@@ -54,12 +50,12 @@ class FusedRegRMSprop(FusedRegOptimizer, torch.optim.RMSprop):
         rmsprop,
         states=(
             TensorState("square_avg"),
-            TensorState("momentum_buffer", needed=_has_momentum),
+            TensorState("momentum_buffer", needed=has_momentum),
             TensorState("grad_avg", needed=lambda group: group["centered"]),
         ),
         scalar_states=(
             ScalarState("step"),
-            ScalarState("momentum_gain", needed=_has_momentum, accompanies="momentum_buffer", is_step=False),
+            ScalarState("momentum_gain", needed=has_momentum, accompanies="momentum_buffer", is_step=False),
         ),
         hyperparameters=(
             Hyperparameter("alpha"),

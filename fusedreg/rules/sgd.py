@@ -11,7 +11,7 @@ from typing_extensions import Unpack
 
 from ..optimizer import FusedRegOptimizer
 from ..penalties import Regularizers
-from .spec import Group, Hyperparameter, RuleSpec, Scalar, ScalarState, Step, TensorState, momentum_gain
+from .spec import Group, Hyperparameter, RuleSpec, Scalar, ScalarState, Step, TensorState, has_momentum, momentum_gain
 
 
 def sgd(w: Tensor, g: Tensor, state: Mapping[str, Tensor], scalars: Mapping[str, Scalar], group: Group) -> Step:
@@ -28,10 +28,6 @@ def sgd(w: Tensor, g: Tensor, state: Mapping[str, Tensor], scalars: Mapping[str,
     return Step(w - lr * direction, {"momentum_buffer": buffer}, {"momentum_gain": gain}, tau)
 
 
-def _has_momentum(group: Group) -> bool:
-    return group["momentum"] != 0
-
-
 class FusedRegSGD(FusedRegOptimizer, torch.optim.SGD):
     """
     With ``penalty_mode="proximal"`` the prox's step size is ``lr`` times the momentum's gain, so that heavy-ball,
@@ -43,9 +39,9 @@ class FusedRegSGD(FusedRegOptimizer, torch.optim.SGD):
     spec = RuleSpec(
         "sgd",
         sgd,
-        states=(TensorState("momentum_buffer", needed=_has_momentum),),
+        states=(TensorState("momentum_buffer", needed=has_momentum),),
         scalar_states=(
-            ScalarState("momentum_gain", needed=_has_momentum, accompanies="momentum_buffer", is_step=False),
+            ScalarState("momentum_gain", needed=has_momentum, accompanies="momentum_buffer", is_step=False),
         ),
         hyperparameters=(
             Hyperparameter("momentum", is_on_host=True),

@@ -143,6 +143,10 @@ class RuleSpec:
         return tuple(state.name for state in self.scalar_states if state.needed(group))
 
 
+def has_momentum(group: Group) -> bool:
+    return group["momentum"] != 0
+
+
 def momentum_gain(before: Scalar, momentum: float, dampening: float = 0.0) -> Scalar:
     """s_t: what the momentum's recurrence, run on a constant 1, has come to after a step. See docs/formulas.md.
 
