@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from .penalties import PENALTIES
+
 _NORM_LAYERS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
@@ -20,15 +22,16 @@ def param_groups(
 ) -> list[dict[str, Any]]:
     """Splits a model's parameters into regularized weights and exempt ones.
 
-    Exempt, with ``l1 = l2 = weight_decay = 0``, are biases, the parameters of norm layers, and every other parameter
-    of fewer than two dimensions: shrinking those costs accuracy and saves nothing.
+    Exempt, with ``weight_decay=0`` and every penalty and constraint off, are biases, the parameters of norm layers, and
+    every other parameter of fewer than two dimensions: shrinking those costs accuracy and saves nothing.
 
     Args:
         model: the module whose parameters are split; a shared parameter is listed once.
         l1: strength on the weights; None leaves it to the optimizer's own argument.
         l2: likewise.
         weight_decay: likewise.
-        **options: any other group option (``lr``, ``clip_value``, ...), given to both groups.
+        **options: any other group option. Penalties and constraints (``freeze_zeros``, ...) are for the weights alone;
+            the others (``lr``, ``clip_value``, ...) are given to both groups.
 
     Returns:
         One or two param groups, the regularized weights first, in the order of ``model.named_parameters()``.
@@ -48,8 +51,9 @@ def param_groups(
         is_bias = name.rpartition(".")[2] == "bias"
         (exempt if is_bias or param.ndim < 2 or id(param) in in_norm_layer else weights).append(param)
     strengths = {"l1": l1, "l2": l2, "weight_decay": weight_decay}
+    off = {"weight_decay": 0.0, **{penalty.name: penalty.option.default for penalty in PENALTIES}}
     groups = [
         {"params": weights, **options, **{key: value for key, value in strengths.items() if value is not None}},
-        {"params": exempt, **options, **dict.fromkeys(strengths, 0.0)},
+        {"params": exempt, **options, **off},
     ]
     return [group for group in groups if group["params"]]

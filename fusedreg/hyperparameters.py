@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .penalties import MAX_GRAD_NORM, OPTIONS, PENALTIES, compiled_fields, on_gpu
+from .penalties import MAX_GRAD_NORM, OPTIONS, PENALTIES, check_together, compiled_fields, on_gpu
 from .rules.spec import COMMON, RuleSpec, number
 
 OLD_NAME = "l1_mode"
@@ -29,6 +29,7 @@ def check_group(spec: RuleSpec, group: dict[str, Any]) -> None:
     for option in (*OPTIONS, *spec.options):
         if option.name in group:
             option.check(group[option.name])
+    check_together(group)
 
 
 def check_complex(group: dict[str, Any]) -> None:

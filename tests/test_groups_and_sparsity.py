@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from fusedreg import FusedRegAdamW, param_groups, sparsity_report
+from fusedreg.penalties import PENALTIES
 
 
 def test_param_groups() -> None:
@@ -22,13 +23,21 @@ def test_param_groups() -> None:
         "l1": 0.1, "l2": 0.2, "weight_decay": 0.3, "lr": 0.5, "penalty_mode": "decoupled",
     }  # fmt: skip
     assert {k: v for k, v in exempt.items() if k != "params"} == {
-        "l1": 0.0, "l2": 0.0, "weight_decay": 0.0, "lr": 0.5, "penalty_mode": "decoupled",
+        **{penalty.name: penalty.option.default for penalty in PENALTIES},
+        "weight_decay": 0.0, "lr": 0.5, "penalty_mode": "decoupled",
     }  # fmt: skip
 
 
 def test_strengths_left_out_are_the_optimizers() -> None:
     optimizer = FusedRegAdamW(param_groups(nn.Linear(4, 3)), l1=0.25)
     assert [(g["l1"], g["weight_decay"]) for g in optimizer.param_groups] == [(0.25, 0.01), (0.0, 0.0)]
+
+
+def test_penalties_and_constraints_are_for_the_weights_alone() -> None:
+    weights, exempt = param_groups(nn.Linear(4, 3), freeze_zeros=True, lr=0.5)
+    assert (weights["freeze_zeros"], exempt["freeze_zeros"]) == (True, False)
+    optimizer = FusedRegAdamW(param_groups(nn.Linear(4, 3)), freeze_zeros=True)
+    assert [group["freeze_zeros"] for group in optimizer.param_groups] == [True, False]
 
 
 def test_shared_parameters_are_listed_once_and_empty_groups_left_out() -> None:

@@ -8,115 +8,155 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from helpers import OPTIMIZERS, FusedRegAdam, assert_same_bits, make_params, set_grads
 from scipy.optimize import minimize_scalar
 
 import fusedreg
-from fusedreg.penalties import OPTIONS, PENALTIES, Penalty
+from fusedreg.penalties import OPTIONS, PENALTIES, Penalty, Prox
 from fusedreg.penalties.spec import distance_to_subdifferential
 
-N = 400
+N = 200
 EPSILON = torch.finfo(torch.float64).eps
 DEFAULTS = {option.name: option.default for option in OPTIONS}
-
-every_penalty = pytest.mark.parametrize("penalty", PENALTIES, ids=lambda penalty: penalty.name)
-# One after the other, and then all at once.
-SETS: list[tuple[Penalty, ...]] = [*((penalty,) for penalty in PENALTIES), PENALTIES]
-every_set = pytest.mark.parametrize("penalties", SETS, ids=lambda penalties: "+".join(each.name for each in penalties))
 
 
 def decades(low: float, high: float) -> torch.Tensor:
     return 10 ** torch.empty(N, dtype=torch.float64).uniform_(low, high)
 
 
-def strengths(penalties: tuple[Penalty, ...]) -> dict[str, Any]:
-    """A group in which these penalties are on: strengths over six decades, as a tensor, one for each element."""
-    return {**DEFAULTS, **{penalty.name: decades(-3, 3) for penalty in penalties}}
+STRENGTHS = {
+    "l1": lambda: decades(-3, 3),
+    "l2": lambda: decades(-3, 3),
+    "freeze_zeros": lambda: True,
+}
+"""Values of each penalty's option: tensors have one for each element."""
+
+every_penalty = pytest.mark.parametrize("penalty", PENALTIES, ids=lambda penalty: penalty.name)
+# One after the other, and then all at once.
+SETS: list[tuple[str, ...]] = [*((name,) for name in STRENGTHS), ("l1", "l2"), tuple(STRENGTHS)]
+every_set = pytest.mark.parametrize("names", SETS, ids="+".join)
 
 
-def problems(penalties: tuple[Penalty, ...]) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
-    """z, kappa and a group: kappa over eight decades, and z such that it is thresholded now and then."""
-    group, kappa = strengths(penalties), decades(-4, 4)
-    z = torch.randn(N, dtype=torch.float64)
-    near = kappa * torch.stack([group[penalty.name] for penalty in penalties]).amax(0)
-    return torch.where(torch.arange(N) % 2 == 0, z * near, z * decades(-3, 3)), kappa, group
-
-
-def prox_of(penalties: tuple[Penalty, ...], z: torch.Tensor, kappa: Any, group: dict[str, Any]) -> torch.Tensor:
-    for penalty in penalties:
-        z = penalty.prox(z, kappa, group)
-    return z
-
-
-def elements(group: dict[str, Any], i: int) -> dict[str, Any]:
-    return {key: value[i] if isinstance(value, torch.Tensor) else value for key, value in group.items()}
-
-
-def test_the_penalties_are_options_in_their_order() -> None:
+def test_every_penalty_is_drawn() -> None:
     names = [penalty.name for penalty in PENALTIES]
+    assert list(STRENGTHS) == names, "give the new penalty values in STRENGTHS, in the order of PENALTIES"
     assert len(set(names)) == len(names)
     assert [option.name for option in OPTIONS if option.name in names] == names
 
 
+def strengths(names: tuple[str, ...]) -> dict[str, Any]:
+    """A group in which these penalties are on."""
+    return {**DEFAULTS, **{name: STRENGTHS[name]() for name in names}}
+
+
+def problems(names: tuple[str, ...]) -> Prox:
+    """kappa over eight decades, and z such that it is thresholded now and then."""
+    group, kappa = strengths(names), decades(-4, 4)
+    z = torch.randn(N, dtype=torch.float64)
+    near = kappa * torch.as_tensor(group["l1"], dtype=torch.float64)
+    z = torch.where(torch.arange(N) % 2 == 0, z * torch.where(near == 0, 1.0, near), z * decades(-3, 3))
+    w_old = torch.randn(N, dtype=torch.float64)
+    w_old[::7] = 0
+    return Prox(z, kappa, w_old, group)
+
+
+def solve(names: tuple[str, ...], problem: Prox) -> torch.Tensor:
+    x = problem.z
+    for penalty in PENALTIES:
+        if penalty.name in names:
+            x = penalty.prox(x, problem)
+    return x
+
+
+def objective(names: tuple[str, ...], at: torch.Tensor, problem: Prox) -> torch.Tensor:
+    """Of stage 6, with the penalties alone and not a word of their proxes; ``at`` has an element for each problem."""
+    z, kappa, w_old, group = problem[:4]
+    total = (at - z).square() / (2 * kappa)
+    for penalty in PENALTIES:
+        if penalty.name in names:
+            total = total + penalty.value(at, group)
+    frozen = (w_old == 0) & bool(group["freeze_zeros"]) & (at != 0)
+    return torch.where(frozen, math.inf, total)
+
+
 @every_set
-def test_the_prox_is_the_minimiser(penalties) -> None:
-    """scipy finds no lower value of (x - z)^2 / (2 kappa) + the penalties, out to twice |z| or right beside x."""
-    z, kappa, group = problems(penalties)
-    x = prox_of(penalties, z, kappa, group)
-    for i in range(N):
-        own, z_, kappa_ = elements(group, i), z[i].item(), kappa[i].item()
+def test_the_prox_is_the_minimiser(names) -> None:
+    """No lower value of (x - z)^2 / (2 kappa) + the penalties: on a grid out to twice |z|, at what may be a corner, and
+    where scipy's search around the best of these ends."""
+    problem = problems(names)
+    x, z = solve(names, problem), problem.z
+    value = objective(names, x, problem)
+    # A rounding of x, z or of a threshold is worth this much.
+    slack = 8 * EPSILON * (value + z.square() / problem.kappa)
+    assert value.isfinite().all()
+    shares = torch.cat([torch.linspace(-2, 2, 161), 10 ** torch.linspace(-6, 0, 61)]).double()
+    corners = [torch.full_like(z, 0.0), x * (1 - 1e-3), x * (1 + 1e-3)]
+    places = torch.cat([z * shares[:, None], torch.stack(corners)])
+    values = torch.stack([objective(names, at, problem) for at in places])
+    lowest, where = values.min(0)
+    assert (value <= lowest + slack).all()
+    for i in range(0, N, 4):
+        own = Prox(*(elements(part, i) for part in problem))
+        middle, width = places[where[i], i].item(), 0.02 * abs(z[i].item())
+        found = minimize_scalar(
+            lambda at, own=own: objective(names, torch.tensor(at, dtype=torch.float64), own).item(),
+            bounds=(middle - width, middle + width),
+            method="bounded",
+            options={"xatol": 1e-9 * width},
+        )
+        assert value[i] <= found.fun + slack[i]
 
-        def objective(at: float, own=own, z_=z_, kappa_=kappa_) -> float:
-            w = torch.tensor(at, dtype=torch.float64)
-            return (at - z_) ** 2 / (2 * kappa_) + sum(penalty.value(w, own).item() for penalty in penalties)
 
-        value, width = objective(x[i].item()), 2 * abs(z_) + 1e-300
-        # A rounding of x, z or of a threshold is worth this much.
-        slack = 8 * EPSILON * (value + z_**2 / kappa_)
-        places = [objective(at) for at in np.linspace(-width, width, 41)]
-        near = [objective(x[i].item() * (1 + share)) for share in (-1e-3, 1e-3)]
-        found = minimize_scalar(objective, bounds=(-width, width), method="bounded", options={"xatol": 1e-9 * width})
-        assert value <= min(found.fun, *places, *near, objective(0.0)) + slack
+def elements(part: Any, i: int) -> Any:
+    if isinstance(part, dict):
+        return {key: elements(value, i) for key, value in part.items()}
+    return part[i] if isinstance(part, torch.Tensor) and part.ndim else part
 
 
 @every_set
-def test_the_subdifferential_contains_what_the_prox_has_left(penalties) -> None:
+def test_the_subdifferential_contains_what_the_prox_has_left(names) -> None:
     """(z - x) / kappa is a subgradient at x: the condition of optimality, to a few roundings of z."""
-    z, kappa, group = problems(penalties)
-    x = prox_of(penalties, z, kappa, group)
+    problem = problems(names)
+    x, (z, kappa, _, group) = solve(names, problem), problem[:4]
+    penalties = tuple(penalty for penalty in PENALTIES if penalty.name in names)
     distance = distance_to_subdifferential(penalties, (x - z) / kappa, x, group)
     scale = z.abs() / kappa
     for penalty in penalties:
         low, high = penalty.subdifferential(x, group)
         assert (low <= high).all()
-        scale = scale + torch.maximum(low.abs(), high.abs())
+        finite = torch.maximum(low.abs(), high.abs())
+        scale = scale + torch.where(finite.isinf(), 0.0, finite)
     assert (distance <= 4 * EPSILON * scale).all()
-    # and away from there it does not
-    moved = x + torch.where(x == 0, z.abs() + 1, 0.5 * x)
-    distance = distance_to_subdifferential(penalties, (moved - z) / kappa, moved, group)
-    assert (distance > 1e-3 * moved.abs() / kappa).all()
+    if set(names) <= {"l1", "l2"}:  # strictly convex: and away from there it does not
+        moved = x + torch.where(x == 0, z.abs() + 1, 0.5 * x)
+        distance = distance_to_subdifferential(penalties, (moved - z) / kappa, moved, group)
+        assert (distance > 1e-3 * moved.abs() / kappa).all()
 
 
 @every_penalty
 def test_the_subdifferential_and_the_gradient_are_of_the_value(penalty) -> None:
     """Differences of the value on both sides lie beside it, and autograd's gradient of the value in it."""
-    group = strengths((penalty,))
+    if penalty.is_constraint:
+        pytest.skip("a constraint has a value of 0 or infinity")
+    group = strengths(tuple({"l1", penalty.name}))
     w = torch.randn(N, dtype=torch.float64)
     w[::4] = 0
     low, high = penalty.subdifferential(w, group)
     step = 1e-6
     right = (penalty.value(w + step, group) - penalty.value(w, group)) / step
     left = (penalty.value(w, group) - penalty.value(w - step, group)) / step
-    slack = 1e-5 * (group[penalty.name] + penalty.value(w, group))
-    assert ((right - high).abs() <= slack).all()
-    assert ((left - low).abs() <= slack).all()
-    leaf = w.clone().requires_grad_()
-    penalty.value(leaf, group).sum().backward()
-    assert torch.allclose(penalty.gradient(w, group), leaf.grad, rtol=4 * EPSILON, atol=0)
-    assert ((low <= leaf.grad) & (leaf.grad <= high)).all()
+    slack = 1e-5 * (group[penalty.name] + penalty.value(w, group).abs())
+    at_jump = high.isinf()
+    assert (right > 1 / step * 0.999 * penalty.value(w + step, group))[at_jump].all()
+    assert ((right - high).abs() <= slack)[~at_jump].all()
+    assert ((left - low).abs() <= slack)[~at_jump].all()
+    if penalty.gradient is not None:
+        leaf = w.clone().requires_grad_()
+        penalty.value(leaf, group).sum().backward()
+        assert torch.allclose(penalty.gradient(w, group), leaf.grad, rtol=4 * EPSILON, atol=0)
+        assert ((low <= leaf.grad) & (leaf.grad <= high)).all()
 
 
 @every_penalty
@@ -124,25 +164,30 @@ def test_the_subdifferential_and_the_gradient_are_of_the_value(penalty) -> None:
 def test_at_its_default_it_is_not_there(penalty, dtype) -> None:
     z = torch.cat([torch.randn(N, dtype=dtype), torch.tensor([0.0, math.inf, -math.inf, 1e-40, -3e38], dtype=dtype)])
     assert not penalty.is_on(DEFAULTS)
-    assert penalty.is_on({**DEFAULTS, penalty.name: 0.1})
-    kappa = torch.full_like(z, 0.7)
-    assert_same_bits([penalty.prox(z, kappa, DEFAULTS)], [z])
+    assert penalty.is_on(on(penalty))
     finite = z[:N]
     assert (penalty.value(finite, DEFAULTS) == 0).all()
-    assert (penalty.gradient(finite, DEFAULTS) == 0).all()
     assert all((end == 0).all() for end in penalty.subdifferential(finite, DEFAULTS))
+    if penalty.gradient is not None:
+        assert (penalty.gradient(finite, DEFAULTS) == 0).all()
+
+
+def on(penalty: Penalty) -> dict[str, Any]:
+    value = STRENGTHS[penalty.name]()
+    return {**DEFAULTS, penalty.name: value[0].item() if isinstance(value, torch.Tensor) else value}
 
 
 @every_penalty
 def test_a_nan_stays_and_no_input_is_written(penalty) -> None:
-    z, kappa, group = problems((penalty,))
-    z[0] = math.nan
-    before = z.clone()
-    assert penalty.prox(z, kappa, group)[0].isnan()
-    assert penalty.value(z, group)[0].isnan()
-    penalty.subdifferential(z, group)
-    penalty.gradient(z, group)
-    assert_same_bits([z], [before])
+    names = tuple({"l1", penalty.name})
+    problem = problems(names)
+    problem.z[0] = math.nan
+    before = problem.z.clone()
+    assert penalty.prox(problem.z, problem)[0].isnan()
+    if not penalty.is_constraint:
+        assert penalty.value(problem.z, problem.group)[0].isnan()
+    penalty.subdifferential(problem.z, problem.group)
+    assert_same_bits([problem.z], [before])
 
 
 # -- the value of all of them, of an optimizer

@@ -25,17 +25,19 @@ struct CommonHyperparameters {
 enum class PenaltyMode { kProximal = 0, kDecoupled = 1, kSubgradient = 2 };
 
 struct Penalties {
-  double penalty_mode = 0, l1 = 0, l2 = 0;
+  double penalty_mode = 0, l1 = 0, l2 = 0, freeze_zeros = 0;
 
   template <class Bind>
   FUSEDREG_HD void bind(Bind&& bind) {
     bind("penalty_mode", penalty_mode);
     bind("l1", l1);
     bind("l2", l2);
+    bind("freeze_zeros", freeze_zeros);
   }
 
   FUSEDREG_HD PenaltyMode mode() const { return static_cast<PenaltyMode>(static_cast<int>(penalty_mode)); }
   FUSEDREG_HD bool any() const { return l1 != 0 || l2 != 0; }
+  FUSEDREG_HD bool has_stages() const { return freeze_zeros != 0; }
 };
 
 // A param group under one rule.

@@ -56,12 +56,19 @@ template <class Rule, class Visitor, std::size_t... kI>
 FUSEDREG_HD bool visit_update(const Group<Rule>& group, StateMask states, Visitor&& visitor,
                               std::index_sequence<kI...>) {
   const ProxKind kind = prox_kind(group.common, group.penalties, Rule::kHasMetric);
-  const bool penalized = penalizes_gradient(group.common, group.penalties);
+  // A penalty in the gradient that is zero adds nothing, so that with all stages one kernel does for both.
+  const bool penalized = has_stages(kind) || penalizes_gradient(group.common, group.penalties);
   const auto with = [&](auto mask, auto is_penalized) {
     constexpr StateMask kMask = decltype(mask)::value;
     constexpr bool kPenalized = decltype(is_penalized)::value;
     if (kind == ProxKind::kNone) return visitor(Update<Rule, kMask, ProxKind::kNone, kPenalized>{});
     if (kind == ProxKind::kUniform) return visitor(Update<Rule, kMask, ProxKind::kUniform, kPenalized>{});
+    if constexpr (kPenalized) {
+      if (kind == ProxKind::kUniformStages) return visitor(Update<Rule, kMask, ProxKind::kUniformStages, true>{});
+    }
+    if constexpr (kPenalized && Rule::kHasMetric) {
+      if (kind == ProxKind::kMetricStages) return visitor(Update<Rule, kMask, ProxKind::kMetricStages, true>{});
+    }
     if constexpr (Rule::kHasMetric) return visitor(Update<Rule, kMask, ProxKind::kMetric, kPenalized>{});
   };
   const auto with_states = [&](auto mask) {

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..penalties import PENALTIES
+from ..penalties import PENALTIES, Prox
 from ..penalties.spec import Group, Scalar
 from ..rules.spec import RuleSpec, Step
 from .base import Entry, Plan, StepScalars
@@ -46,16 +46,15 @@ def add_penalty_gradients(g: Tensor, w: Tensor, group: Group) -> Tensor:
         g = g + group["weight_decay"] * w
     if group["penalty_mode"] == "subgradient":
         for penalty in PENALTIES:
-            if penalty.is_on(group):
+            if penalty.gradient is not None and penalty.is_on(group):
                 g = g + penalty.gradient(w, group)
     return g
 
 
 def prox(z: Tensor, w_old: Tensor, step: Step, group: Group) -> Tensor:
     """Stage 6: the proxes of all penalties, one after the other, in the metric of the step."""
-    moves_nothing = not isinstance(group["lr"], Tensor) and group["lr"] == 0
-    if moves_nothing or group["penalty_mode"] == "subgradient":
-        return z
+    if not isinstance(group["lr"], Tensor) and group["lr"] == 0:
+        return z  # no weight moves
     if group["penalty_mode"] == "decoupled":
         kappa = group["lr"]
     elif step.metric is None:
@@ -65,10 +64,11 @@ def prox(z: Tensor, w_old: Tensor, step: Step, group: Group) -> Tensor:
         if step.safeguard is not None:
             floor = floor * (step.metric / step.safeguard)  # the product before would leave the range
         kappa = step.tau / torch.maximum(step.metric, floor)
+    x, problem = z, Prox(z, kappa, w_old, group)
     for penalty in PENALTIES:
-        if penalty.is_on(group):
-            z = penalty.prox(z, kappa, group)
-    return z
+        if penalty.is_on(group) and (penalty.is_constraint or group["penalty_mode"] != "subgradient"):
+            x = penalty.prox(x, problem)
+    return x
 
 
 def update(

@@ -8,9 +8,10 @@ from typing import Any
 from torch import Tensor
 from typing_extensions import TypedDict
 
+from .freeze_zeros import FREEZE_ZEROS
 from .l1 import L1
 from .l2 import L2
-from .spec import PENALTY_MODES, Option, Penalty, is_number, on_gpu
+from .spec import PENALTY_MODES, Group, Option, Penalty, Prox, is_number, on_gpu
 
 __all__ = [
     "MAX_GRAD_NORM",
@@ -19,13 +20,15 @@ __all__ = [
     "PENALTY_MODES",
     "Option",
     "Penalty",
+    "Prox",
     "Regularizers",
+    "check_together",
     "compiled_fields",
     "on_gpu",
 ]
 
 # In the order in which their proxes are applied.
-PENALTIES: tuple[Penalty, ...] = (L1, L2)
+PENALTIES: tuple[Penalty, ...] = (L1, L2, FREEZE_ZEROS)
 
 PENALTY_MODE = Option(
     "penalty_mode",
@@ -66,10 +69,23 @@ class Regularizers(TypedDict, total=False):
 
     l1: float | Tensor
     l2: float | Tensor
+    freeze_zeros: bool
     penalty_mode: str
     clip_value: float | Tensor | None
     max_grad_norm: float | Tensor | None
     backend: str
+
+
+def check_together(group: Group) -> None:
+    """Raises ValueError if options of a group are allowed one by one, and not together."""
+    on = [penalty for penalty in PENALTIES if penalty.is_on(group)]
+    if group["penalty_mode"] == "subgradient":
+        for penalty in on:
+            if penalty.gradient is None and not penalty.is_constraint:
+                raise ValueError(
+                    f"Invalid {penalty.name} value: {group[penalty.name]} with penalty_mode='subgradient' (allowed: "
+                    f"{penalty.option.default:g}, or another mode: its subgradient is not worth a step)"
+                )
 
 
 def compiled_fields(group: dict[str, Any]) -> dict[str, Any]:

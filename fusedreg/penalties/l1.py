@@ -21,9 +21,8 @@ def _subdifferential(w: Tensor, group: Group) -> tuple[Tensor, Tensor]:
 
 L1 = Penalty(
     strength("l1", "strength of the penalty ``l1 * sum |w|``, >= 0. Default: 0."),
-    prox=lambda z, kappa, group: soft_threshold(z, kappa * group["l1"]),
+    prox=lambda x, problem: soft_threshold(x, problem.kappa * problem.group["l1"]),
     value=lambda w, group: group["l1"] * w.abs(),
     subdifferential=_subdifferential,
     gradient=lambda w, group: group["l1"] * w.sign(),
-    takes_complex=False,
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -57,26 +57,40 @@ def strength(name: str, doc: str) -> Option:
     )
 
 
+class Prox(NamedTuple):
+    """The problem of stage 6: argmin over x of (x - z)^2 / (2 kappa) + all penalties, subject to all constraints."""
+
+    z: Tensor
+    """Where the rule's step has put the weight."""
+    kappa: Scalar | Tensor
+    w_old: Tensor
+    """The weight before the step."""
+    group: Group
+
+
 @dataclass(frozen=True)
 class Penalty:
-    """A term of the objective, a sum over the elements of the weights.
+    """A term of the objective, a sum over the elements of the weights, or a constraint on each of them.
 
-    Its option is its strength: at the default it is zero, and its prox the identity. Tensors are real, in the
+    Its option is its strength: at the default it is not there, and its prox the identity. Tensors are real, in the
     arithmetic dtype; every function returns new ones, of the shape of ``w``.
     """
 
     option: Option
-    prox: Callable[[Tensor, Scalar | Tensor, Group], Tensor]
-    """``prox(z, kappa, group)``: argmin over x of (x - z)^2 / (2 kappa) + penalty(x). The penalties' proxes are applied
-    one after the other, in the order of ``PENALTIES``: together they must be the prox of the sum."""
+    prox: Callable[[Tensor, Prox], Tensor]
+    """``prox(x, problem)``: the minimiser, from ``x``, the one without this penalty and without those behind it in
+    ``PENALTIES``. They are applied one after the other, in that order: together they must solve the whole problem."""
     value: Callable[[Tensor, Group], Tensor]
-    """``value(w, group)``: the penalty of each element."""
+    """``value(w, group)``: the penalty of each element. A constraint's is 0, and infinite where it is not met."""
     subdifferential: Callable[[Tensor, Group], tuple[Tensor, Tensor]]
     """``subdifferential(w, group)``: each element's interval of subgradients, its lower and upper ends."""
-    gradient: Callable[[Tensor, Group], Tensor]
-    """``gradient(w, group)``: the subgradient that autograd takes of the penalty as a term of a loss."""
-    takes_complex: bool
+    gradient: Callable[[Tensor, Group], Tensor] | None = None
+    """``gradient(w, group)``: the subgradient that autograd takes of the penalty as a term of a loss. None where it
+    says nothing of the penalty: with ``penalty_mode="subgradient"`` that is an error."""
+    takes_complex: bool = False
     """Whether complex parameters may have it, as pairs of real numbers."""
+    is_constraint: bool = False
+    """Whether every weight must meet it after a step, in every penalty mode."""
 
     @property
     def name(self) -> str:

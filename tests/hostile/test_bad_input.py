@@ -23,6 +23,8 @@ from helpers import (
     variant_of,
 )
 
+from fusedreg.penalties import OPTIONS
+
 BAD = [
     ("l1", -0.5, "-0.5"),
     ("l1", math.nan, "nan"),
@@ -30,6 +32,8 @@ BAD = [
     ("l1", "much", "'much'"),
     ("l2", -0.25, "-0.25"),
     ("l2", math.inf, "inf"),
+    ("freeze_zeros", 2, "2"),
+    ("freeze_zeros", "yes", "'yes'"),
     ("penalty_mode", "lasso", "'lasso'"),
     ("penalty_mode", None, "None"),
     ("clip_value", -1.5, "-1.5"),
@@ -82,7 +86,7 @@ def test_a_checkpoint_with_a_bad_value(key, value, shown) -> None:
     state_dict["param_groups"][0][key] = value
     with pytest.raises(ValueError, match=f"Invalid {key} value"):
         optimizer.load_state_dict(state_dict)
-    assert optimizer.param_groups[0][key] == {"penalty_mode": "proximal", "l1": 0.0, "l2": 0.0}.get(key)
+    assert optimizer.param_groups[0][key] == {option.name: option.default for option in OPTIONS}[key]
 
 
 def test_groups_that_disagree_on_max_grad_norm() -> None:

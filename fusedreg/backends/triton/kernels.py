@@ -19,6 +19,7 @@ from .scalars import (
     DECOUPLED,
     DECOUPLED_WEIGHT_DECAY,
     FOUND_INF,
+    FREEZE_ZEROS,
     GRAD_SCALE,
     L1,
     L2,
@@ -59,6 +60,8 @@ class StepConstants(NamedTuple):
     l1: Any
     l2: Any
     shrink: Any
+    has_stages: Any
+    freezes: Any
 
 
 SKIP = tl.constexpr(0)  # its place in StepConstants
@@ -92,7 +95,16 @@ def prox(z, w_old, d, floor_ratio, c):
     metric = tl.where(c.in_metric != 0, d, 1.0)
     thresholded = soft_threshold(metric * z, c.tau * c.l1)
     w = tl.where(c.in_metric != 0, divide(thresholded, metric + c.tau * c.l2), thresholded * c.shrink)
-    return tl.where(c.has_prox != 0, w, z)
+    w = tl.where(c.has_prox != 0, w, z)
+    if c.has_stages != 0:  # a branch that all elements take: without further stages they cost nothing
+        w = further_stages(w, z, w_old, c)
+    return w
+
+
+@triton.jit
+def further_stages(x, z, w_old, c):
+    """The stages behind l1 and l2."""
+    return tl.where((w_old == 0) & (z == z), tl.where(c.freezes != 0, 0.0, x), x)  # a NaN is to be seen
 
 
 # -- scalars, for one scalar set
@@ -148,6 +160,7 @@ def prepare_kernel(
     is_subgradient = penalty_mode == SUBGRADIENT
     is_decoupled_decay = read(group, DECOUPLED_WEIGHT_DECAY) != 0
     has_penalty = (l1 != 0) | (l2 != 0)
+    freezes = read(group, FREEZE_ZEROS)
     scalar_states = ()
     for i in tl.static_range(MAX_SCALAR_STATES):
         scalar_states = scalar_states + (read(states_at, i),)
@@ -170,6 +183,8 @@ def prepare_kernel(
         l1=l1,
         l2=l2,
         shrink=1 / (1 + tau * l2),
+        has_stages=((freezes != 0) & (lr != 0)).to(tl.float64),
+        freezes=freezes,
     )
     its = constants + set_index * (len(c) + len(rule_constants))
     for i in tl.static_range(len(c)):

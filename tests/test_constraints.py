@@ -1,0 +1,119 @@
+"""Constraints are met after every step, in every mode and dtype; what they do not touch moves as without them."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from helpers import (
+    IDS,
+    OPTIMIZER_VARIANTS,
+    REGULARIZED,
+    FusedRegAdam,
+    assert_same_bits,
+    make_params,
+    run,
+    set_grads,
+    variant_of,
+)
+
+from fusedreg.penalties import PENALTY_MODES
+
+every_optimizer = pytest.mark.parametrize(("cls", "flags"), OPTIMIZER_VARIANTS, ids=IDS)
+every_dtype = pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=lambda dtype: str(dtype)[6:]
+)
+every_mode = pytest.mark.parametrize("mode", PENALTY_MODES)
+
+
+def modes_of(cls, mode) -> None:
+    if mode not in cls.spec.modes:
+        pytest.skip(f"{cls.spec.name} has no mode {mode!r}")
+
+
+def with_zeros(dtype: torch.dtype) -> tuple[list[torch.nn.Parameter], list[torch.Tensor]]:
+    """Parameters in which every third weight is a zero, and where those are."""
+    params = make_params(((40, 25), (130,)), dtype)
+    zeros = []
+    for param in params:
+        is_zero = torch.arange(param.numel()).reshape(param.shape) % 3 == 0
+        param.data[is_zero] = 0.0
+        param.data.view(-1)[3] = -0.0
+        zeros.append(is_zero)
+    return params, zeros
+
+
+@every_optimizer
+@every_mode
+@every_dtype
+def test_frozen_zeros_stay_zero(cls, flags, mode, dtype, backend) -> None:
+    modes_of(cls, mode)
+    params, zeros = with_zeros(dtype)
+    options = {**REGULARIZED, **variant_of(cls, flags), "penalty_mode": mode}
+    optimizer = cls(params, backend=backend, freeze_zeros=True, **options)
+    run(optimizer, params, 3)
+    for param, is_zero in zip(params, zeros, strict=True):
+        assert (param[is_zero] == 0).all()
+        assert (param[~is_zero] != 0).float().mean() > 0.5  # l1 takes some more
+        for name in optimizer.spec.needed_states(optimizer.param_groups[0]):
+            assert (optimizer.state[param][name][is_zero] != 0).all()  # the state moves on
+
+
+@every_optimizer
+@every_mode
+@pytest.mark.parametrize("penalties", [{}, {"l1": 0.05, "l2": 0.07}], ids=["none", "l1+l2"])
+def test_what_is_not_zero_moves_as_without_freezing(cls, flags, mode, penalties, backend) -> None:
+    modes_of(cls, mode)
+    results = []
+    for freezes in (False, True):
+        params, zeros = with_zeros(torch.float32)
+        options = {"lr": 0.02, **penalties, **variant_of(cls, flags), "penalty_mode": mode}
+        run(cls(params, backend=backend, freeze_zeros=freezes, **options), params, 1)
+        results.append([param.detach()[~is_zero] for param, is_zero in zip(params, zeros, strict=True)])
+    for ours, truth in zip(*results, strict=True):
+        torch.testing.assert_close(ours, truth, rtol=2e-7, atol=0)
+
+
+def test_what_a_prox_has_zeroed_is_frozen(backend) -> None:
+    params = make_params(((40, 25),))
+    optimizer = FusedRegAdam(params, lr=0.05, l1=3.0, freeze_zeros=True, backend=backend)
+    run(optimizer, params, 2)
+    (param,) = params
+    was_zero = param.detach() == 0
+    assert 10 < was_zero.sum() < 990
+    optimizer.param_groups[0]["l1"] = 0.0
+    run(optimizer, params, 5)
+    assert (param.detach() == 0).equal(was_zero)
+    optimizer.param_groups[0]["freeze_zeros"] = False
+    run(optimizer, params, 1)
+    assert (param.detach() != 0).all()
+
+
+@every_optimizer
+@every_mode
+def test_a_nan_gradient_of_a_frozen_zero_is_seen(cls, flags, mode, backend) -> None:
+    modes_of(cls, mode)
+    params, (is_zero, _) = with_zeros(torch.float32)
+    options = {**REGULARIZED, **variant_of(cls, flags), "penalty_mode": mode, "max_grad_norm": None, "clip_value": None}
+    optimizer = cls(params, backend=backend, freeze_zeros=True, **options)
+    set_grads(params, 1)
+    params[0].grad[0, 0], params[0].grad[0, 3] = math.nan, math.inf
+    optimizer.step()
+    assert is_zero[0, 0]
+    assert is_zero[0, 3]
+    assert params[0][0, 0].isnan()
+
+
+def test_freezing_may_be_switched_between_steps(backend) -> None:
+    """As SparsitySchedule does: the same weights as an optimizer that never froze, where nothing was zero."""
+    results = []
+    for switches in (False, True):
+        params = make_params()
+        optimizer = FusedRegAdam(params, lr=0.1, backend=backend)
+        for i in range(6):
+            optimizer.param_groups[0]["freeze_zeros"] = switches and i % 2 == 1
+            set_grads(params, i)
+            optimizer.step()
+        results.append([param.detach() for param in params])
+    assert_same_bits(*results)
