@@ -13,6 +13,7 @@ from torch import Tensor
 
 from . import backends
 from .optimizer import FusedRegOptimizer
+from .penalties import PENALTIES
 from .rules.registry import OPTIMIZERS
 
 # The largest allowed error of one step, in units of finfo(dtype).eps times the largest element of its kind (weights,
@@ -28,6 +29,8 @@ TOLERANCE_IN_EPS: dict[torch.dtype, float] = {
 
 # Everything on at once, and no zeros anywhere: a term that is missing or in the wrong place cannot hide.
 REGULARIZED: dict[str, Any] = dict(lr=0.02, weight_decay=0.1, l1=0.05, l2=0.07, clip_value=1.2, max_grad_norm=4.0)
+# And what has kernels of its own. Each acts on a share of the weights, and leaves most to the others.
+STAGES: dict[str, Any] = dict(mcp_gamma=9.0, lower=-1.6, upper=1.3, l0=1e-3, freeze_zeros=True)
 
 SHAPES = ((37, 53), (129,), (3, 5, 7), (), (1,), (0, 4))
 
@@ -50,6 +53,16 @@ class Case:
         variant = self.optimizer.spec.variants[self.variant]
         return {**REGULARIZED, **variant, "penalty_mode": self.penalty_mode}
 
+    @property
+    def stages(self) -> dict[str, Any]:
+        return stages_in(self.penalty_mode)
+
+
+def stages_in(penalty_mode: str) -> dict[str, Any]:
+    """Those of ``STAGES`` that the mode allows."""
+    may = {each.name for each in PENALTIES if penalty_mode != "subgradient" or each.is_constraint or each.gradient}
+    return {name: value for name, value in STAGES.items() if name in may}
+
 
 def cases(backend: str, device: str = "cpu") -> Iterator[Case]:
     for optimizer in OPTIMIZERS:
@@ -61,14 +74,24 @@ def cases(backend: str, device: str = "cpu") -> Iterator[Case]:
 def error_in_eps(
     case: Case, shapes: tuple[tuple[int, ...], ...] = SHAPES, steps_before: int = 3, seed: int = 0
 ) -> float:
-    """The largest error of a step, over weights and state, after some steps that have filled the state."""
+    """The largest error of a step, over weights and state, after some steps that have filled the state: with
+    ``REGULARIZED`` on, and with ``STAGES`` on beside it."""
+    return max(
+        _error_in_eps(case, options, shapes, steps_before, seed)
+        for options in (case.options, {**case.options, **case.stages})
+    )
+
+
+def _error_in_eps(
+    case: Case, options: dict[str, Any], shapes: tuple[tuple[int, ...], ...], steps_before: int, seed: int
+) -> float:
     generator = torch.Generator().manual_seed(seed)
 
     def random(shape: tuple[int, ...]) -> Tensor:
         return torch.randn(shape, generator=generator, dtype=torch.float64).to(case.device, case.dtype)
 
     params = [random(shape).requires_grad_() for shape in shapes]
-    warm_up = case.optimizer(params, backend="reference", **case.options)  # type: ignore[call-arg]
+    warm_up = case.optimizer(params, backend="reference", **options)  # type: ignore[call-arg]
     for _ in range(steps_before):
         for param in params:
             param.grad = random(tuple(param.shape))
@@ -79,7 +102,7 @@ def error_in_eps(
     results = []
     for dtype, backend in ((case.dtype, case.backend), (torch.float64, "reference")):
         own = [param.detach().to(dtype, copy=True).requires_grad_() for param in params]
-        optimizer = case.optimizer(own, backend=backend, **case.options)  # type: ignore[call-arg]
+        optimizer = case.optimizer(own, backend=backend, **options)  # type: ignore[call-arg]
         optimizer.load_state_dict(copy.deepcopy(warm_up.state_dict()))  # it keeps tensors that fit as they are
         for param, grad in zip(own, grads, strict=True):
             param.grad = grad.to(dtype)

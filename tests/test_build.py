@@ -27,8 +27,9 @@ X86_64_GCC = platform.machine() == "x86_64" and shutil.which("g++") is not None
 
 
 @pytest.mark.skipif(not X86_64_GCC, reason="needs g++ on x86-64")
+@pytest.mark.parametrize("stages", ["", "Stages"], ids=["l1+l2", "stages"])
 @pytest.mark.parametrize(("isa", "register"), [("x86_64_v4", "zmm"), ("x86_64_v3", "ymm"), ("baseline", "xmm")])
-def test_the_update_loop_is_vectorised(isa, register, tmp_path) -> None:
+def test_the_update_loop_is_vectorised(isa, register, stages, tmp_path) -> None:
     """The main loop of fp32 Adam with its prox has packed square roots and divisions of the full width."""
     source = tmp_path / "loop.cpp"
     target = "" if isa == "baseline" else f'__attribute__((target("arch={isa.replace("86_64_", "86-64-")}")))'
@@ -41,9 +42,9 @@ def test_the_update_loop_is_vectorised(isa, register, tmp_path) -> None:
 #define FUSEDREG_TARGET {target}
 #include "cpu/update_loop.h"
 using namespace fusedreg;
-template void cpu::{isa}::update_chunk<Update<Adam, Adam::kAmsgrad, ProxKind::kMetric, true>, float>(
+template void cpu::{isa}::update_chunk<Update<Adam, Adam::kAmsgrad, ProxKind::kMetric{stages}, true>, float>(
     const Pointers&, const cpu::DTypes&, std::int64_t, std::int64_t, const void*);
-template void cpu::{isa}::update_chunk<Update<Sgd, Sgd::kMomentum, ProxKind::kUniform, true>, float>(
+template void cpu::{isa}::update_chunk<Update<Sgd, Sgd::kMomentum, ProxKind::kUniform{stages}, true>, float>(
     const Pointers&, const cpu::DTypes&, std::int64_t, std::int64_t, const void*);
 """)
     flags = re.search(r"FLAGS = \[([^\]]*)\]", (ROOT / "setup.py").read_text())[1].replace('"', "").split(", ")

@@ -22,6 +22,7 @@ from helpers import (
     variant_of,
 )
 
+from fusedreg.parity import stages_in
 from fusedreg.penalties import PENALTY_MODES
 
 every_optimizer = pytest.mark.parametrize(("cls", "flags"), OPTIMIZER_VARIANTS, ids=IDS)
@@ -50,7 +51,7 @@ def test_no_penalty_is_bitwise_no_prox(cls, flags, backend) -> None:
 def test_lr_zero_moves_nothing(cls, flags, mode, backend) -> None:
     params = make_params()
     before = [param.detach().clone() for param in params]
-    options = {**REGULARIZED, **variant_of(cls, flags), "lr": 0.0, "penalty_mode": mode}
+    options = {**REGULARIZED, **stages_in(mode), **variant_of(cls, flags), "lr": 0.0, "penalty_mode": mode}
     run(cls(params, backend=backend, **options), params, 3)
     assert_same_bits(before, [param.detach() for param in params])
 
@@ -68,11 +69,13 @@ def test_zeros_are_exact_and_positive(cls, flags, mode, dtype, backend) -> None:
 
 
 @every_optimizer
+@pytest.mark.parametrize("with_stages", [False, True], ids=["l1+l2", "stages"])
 @pytest.mark.parametrize("mode", PENALTY_MODES)
-def test_nan_survives(cls, flags, mode, backend) -> None:
+def test_nan_survives(cls, flags, mode, with_stages, backend) -> None:
     """A NaN in a gradient, or in a weight, must be seen; a soft-threshold that makes it 0 would hide a diverged run."""
     params = make_params(((50,), (50,)))
     options = {**REGULARIZED, **variant_of(cls, flags), "penalty_mode": mode, "max_grad_norm": None}
+    options |= stages_in(mode) if with_stages else {}
     optimizer = cls(params, backend=backend, **options)
     run(optimizer, params, 1)
     set_grads(params, 5)

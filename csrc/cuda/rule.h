@@ -6,8 +6,9 @@
 
 namespace fusedreg::cuda {
 
+// Two blocks a multiprocessor: left alone, ptxas spills to fit more.
 template <class Rule_>
-__global__ void __launch_bounds__(kThreads) prepare_kernel(const __grid_constant__ PrepareArgs args) {
+__global__ void __launch_bounds__(kThreads, 2) prepare_kernel(const __grid_constant__ PrepareArgs args) {
   __shared__ PrepareShared<Rule_> shared;
   prepare_block<Rule_>(DeviceBlock(), args, shared);
 }

@@ -25,19 +25,28 @@ struct CommonHyperparameters {
 enum class PenaltyMode { kProximal = 0, kDecoupled = 1, kSubgradient = 2 };
 
 struct Penalties {
-  double penalty_mode = 0, l1 = 0, l2 = 0, freeze_zeros = 0;
+  double penalty_mode = 0, l1 = 0, l2 = 0, mcp_gamma = INFINITY, lower = -INFINITY, upper = INFINITY, l0 = 0;
+  double freeze_zeros = 0;
 
   template <class Bind>
   FUSEDREG_HD void bind(Bind&& bind) {
     bind("penalty_mode", penalty_mode);
     bind("l1", l1);
     bind("l2", l2);
+    bind("mcp_gamma", mcp_gamma);
+    bind("lower", lower);
+    bind("upper", upper);
+    bind("l0", l0);
     bind("freeze_zeros", freeze_zeros);
   }
 
   FUSEDREG_HD PenaltyMode mode() const { return static_cast<PenaltyMode>(static_cast<int>(penalty_mode)); }
-  FUSEDREG_HD bool any() const { return l1 != 0 || l2 != 0; }
-  FUSEDREG_HD bool has_stages() const { return freeze_zeros != 0; }
+  FUSEDREG_HD bool any() const { return l1 != 0 || l2 != 0 || l0 != 0; }
+  // Whether there is more to a prox than l1 and l2.
+  FUSEDREG_HD bool has_stages() const {
+    return l0 != 0 || freeze_zeros != 0 || lower != -INFINITY || upper != INFINITY ||
+           (l1 != 0 && mcp_gamma != INFINITY);
+  }
 };
 
 // A param group under one rule.

@@ -13,7 +13,6 @@ enum class ProxKind {
   kUniformStages,  // worth a kernel of their own, so that l1 and l2 alone do not pay for them; one by one they are not
 };
 
-constexpr bool is_in_metric(ProxKind kind) { return kind == ProxKind::kMetric || kind == ProxKind::kMetricStages; }
 constexpr bool has_stages(ProxKind kind) { return kind == ProxKind::kMetricStages || kind == ProxKind::kUniformStages; }
 
 // What a rule's step says of the metric that it was taken in.
@@ -33,33 +32,72 @@ FUSEDREG_HD Metric<A> no_metric() {
 template <class A>
 struct ProxConstants {
   A tau, l1, l2, shrink;
-  // of the further stages
-  A freezes;
+  // Of the further stages. Objectives are multiplied by 2 * tau.
+  A inv_gamma, tau_over_gamma, least_d;  // 1 / gamma, tau / gamma, the least d that leaves the problem convex
+  A knee, height;                        // gamma * l1, from where on the minimax concave penalty is flat; how high
+  A firm_up_to, firm_shrink;             // as knee and shrink, for the candidate
+  A l0, blind_d;                         // what a weight costs that is not zero; up to which d nothing is known of it
+  A lower, upper, freezes;
 };
 
-// The stages behind l1 and l2.
+// The other stages beside l1 and l2: the minimax concave penalty, the box, the L0 penalty, frozen zeros. First the best
+// x that is not zero, by the firm threshold; then whether zero is better.
+// On a GPU, whose threads have few registers, the constants of these stages are read where they are needed.
 template <class A>
-FUSEDREG_HD A further_stages(A x, A z, A w_old, const ProxConstants<A>& c) {
-  const bool stays_zero = c.freezes != A(0) && w_old == A(0) && z == z;  // a NaN is to be seen
-  return stays_zero ? A(0) : x;
+FUSEDREG_HD A fetch(const A& constant) {
+#if defined(__CUDA_ARCH__)
+  return *const_cast<const volatile A*>(&constant);
+#else
+  return constant;
+#endif
+}
+
+template <bool kInMetric, class A>
+FUSEDREG_HD A prox_with_stages(A z, A w_old, const Metric<A>& metric, const ProxConstants<A>& c) {
+  const bool is_frozen = (fetch(c.freezes) != A(0)) & (w_old == A(0)) & (z == z);  // a NaN is to be seen
+  bool is_blind = false;
+  A scaled = z, ridge = A(1) + fetch(c.tau) * fetch(c.l2);
+  if constexpr (kInMetric) {
+    is_blind = metric.d <= fetch(c.blind_d) * metric.floor_ratio;
+    // The floor is half of the penalty's slope at w_old, as below; and the metric that keeps the problem convex.
+    const A size = absolute(w_old), fading = fetch(c.l1) - fetch(c.inv_gamma) * size;
+    const A floor = A(0.5) * ((fading > A(0) ? fading : A(0)) + fetch(c.l2) * size);
+    const A d = max_keeping_nan(max_keeping_nan(metric.d, floor * metric.floor_ratio), fetch(c.least_d));
+    scaled = d * z;
+    ridge = d + fetch(c.tau) * fetch(c.l2);
+  }
+  const A threshold = fetch(c.tau) * fetch(c.l1), curvature = ridge - fetch(c.tau_over_gamma);
+  const bool is_flat = absolute(scaled) > fetch(c.firm_up_to) * ridge;
+  const A pulled = is_flat ? scaled : soft_threshold(scaled, threshold);
+  A x =
+      kInMetric ? pulled / (is_flat ? ridge : curvature) : pulled * (is_flat ? fetch(c.shrink) : fetch(c.firm_shrink));
+  if constexpr (kInMetric) x = is_flat & (fetch(c.l2) == A(0)) ? z : x;  // to the bit: d * z / d is not always z
+  x = x < fetch(c.lower) ? fetch(c.lower) : x;
+  x = x > fetch(c.upper) ? fetch(c.upper) : x;
+  const A size = absolute(x), pull = A(2) * absolute(scaled);
+  const bool is_beyond = size > fetch(c.knee);
+  const A gain = size * (pull - (is_beyond ? A(0) : A(2) * threshold) - size * (is_beyond ? ridge : curvature)) -
+                 (is_beyond ? fetch(c.height) : A(0));
+  const bool is_zero = (gain <= fetch(c.l0)) & !is_blind;  // not where one is a NaN
+  return is_zero | is_frozen ? A(0) : x;
 }
 
 // soft(z, tau * l1) / (1 + tau * l2). In a metric d, tau becomes tau / d; multiplied out, it is one division, not two.
 template <ProxKind kKind, class A>
 FUSEDREG_HD A prox(A z, A w_old, const Metric<A>& metric, const ProxConstants<A>& c) {
-  if constexpr (kKind == ProxKind::kNone) return z;
-  A x;
-  if constexpr (is_in_metric(kKind)) {
+  if constexpr (kKind == ProxKind::kNone) {
+    return z;
+  } else if constexpr (has_stages(kKind)) {
+    return prox_with_stages<kKind == ProxKind::kMetricStages>(z, w_old, metric, c);
+  } else if constexpr (kKind == ProxKind::kUniform) {
+    return soft_threshold(z, c.tau * c.l1) * c.shrink;
+  } else {
     // The floor keeps a weight that never saw a gradient (d = eps) from vanishing at once: the penalty moves no
     // weight by more than 2 * tau a step. With a factor above 1/2 the elastic net's solutions are no longer exact.
     const A floor = A(0.5) * (c.l1 + c.l2 * absolute(w_old));
     const A d = max_keeping_nan(metric.d, floor * metric.floor_ratio);
-    x = soft_threshold(d * z, c.tau * c.l1) / (d + c.tau * c.l2);
-  } else {
-    x = soft_threshold(z, c.tau * c.l1) * c.shrink;
+    return soft_threshold(d * z, c.tau * c.l1) / (d + c.tau * c.l2);
   }
-  if constexpr (has_stages(kKind)) x = further_stages(x, z, w_old, c);
-  return x;
 }
 
 FUSEDREG_HD ProxKind prox_kind(const CommonHyperparameters& common, const Penalties& penalties, bool rule_has_metric) {
@@ -71,17 +109,38 @@ FUSEDREG_HD ProxKind prox_kind(const CommonHyperparameters& common, const Penalt
   return in_metric ? ProxKind::kMetric : ProxKind::kUniform;
 }
 
-// `tau` is the rule's.
+// `tau` is the rule's, and `eps` what its metric is where no gradient has come.
 template <class A>
 FUSEDREG_HD void fill_prox(ProxConstants<A>& c, const CommonHyperparameters& common, const Penalties& penalties,
-                           double tau) {
+                           bool rule_has_metric, double tau, double eps) {
   if (penalties.mode() == PenaltyMode::kDecoupled) tau = common.lr;
-  const bool shrinks = penalties.mode() != PenaltyMode::kSubgradient;
-  const double l1 = shrinks ? penalties.l1 : 0, l2 = shrinks ? penalties.l2 : 0;
+  const bool shrinks = penalties.any() && penalties.mode() != PenaltyMode::kSubgradient;
+  if (!shrinks) tau = 0;  // an infinite one times no penalty would be a NaN
+  const double l1 = shrinks ? penalties.l1 : 0, l2 = shrinks ? penalties.l2 : 0, l0 = shrinks ? penalties.l0 : 0;
   c.tau = static_cast<A>(tau);
   c.l1 = static_cast<A>(l1);
   c.l2 = static_cast<A>(l2);
   c.shrink = static_cast<A>(1 / (1 + tau * l2));  // one division a step, not one an element
+
+  const bool fades = l1 != 0 && penalties.mcp_gamma != INFINITY;
+  const double inv_gamma = fades ? 1 / penalties.mcp_gamma : 0, knee = fades ? penalties.mcp_gamma * l1 : INFINITY;
+  c.inv_gamma = static_cast<A>(inv_gamma);
+  c.tau_over_gamma = static_cast<A>(tau * inv_gamma);
+  c.least_d = static_cast<A>(2 * tau * inv_gamma);
+  c.knee = static_cast<A>(knee);
+  c.height = static_cast<A>(fades ? tau * knee * l1 : 0);
+  // With one step size for all, the penalty may be more concave than the quadratic is convex: then there is nothing
+  // between zero and the flat part. In a metric, least_d sees to it.
+  const bool in_metric = rule_has_metric && penalties.mode() == PenaltyMode::kProximal;
+  const double curvature = 1 + tau * (l2 - inv_gamma);
+  const bool is_firm = in_metric || curvature > 0;
+  c.firm_up_to = static_cast<A>(l1 != 0 && is_firm ? knee : -1);
+  c.firm_shrink = is_firm ? static_cast<A>(1 / curvature) : c.shrink;
+  // Where the problem is convex, x is not worse than zero.
+  c.l0 = static_cast<A>(l0 != 0 || !is_firm ? 2 * tau * l0 : -INFINITY);
+  c.blind_d = static_cast<A>(2 * eps);
+  c.lower = static_cast<A>(penalties.lower);
+  c.upper = static_cast<A>(penalties.upper);
   c.freezes = static_cast<A>(penalties.freeze_zeros);
 }
 

@@ -27,12 +27,22 @@ struct StepConstants {
   ProxConstants<A> prox;
 };
 
+// A rule's eps, or 0 for one that has none: its metric where no gradient has come.
+template <class Hyperparameters>
+FUSEDREG_HD auto eps_of(const Hyperparameters& h, int) -> decltype(h.eps) {
+  return h.eps;
+}
+template <class Hyperparameters>
+FUSEDREG_HD double eps_of(const Hyperparameters&, long) {
+  return 0;
+}
+
 template <class Rule, class A>
 FUSEDREG_HD void fill_constants(StepConstants<Rule, A>& c, const Group<Rule>& group, const double* scalar_states,
                                 double inv_grad_scale, double clip_coef) {
   fill_gradient(c.gradient, group.common, group.penalties, inv_grad_scale, clip_coef);
   const double tau = Rule::fill(c.rule, group.common.lr, group.rule, scalar_states);
-  fill_prox(c.prox, group.common, group.penalties, tau);
+  fill_prox(c.prox, group.common, group.penalties, Rule::kHasMetric, tau, eps_of(group.rule, 0));
 }
 
 template <class Rule_, StateMask kStates_, ProxKind kProx, bool kPenalized>

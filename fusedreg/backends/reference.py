@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 
 from ..penalties import PENALTIES, Prox
-from ..penalties.spec import Group, Scalar
+from ..penalties.l1 import L1
+from ..penalties.mcp import MCP_GAMMA
+from ..penalties.spec import Group, Scalar, like
 from ..rules.spec import RuleSpec, Step
 from .base import Entry, Plan, StepScalars
 
@@ -51,20 +53,32 @@ def add_penalty_gradients(g: Tensor, w: Tensor, group: Group) -> Tensor:
     return g
 
 
+def step_size(w_old: Tensor, step: Step, group: Group) -> tuple[Scalar | Tensor, Tensor]:
+    """The prox's kappa, and where the metric says nothing of the weight."""
+    nowhere = torch.zeros_like(w_old, dtype=torch.bool)
+    if group["penalty_mode"] == "decoupled":
+        return group["lr"], nowhere
+    if step.metric is None:
+        return step.tau, nowhere
+    held_against = step.metric if step.safeguard is None else step.safeguard
+    slope = group["l1"] + group["l2"] * w_old.abs()
+    if fades := MCP_GAMMA.is_on(group) and L1.is_on(group):
+        slope = (group["l1"] - w_old.abs() / group["mcp_gamma"]).clamp(min=0) + group["l2"] * w_old.abs()
+    floor = slope / 2
+    if step.safeguard is not None:
+        floor = floor * (step.metric / step.safeguard)  # the product before would leave the range
+    d = torch.maximum(step.metric, floor)
+    if fades:
+        d = torch.maximum(d, like(d, 2 * step.tau / group["mcp_gamma"]))
+    return step.tau / d, held_against <= 2 * group.get("eps", 0.0)
+
+
 def prox(z: Tensor, w_old: Tensor, step: Step, group: Group) -> Tensor:
     """Stage 6: the proxes of all penalties, one after the other, in the metric of the step."""
     if not isinstance(group["lr"], Tensor) and group["lr"] == 0:
         return z  # no weight moves
-    if group["penalty_mode"] == "decoupled":
-        kappa = group["lr"]
-    elif step.metric is None:
-        kappa = step.tau
-    else:
-        floor = (group["l1"] + group["l2"] * w_old.abs()) / 2
-        if step.safeguard is not None:
-            floor = floor * (step.metric / step.safeguard)  # the product before would leave the range
-        kappa = step.tau / torch.maximum(step.metric, floor)
-    x, problem = z, Prox(z, kappa, w_old, group)
+    kappa, is_blind = step_size(w_old, step, group)
+    x, problem = z, Prox(z, kappa, w_old, group, is_blind)
     for penalty in PENALTIES:
         if penalty.is_on(group) and (penalty.is_constraint or group["penalty_mode"] != "subgradient"):
             x = penalty.prox(x, problem)

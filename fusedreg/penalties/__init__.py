@@ -8,9 +8,12 @@ from typing import Any
 from torch import Tensor
 from typing_extensions import TypedDict
 
+from .box import LOWER, UPPER
 from .freeze_zeros import FREEZE_ZEROS
+from .l0 import L0
 from .l1 import L1
 from .l2 import L2
+from .mcp import MCP_GAMMA
 from .spec import PENALTY_MODES, Group, Option, Penalty, Prox, is_number, on_gpu
 
 __all__ = [
@@ -27,8 +30,9 @@ __all__ = [
     "on_gpu",
 ]
 
-# In the order in which their proxes are applied.
-PENALTIES: tuple[Penalty, ...] = (L1, L2, FREEZE_ZEROS)
+# In the order in which their proxes are applied. The L0 penalty is behind the box: what it weighs against zero is what
+# the box has left.
+PENALTIES: tuple[Penalty, ...] = (L1, L2, MCP_GAMMA, LOWER, UPPER, L0, FREEZE_ZEROS)
 
 PENALTY_MODE = Option(
     "penalty_mode",
@@ -69,6 +73,10 @@ class Regularizers(TypedDict, total=False):
 
     l1: float | Tensor
     l2: float | Tensor
+    mcp_gamma: float | Tensor
+    lower: float | Tensor
+    upper: float | Tensor
+    l0: float | Tensor
     freeze_zeros: bool
     penalty_mode: str
     clip_value: float | Tensor | None
@@ -85,6 +93,19 @@ def check_together(group: Group) -> None:
                 raise ValueError(
                     f"Invalid {penalty.name} value: {group[penalty.name]} with penalty_mode='subgradient' (allowed: "
                     f"{penalty.option.default:g}, or another mode: its subgradient is not worth a step)"
+                )
+    lower, upper = group["lower"], group["upper"]
+    if on_gpu(lower) or on_gpu(upper):
+        return
+    if lower > upper:
+        raise ValueError(f"Invalid lower value: {lower} with upper={upper} (allowed: lower <= upper)")
+    if not lower <= 0 <= upper:
+        for penalty in on:
+            if penalty.needs_zero:
+                name, value = ("lower", lower) if lower > 0 else ("upper", upper)
+                raise ValueError(
+                    f"Invalid {name} value: {value} with {penalty.name}={group[penalty.name]} (allowed: lower <= 0 <= "
+                    "upper, so that a weight may be zero)"
                 )
 
 

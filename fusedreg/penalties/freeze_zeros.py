@@ -33,4 +33,5 @@ FREEZE_ZEROS = Penalty(
     value=lambda w, group: torch.zeros_like(w),
     subdifferential=_subdifferential,
     is_constraint=True,
+    needs_zero=True,
 )

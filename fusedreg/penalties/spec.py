@@ -25,6 +25,11 @@ def is_number(value: object) -> bool:
     return isinstance(value, (int, float)) or (isinstance(value, Tensor) and value.numel() == 1)
 
 
+def like(w: Tensor, value: Scalar) -> Tensor:
+    """A number as a tensor beside ``w``, rounded to its dtype; one that is too large is infinite."""
+    return torch.as_tensor(value, dtype=w.dtype, device=w.device)
+
+
 @dataclass(frozen=True)
 class Option:
     """A keyword that every fusedreg optimizer takes beside its twin's, and a key of its param groups."""
@@ -66,6 +71,8 @@ class Prox(NamedTuple):
     w_old: Tensor
     """The weight before the step."""
     group: Group
+    is_blind: Tensor
+    """Whether the metric says nothing of the weight, element by element: it never saw a gradient."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +98,8 @@ class Penalty:
     """Whether complex parameters may have it, as pairs of real numbers."""
     is_constraint: bool = False
     """Whether every weight must meet it after a step, in every penalty mode."""
+    needs_zero: bool = False
+    """Whether it is about weights that are zero, so that a box must not forbid them."""
 
     @property
     def name(self) -> str:

@@ -53,7 +53,7 @@ def scalars_on_device(monkeypatch):
 @pytest.fixture
 def everything_on_device(monkeypatch):
     """As far as the question goes where a tensor is: what the host then reads of one is a fault."""
-    for module in ("optimizer", "hyperparameters", "penalties.spec", "rules.spec", "step.norm"):
+    for module in ("optimizer", "hyperparameters", "penalties", "penalties.spec", "rules.spec", "step.norm"):
         monkeypatch.setattr(f"fusedreg.{module}.on_gpu", lambda value: isinstance(value, torch.Tensor))
 
 
@@ -235,6 +235,7 @@ def test_amp_on_the_device(cls, variant, found_inf, scalars_on_device, everythin
 def test_hyperparameters_on_the_device(cls, dtype, scalars_on_device, everything_on_device) -> None:
     """As a CUDA graph needs it: moved in place between steps, read by the kernels."""
     values = {"lr": 0.05, "l1": 0.03, "l2": 0.2, "weight_decay": 0.1, "clip_value": 0.8, "max_grad_norm": 2.0}
+    values |= {"mcp_gamma": 9.0, "lower": -1.6, "upper": 1.3, "l0": 1e-3}
     tensors = {key: torch.tensor(value, dtype=dtype) for key, value in values.items()}
     values = {key: tensor.item() for key, tensor in tensors.items()}
     params, own = make_params(dtype=torch.float64), make_params(dtype=torch.float64)

@@ -14,6 +14,8 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
+from fusedreg.penalties import PENALTIES as PENALTY_SPECS
+
 SENTINEL = 12345.0
 CHUNK = 32 * 1024
 DTYPES = {
@@ -211,6 +213,16 @@ OWN_OPTIONS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
 """What a group may say to a rule alone."""
 
 
+# What has kernels of its own: together, or not at all.
+STAGES: dict[str, st.SearchStrategy[Any]] = {
+    "mcp_gamma": mostly(st.sampled_from([math.inf, 0.3, 2.0, 50.0]), 1e-20, 1e-3, 1e20, 1e39),
+    "lower": mostly(st.sampled_from([-math.inf, -1.0, -0.02, 0.0]), -1e-40, -1e20, -1e39),
+    "upper": mostly(st.sampled_from([math.inf, 1.0, 0.02]), 0.0, 1e-40, 1e20, 1e39),
+    "l0": PENALTIES,
+    "freeze_zeros": st.booleans(),
+}
+
+
 @st.composite
 def optimizer_options(draw: st.DrawFn, cls: type, has_complex: bool) -> dict[str, Any]:
     """Everything that a group can say, but max_grad_norm, which all groups share."""
@@ -224,6 +236,11 @@ def optimizer_options(draw: st.DrawFn, cls: type, has_complex: bool) -> dict[str
         "penalty_mode": draw(st.sampled_from((*cls.spec.modes, cls.spec.modes[0]))),
         "clip_value": draw(CLIP_VALUES),
     }
+    options |= {penalty.name: penalty.option.default for penalty in PENALTY_SPECS if penalty.name in STAGES}
+    if not has_complex and draw(st.booleans()):
+        options |= {name: draw(strategy) for name, strategy in STAGES.items()}
+        if options["penalty_mode"] == "subgradient":
+            options |= {"mcp_gamma": math.inf, "l0": 0.0}
     if draw(st.integers(0, 4)) == 0:
         options["lr"] = torch.tensor(options["lr"], dtype=draw(st.sampled_from([torch.float32, torch.float64])))
     options |= draw(OWN_OPTIONS[cls.spec.name])
@@ -232,7 +249,18 @@ def optimizer_options(draw: st.DrawFn, cls: type, has_complex: bool) -> dict[str
     return options
 
 
-SABOTAGE = ("l1=-1", "l2=nan", "clip_value=-1", "grad_scale=0", "sparse gradient", "norms disagree", "l1 on complex")
+SABOTAGE = (
+    "l1=-1",
+    "l0=inf",
+    "mcp_gamma=0",
+    "lower=inf",
+    "l2=nan",
+    "clip_value=-1",
+    "grad_scale=0",
+    "sparse gradient",
+    "norms disagree",
+    "l1 on complex",
+)
 
 
 @st.composite

@@ -399,29 +399,172 @@ def floored(d: Span, safeguard: Span | None, floor: Span) -> Span:
 def prox_bounds(bounds: Bounds, w_old: Span, group: dict[str, Any]) -> Span:
     """Stage 6. In a metric: divided by it as in the formula, or multiplied out as in the code."""
     z = bounds.z
-    a = z.arithmetic
-    l1, l2, lr = float(group["l1"]), float(group["l2"]), float(group["lr"])
-    if lr == 0 or (l1 == 0 and l2 == 0) or group["penalty_mode"] == "subgradient":
+    if float(group["lr"]) == 0:
         return z
-    one, strength1, strength2 = scalar(1.0, a), scalar(l1, a), scalar(l2, a)
-    if bounds.d is None or group["penalty_mode"] == "decoupled":
-        step = scalar(lr if group["penalty_mode"] == "decoupled" else bounds.tau, a)
-        return soft(z, (step * strength1).not_negative()) / (one + (step * strength2).not_negative())
-    floor = scalar(0.5, a) * (strength1 + strength2 * w_old.abs())
-    d, tau = floored(bounds.d, bounds.safeguard, floor).not_negative(), scalar(bounds.tau, a)
+    stages = Stages.of(bounds, group)
+    if stages.shrinks:
+        z = prox_in_metric(stages, w_old) if stages.d is not None else minimisers(stages, None)
+    elif stages.is_boxed:
+        z = boxed(z, stages)
+    if not group["freeze_zeros"]:
+        return z
+    frozen = Span(torch.zeros_like(z.lo), torch.zeros_like(z.hi), bounds.z.nan, z.arithmetic)
+    return select(w_old.is_point(0.0) & ~bounds.z.must_be_nan, frozen, z)
 
-    def shrunk(d: Span) -> Span:
-        divided = number_over(tau, d).not_negative()
-        # The oracle asks no prox of a penalty that is off: infinity times a strength of zero would be a NaN.
-        textbook = soft(z, (divided * strength1).not_negative()) if l1 != 0 else z
-        textbook = textbook / (one + (divided * strength2).not_negative()) if l2 != 0 else textbook
-        threshold = (tau * strength1).not_negative()
-        multiplied_out = soft(d * z, threshold) / (d + tau * strength2).not_negative()
-        return either(textbook, multiplied_out)
 
+@dataclasses.dataclass
+class Stages:
+    """What stage 6 is told: numbers as the host has them, d where the prox is in a metric."""
+
+    z: Span
+    d: Span | None
+    safeguard: Span | None
+    tau: float
+    l1: float
+    l2: float
+    l0: float
+    gamma: float
+    lower: float
+    upper: float
+    eps: float
+
+    @classmethod
+    def of(cls, bounds: Bounds, group: dict[str, Any]) -> Stages:
+        mode = group["penalty_mode"]
+        l1, l2, l0 = (0.0 if mode == "subgradient" else float(group[name]) for name in ("l1", "l2", "l0"))
+        gamma = float(group["mcp_gamma"]) if l1 != 0 else INF
+        lower, upper = float(group["lower"]), float(group["upper"])
+        tau = float(group["lr"]) if mode == "decoupled" else bounds.tau
+        d = bounds.d if mode == "proximal" else None
+        eps = float(group.get("eps", 0.0))
+        return cls(bounds.z, d, bounds.safeguard, tau, l1, l2, l0, gamma, lower, upper, eps)
+
+    @property
+    def shrinks(self) -> bool:
+        return self.l1 != 0 or self.l2 != 0 or self.l0 != 0
+
+    @property
+    def is_boxed(self) -> bool:
+        return self.lower != -INF or self.upper != INF
+
+    def of_arithmetic(self, value: float) -> Span:
+        return scalar(value, self.z.arithmetic)
+
+
+def boxed(x: Span, stages: Stages) -> Span:
+    lower, upper = stages.of_arithmetic(stages.lower), stages.of_arithmetic(stages.upper)
+    lo = torch.minimum(torch.maximum(x.lo, lower.lo), upper.lo)
+    return Span(lo, torch.minimum(torch.maximum(x.hi, lower.hi), upper.hi), x.nan, x.arithmetic)
+
+
+def decided(yes: Tensor, no: Tensor, a: Span, b: Span) -> Span:
+    """a where it is certain, b where it is certain not to be, and both where rounding decides."""
+    return select(yes, a, select(no, b, either(a, b)))
+
+
+def prox_in_metric(stages: Stages, w_old: Span) -> Span:
+    assert stages.d is not None
+    size, tau = w_old.abs(), stages.of_arithmetic(stages.tau)
+    strength1, strength2 = stages.of_arithmetic(stages.l1), stages.of_arithmetic(stages.l2)
+    slope = strength1
+    if stages.gamma != INF:
+        slope = strength1 - either(
+            size / stages.of_arithmetic(stages.gamma), size * stages.of_arithmetic(1 / stages.gamma)
+        )
+        slope = slope.not_negative()
+    d = floored(stages.d, stages.safeguard, stages.of_arithmetic(0.5) * (slope + strength2 * size)).not_negative()
+    if stages.gamma != INF:
+        d = d.maximum(stages.of_arithmetic(2 * stages.tau / stages.gamma))
     # Its size grows with d, which stands in it twice: both ends alone, one after the other, say more than the interval.
-    at_ends = either(*(shrunk(Span(end, end, d.nan, a)) for end in d.ends))
-    return select((d.lo > 0) & (d.hi < INF), at_ends, shrunk(d))
+    at_ends = either(*(minimisers(stages, Span(end, end, d.nan, d.arithmetic)) for end in d.ends))
+    x = select((d.lo > 0) & (d.hi < INF), at_ends, minimisers(stages, d))
+    if stages.l0 == 0:
+        return x
+    known = dataclasses.replace(stages, l0=0.0)
+    kept = either(*(minimisers(known, Span(end, end, d.nan, d.arithmetic)) for end in d.ends))
+    kept = select((d.lo > 0) & (d.hi < INF), kept, minimisers(known, d))
+    held_against, limit = stages.safeguard or stages.d, stages.of_arithmetic(2 * stages.eps)
+    if stages.safeguard is not None:  # in the code both sides are multiplied by d / safeguard
+        ratio = stages.d / stages.safeguard
+        limit, held_against = limit * ratio, either(stages.d, held_against * ratio)
+    del tau
+    return decided(held_against.hi <= limit.lo, held_against.lo > limit.hi, kept, x)
+
+
+def minimisers(stages: Stages, d: Span | None) -> Span:
+    """The minimiser without a metric (d is None), or with this d_prox: as the formulas have it, or as the code does."""
+    z, one = stages.z, stages.of_arithmetic(1.0)
+    strength1, strength2, tau = (stages.of_arithmetic(value) for value in (stages.l1, stages.l2, stages.tau))
+    fades = stages.gamma != INF
+    # multiplied out
+    metric = one if d is None else d
+    scaled, threshold = (z if d is None else d * z), (tau * strength1).not_negative()
+    ridge = metric + (tau * strength2).not_negative()
+    curvature = (ridge - stages.of_arithmetic(stages.tau / stages.gamma)).not_negative()
+    pulled = soft(scaled, threshold)
+    flat, firm = scaled / ridge, pulled / curvature
+    if d is None:
+        whole, rest = 1 + stages.tau * stages.l2, 1 + stages.tau * (stages.l2 - 1 / stages.gamma)
+        flat = either(flat, scaled * stages.of_arithmetic(1 / whole))
+        firm = either(firm, pulled * stages.of_arithmetic(1 / rest if rest > 0 else INF))
+    # divided
+    kappa = tau if d is None else number_over(tau, d).not_negative()
+    shrink = one + (kappa * strength2).not_negative() if stages.l2 != 0 else one
+    y, step = z / shrink, kappa / shrink
+    if fades:
+        rest_of_one = (one - step / stages.of_arithmetic(stages.gamma)).not_negative()
+        flat, firm = either(flat, y), either(firm, soft(y, (step * strength1).not_negative()) / rest_of_one)
+    elif stages.l1 != 0:
+        firm = either(firm, soft(z, (kappa * strength1).not_negative()) / shrink)
+    else:
+        firm = either(firm, y)
+
+    is_flat, is_firm = torch.zeros_like(z.lo, dtype=torch.bool), torch.ones_like(z.lo, dtype=torch.bool)
+    is_concave, is_convex = is_flat, is_firm
+    if fades:
+        knee = stages.of_arithmetic(stages.gamma * stages.l1)
+        border = knee * ridge
+        is_flat = (scaled.abs().lo > border.hi) & (y.abs().lo > knee.hi)
+        is_firm = (scaled.abs().hi < border.lo) & (y.abs().hi < knee.lo)
+        if d is None:
+            gamma = stages.of_arithmetic(stages.gamma)
+            is_concave, is_convex = step.lo > gamma.hi, step.hi < gamma.lo
+            is_flat, is_firm = is_flat | is_concave, is_firm & is_convex
+    x = decided(is_flat, is_firm, flat, firm)
+    if stages.is_boxed:
+        x = boxed(x, stages)
+    may_be_worse = torch.ones_like(is_flat) if stages.l0 != 0 else ~is_convex
+    if not may_be_worse.any():
+        return x
+
+    # Whether zero is better: the gain of x in units of 1 / (2 tau), and as the formulas have it.
+    size, two = x.abs(), stages.of_arithmetic(2.0)
+    pull = two * scaled.abs()
+    gains = [size * (pull - two * threshold - size * (ridge - stages.of_arithmetic(stages.tau / stages.gamma)))]
+    if fades:
+        height = stages.of_arithmetic(stages.tau * (stages.gamma * stages.l1) * stages.l1)
+        beyond = size * (pull - size * ridge) - height
+        gains = [decided(size.lo > knee.hi, size.hi <= knee.lo, beyond, gains[0])]
+    costs = [stages.of_arithmetic(2 * stages.tau * stages.l0)]
+    own = strength1 * size
+    if fades:
+        double = (stages.of_arithmetic(stages.gamma) * two).not_negative()
+        within = own - size * size / double
+        highest = stages.of_arithmetic(stages.gamma * stages.l1 * stages.l1 / 2)
+        own = decided(size.lo > knee.hi, size.hi < knee.lo, highest, within)
+    quadratic = size * (two * z.abs() - size) / (two * kappa).not_negative()
+    gains.append(quadratic - own - strength2 / two * size * size)
+    costs.append(stages.of_arithmetic(stages.l0))
+    is_zero, is_kept = torch.ones_like(is_flat), torch.ones_like(is_flat)
+    for gain, cost in zip(gains, costs, strict=True):
+        certain = ~gain.nan & ~gain.must_be_nan
+        is_zero = is_zero & certain & (gain.hi <= cost.lo)
+        is_kept = is_kept & ((certain & (gain.lo > cost.hi)) | gain.must_be_nan)
+    if stages.l0 == 0:
+        is_zero, is_kept = is_zero & is_concave, is_kept | is_convex
+    zero = Span(torch.zeros_like(x.lo), torch.zeros_like(x.hi), torch.zeros_like(x.nan), x.arithmetic)
+    # A NaN is never smaller than a cost.
+    return select(x.must_be_nan, x, decided(is_zero & ~x.nan, is_kept, zero, x))
 
 
 def step_bounds(

@@ -23,7 +23,8 @@ from helpers import (
     variant_of,
 )
 
-from fusedreg.penalties import OPTIONS
+from fusedreg.parity import STAGES
+from fusedreg.penalties import OPTIONS, PENALTIES
 
 BAD = [
     ("l1", -0.5, "-0.5"),
@@ -32,6 +33,14 @@ BAD = [
     ("l1", "much", "'much'"),
     ("l2", -0.25, "-0.25"),
     ("l2", math.inf, "inf"),
+    ("l0", -1.0, "-1.0"),
+    ("l0", math.inf, "inf"),
+    ("mcp_gamma", 0.0, "0.0"),
+    ("mcp_gamma", math.nan, "nan"),
+    ("lower", math.inf, "inf"),
+    ("lower", None, "None"),
+    ("upper", -math.inf, "-inf"),
+    ("upper", math.nan, "nan"),
     ("freeze_zeros", 2, "2"),
     ("freeze_zeros", "yes", "'yes'"),
     ("penalty_mode", "lasso", "'lasso'"),
@@ -87,6 +96,50 @@ def test_a_checkpoint_with_a_bad_value(key, value, shown) -> None:
     with pytest.raises(ValueError, match=f"Invalid {key} value"):
         optimizer.load_state_dict(state_dict)
     assert optimizer.param_groups[0][key] == {option.name: option.default for option in OPTIONS}[key]
+
+
+TOGETHER = [
+    ({"lower": 1.0, "upper": 0.5}, r"Invalid lower value: 1.0 with upper=0.5 \(allowed: lower <= upper\)"),
+    ({"lower": 0.5, "l0": 0.1}, r"Invalid lower value: 0.5 with l0=0.1 \(allowed: lower <= 0 <= upper"),
+    ({"upper": -0.5, "freeze_zeros": True}, r"Invalid upper value: -0.5 with freeze_zeros=True \(allowed: lower <= 0"),
+    ({"lower": 0.5, "l1": 0.1, "mcp_gamma": 3.0}, r"Invalid lower value: 0.5 with mcp_gamma=3.0 \(allowed: lower <= 0"),
+    ({"penalty_mode": "subgradient", "l0": 0.1}, r"Invalid l0 value: 0.1 with penalty_mode='subgradient' \(allowed: 0"),
+    (
+        {"penalty_mode": "subgradient", "mcp_gamma": 3.0},
+        r"Invalid mcp_gamma value: 3.0 with penalty_mode='subgradient'",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"), TOGETHER, ids=lambda value: "+".join(value) if isinstance(value, dict) else ""
+)
+def test_options_that_are_not_allowed_together(options, message, backend) -> None:
+    """In the constructor, in a new group, in a checkpoint, and between two steps, where nothing moves."""
+    params = make_params()
+    with pytest.raises(ValueError, match=message):
+        FusedRegAdam(params, **options)
+    optimizer = FusedRegAdam(params[:1], backend=backend)
+    with pytest.raises(ValueError, match=message):
+        optimizer.add_param_group({"params": params[1:], **options})
+    assert len(optimizer.param_groups) == 1
+    state_dict = optimizer.state_dict()
+    state_dict["param_groups"][0].update(options)
+    with pytest.raises(ValueError, match=message):
+        optimizer.load_state_dict(state_dict)
+    run(optimizer, params, 1)
+    before = snapshot(optimizer)
+    optimizer.param_groups[0].update(options)
+    with pytest.raises(ValueError, match=message):
+        optimizer.step()
+    assert_same_bits(before, snapshot(optimizer))
+
+
+@pytest.mark.parametrize("name", [penalty.name for penalty in PENALTIES if not penalty.takes_complex])
+def test_complex_with_a_penalty_on_real_numbers(name) -> None:
+    param = torch.nn.Parameter(torch.randn(3, dtype=torch.complex64))
+    with pytest.raises(ValueError, match=rf"Invalid {name} value: .*complex"):
+        FusedRegAdam([param], **{name: STAGES.get(name, 0.1)})
 
 
 def test_groups_that_disagree_on_max_grad_norm() -> None:

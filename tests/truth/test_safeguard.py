@@ -236,3 +236,39 @@ def test_what_a_penalty_adds_to_any_step_is_bounded(flavour, backend) -> None:
         assert (x.abs() <= z.abs()).all()
         # Reached to a tenth, where the metric is below the floor.
         assert ((x - z).abs() > 0.9 * 2 * LR).any()
+
+
+# -- the other penalties
+
+
+@pytest.mark.parametrize("gamma", [1e-3, 0.1, 3.0, 1e3])
+@pytest.mark.parametrize("flavour", FLAVOURS)
+def test_the_minimax_concave_penalty_moves_a_weight_without_gradients_by_at_most_four_lr(
+    flavour, gamma, backend
+) -> None:
+    """It is more concave than a metric of eps is convex. Where it is flat, no weight moves."""
+    cls, options = FLAVOURS[flavour]
+    for l1 in (1e-3, 0.1, 100.0):
+        model = UnusedRow()
+        optimizer = cls(model.parameters(), lr=LR, l1=l1, mcp_gamma=gamma, backend=backend, **options)
+        seen = trajectory(model, optimizer, steps=4)
+        moves = (seen[1:] - seen[:-1]).abs()
+        assert (seen.abs().diff(dim=0) <= 0).all()
+        at_most(4 * (1 + 1e-12), moves.max().item() / LR, "minimax concave: a weight without gradients: move, in lr")
+        assert (moves[:, seen[0].abs() > gamma * l1] == 0).all()
+        assert moves.max() > 0.5 * LR or gamma * l1 < 0.5
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS)
+def test_the_l0_penalty_takes_no_weight_that_never_saw_a_gradient(flavour, backend) -> None:
+    """Its metric is eps, by which every weight is worth less than l0. Once it has seen one, it is judged."""
+    cls, options = FLAVOURS[flavour]
+    model = UnusedRow()
+    optimizer = cls(model.parameters(), lr=LR, l0=1e-3, backend=backend, **options)
+    seen = trajectory(model, optimizer, steps=3)
+    assert (seen[1:] == seen[0]).all()
+    assert (model.embedding.weight[:9] != 0).float().mean() > 0.5
+    optimizer.zero_grad()
+    (1e-5 * model.embedding.weight[9]).sum().backward()
+    optimizer.step()
+    assert (model.untouched() == 0).float().mean() > 0.5

@@ -60,6 +60,8 @@ def prepare_constants(rule: Rule, clips: bool) -> dict[str, Any]:
     return dict(
         fill=rule.fill,
         HAS_METRIC=rule.has_metric,
+        # The place of its eps, its metric where no gradient has come; -1 where it has none.
+        EPS=len(COMMON_FIELDS) + rule.field_names.index("eps") if "eps" in rule.field_names else -1,
         GROUP_FIELDS=group_fields(rule),
         CLIP=clips,
         BLOCK=NORM_BLOCK,

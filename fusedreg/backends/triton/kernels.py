@@ -21,15 +21,19 @@ from .scalars import (
     FOUND_INF,
     FREEZE_ZEROS,
     GRAD_SCALE,
+    L0,
     L1,
     L2,
+    LOWER,
     LR,
     MAX_GRAD_NORM,
     MAXIMIZE,
+    MCP_GAMMA,
     PENALTY_MODE,
     PROXIMAL,
     STEP_SCALARS,
     SUBGRADIENT,
+    UPPER,
     WEIGHT_DECAY,
     read,
     write,
@@ -60,7 +64,19 @@ class StepConstants(NamedTuple):
     l1: Any
     l2: Any
     shrink: Any
+    # its further stages, where objectives are multiplied by 2 * tau: see ProxConstants in csrc/maths/prox.h
     has_stages: Any
+    inv_gamma: Any
+    tau_over_gamma: Any
+    least_d: Any
+    knee: Any
+    height: Any
+    firm_up_to: Any
+    firm_shrink: Any
+    l0: Any
+    blind_d: Any
+    lower: Any
+    upper: Any
     freezes: Any
 
 
@@ -90,6 +106,7 @@ def transform_gradient(g, w, c):
 def prox(z, w_old, d, floor_ratio, c):
     """Stage 6: soft(z, tau * l1) / (1 + tau * l2); in a metric, where tau becomes tau / d, multiplied out by d."""
     # The floor keeps a weight that never saw a gradient (d = eps) from vanishing at once.
+    unguarded_d = d
     floor = 0.5 * (c.l1 + c.l2 * tl.abs(w_old))
     d = maximum(d, floor * floor_ratio)
     metric = tl.where(c.in_metric != 0, d, 1.0)
@@ -97,13 +114,35 @@ def prox(z, w_old, d, floor_ratio, c):
     w = tl.where(c.in_metric != 0, divide(thresholded, metric + c.tau * c.l2), thresholded * c.shrink)
     w = tl.where(c.has_prox != 0, w, z)
     if c.has_stages != 0:  # a branch that all elements take: without further stages they cost nothing
-        w = further_stages(w, z, w_old, c)
+        w = prox_with_stages(z, w_old, unguarded_d, floor_ratio, c)
     return w
 
 
 @triton.jit
-def further_stages(x, z, w_old, c):
-    """The stages behind l1 and l2."""
+def prox_with_stages(z, w_old, d, floor_ratio, c):
+    """With the minimax concave penalty, the box, the L0 penalty and frozen zeros. First the best x that is not zero, by
+    the firm threshold; then whether zero is better."""
+    is_blind = d <= c.blind_d * floor_ratio
+    # The floor is half of the penalty's slope at w_old; and the metric that keeps the problem convex.
+    fading = c.l1 - c.inv_gamma * tl.abs(w_old)
+    floor = 0.5 * (tl.where(fading > 0, fading, 0.0) + c.l2 * tl.abs(w_old))
+    d = maximum(d, floor * floor_ratio)
+    d = tl.where(d < c.least_d, c.least_d, d)
+    metric = tl.where(c.in_metric != 0, d, 1.0)
+    scaled, ridge = metric * z, metric + c.tau * c.l2
+    threshold, curvature = c.tau * c.l1, ridge - c.tau_over_gamma
+    is_flat = tl.abs(scaled) > c.firm_up_to * ridge
+    pulled = tl.where(is_flat, scaled, soft_threshold(scaled, threshold))
+    by_product = pulled * tl.where(is_flat, c.shrink, c.firm_shrink)
+    x = tl.where(c.in_metric != 0, divide(pulled, tl.where(is_flat, ridge, curvature)), by_product)
+    x = tl.where(is_flat, tl.where(c.l2 != 0, x, z), x)  # to the bit: d * z / d is not always z
+    x = tl.where(x < c.lower, c.lower, x)
+    x = tl.where(x > c.upper, c.upper, x)
+    size, pull = tl.abs(x), 2 * tl.abs(scaled)
+    beyond = size * (pull - size * ridge) - c.height
+    within = size * (pull - 2 * threshold - size * curvature)
+    is_zero = tl.where(size > c.knee, beyond, within) <= c.l0  # not where one is a NaN
+    x = tl.where(is_blind, x, tl.where(is_zero, 0.0, x))
     return tl.where((w_old == 0) & (z == z), tl.where(c.freezes != 0, 0.0, x), x)  # a NaN is to be seen
 
 
@@ -131,6 +170,7 @@ def prepare_kernel(
     norm_at,
     fill: tl.constexpr,
     HAS_METRIC: tl.constexpr,
+    EPS: tl.constexpr,
     GROUP_FIELDS: tl.constexpr,
     CLIP: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -156,34 +196,59 @@ def prepare_kernel(
         tl.store(norm_at, norm, mask=(set_index == 0) & (skip == 0))
 
     lr, weight_decay, l1, l2 = read(group, LR), read(group, WEIGHT_DECAY), read(group, L1), read(group, L2)
+    l0, lower, upper, freezes = read(group, L0), read(group, LOWER), read(group, UPPER), read(group, FREEZE_ZEROS)
     penalty_mode = read(group, PENALTY_MODE)
     is_subgradient = penalty_mode == SUBGRADIENT
     is_decoupled_decay = read(group, DECOUPLED_WEIGHT_DECAY) != 0
-    has_penalty = (l1 != 0) | (l2 != 0)
-    freezes = read(group, FREEZE_ZEROS)
+    l1_gradient, l2_gradient = tl.where(is_subgradient, l1, 0.0), tl.where(is_subgradient, l2, 0.0)
+    is_penalized = (l1_gradient != 0) | (l2_gradient != 0) | ((weight_decay != 0) & (is_decoupled_decay == 0))
+    l1, l2 = l1 - l1_gradient, l2 - l2_gradient  # what is left for the prox
+    has_prox = ((l1 != 0) | (l2 != 0) | (l0 != 0)) & (lr != 0)
+    fades = (l1 != 0) & (read(group, MCP_GAMMA) != float("inf"))
+    is_boxed = (lower != float("-inf")) | (upper != float("inf"))
+    has_stages = (fades | is_boxed | (l0 != 0) | (freezes != 0)) & (lr != 0)
     scalar_states = ()
     for i in tl.static_range(MAX_SCALAR_STATES):
         scalar_states = scalar_states + (read(states_at, i),)
     rule_constants, rule_tau, next_scalar_states = fill(group, scalar_states)
-    tau = tl.where(penalty_mode == DECOUPLED, lr, rule_tau)
+    # An infinite one times no penalty would be a NaN.
+    tau = tl.where(has_prox, tl.where(penalty_mode == DECOUPLED, lr, rule_tau), 0.0)
+    inv_gamma = tl.where(fades, 1 / read(group, MCP_GAMMA), 0.0)
+    knee = tl.where(fades, read(group, MCP_GAMMA) * l1, float("inf"))
+    shrink = 1 / (1 + tau * l2)
+    curvature = 1 + tau * (l2 - inv_gamma)
+    # With one step size for all, the penalty may be more concave than the quadratic is convex: then there is nothing
+    # between zero and the flat part. In a metric, least_d sees to it.
+    in_metric = (penalty_mode == PROXIMAL) & HAS_METRIC
+    is_firm = in_metric | (curvature > 0)
     c = StepConstants(
         skip=skip.to(tl.float64),
         inv_grad_scale=inverse_grad_scale(scalars, group),
         clip_value=read(group, CLIP_VALUE),
         clip_coef=clip_coef,
-        is_penalized=((is_subgradient & has_penalty) | ((weight_decay != 0) & (is_decoupled_decay == 0))).to(
-            tl.float64
-        ),
-        l1_gradient=tl.where(is_subgradient, l1, 0.0),
-        l2_gradient=tl.where(is_subgradient, l2, 0.0) + tl.where(is_decoupled_decay, 0.0, weight_decay),
+        is_penalized=is_penalized.to(tl.float64),
+        l1_gradient=l1_gradient,
+        l2_gradient=l2_gradient + tl.where(is_decoupled_decay, 0.0, weight_decay),
         w_scale=tl.where(is_decoupled_decay, 1 - lr * weight_decay, 1.0),
-        has_prox=(has_penalty & (lr != 0) & (is_subgradient == 0)).to(tl.float64),
-        in_metric=((penalty_mode == PROXIMAL) & HAS_METRIC).to(tl.float64),
+        has_prox=has_prox.to(tl.float64),
+        in_metric=in_metric.to(tl.float64),
         tau=tau,
         l1=l1,
         l2=l2,
-        shrink=1 / (1 + tau * l2),
-        has_stages=((freezes != 0) & (lr != 0)).to(tl.float64),
+        shrink=shrink,
+        has_stages=has_stages.to(tl.float64),
+        inv_gamma=inv_gamma,
+        tau_over_gamma=tau * inv_gamma,
+        least_d=2 * tau * inv_gamma,
+        knee=knee,
+        height=tl.where(fades, tau * knee * l1, 0.0),
+        firm_up_to=tl.where((l1 != 0) & is_firm, knee, -1.0),
+        firm_shrink=tl.where(is_firm, 1 / curvature, shrink),
+        # Where the problem is convex, x is not worse than zero.
+        l0=tl.where((l0 != 0) | (is_firm == 0), 2 * tau * l0, float("-inf")),
+        blind_d=tl.where(in_metric, 2 * read(group, EPS), float("-inf")) if EPS >= 0 else float("-inf"),
+        lower=lower,
+        upper=upper,
         freezes=freezes,
     )
     its = constants + set_index * (len(c) + len(rule_constants))

@@ -25,7 +25,21 @@ GRAD_SCALE, FOUND_INF, MAX_GRAD_NORM, STEP_SCALARS = (
 # What a group has under every rule, in the order of compiled_field_names. From RULE_FIELDS on, the rule's own fields.
 COMMON_FIELDS = (*(each.name for each in COMMON), *compiled_fields({each.name: each.default for each in OPTIONS}))
 RULE_FIELDS = len(COMMON_FIELDS)
-LR, WEIGHT_DECAY, MAXIMIZE, DECOUPLED_WEIGHT_DECAY, CLIP_VALUE, PENALTY_MODE, L1, L2, FREEZE_ZEROS = (
+(
+    LR,
+    WEIGHT_DECAY,
+    MAXIMIZE,
+    DECOUPLED_WEIGHT_DECAY,
+    CLIP_VALUE,
+    PENALTY_MODE,
+    L1,
+    L2,
+    MCP_GAMMA,
+    LOWER,
+    UPPER,
+    L0,
+    FREEZE_ZEROS,
+) = (
     tl.constexpr(COMMON_FIELDS.index(name))
     for name in (
         "lr",
@@ -36,6 +50,10 @@ LR, WEIGHT_DECAY, MAXIMIZE, DECOUPLED_WEIGHT_DECAY, CLIP_VALUE, PENALTY_MODE, L1
         "penalty_mode",
         "l1",
         "l2",
+        "mcp_gamma",
+        "lower",
+        "upper",
+        "l0",
         "freeze_zeros",
     )
 )
