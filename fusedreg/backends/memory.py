@@ -47,7 +47,7 @@ def read_gradient(param: Any) -> Tensor | None:
 
     Raises:
         ValueError: only one of the two is a DTensor, or they are on different meshes.
-        RuntimeError: a subclass of Tensor that cannot be copied to plain memory.
+        RuntimeError: a subclass of Tensor that cannot be copied to plain memory, or not all of it.
     """
     grad = param.grad
     if grad is None:
@@ -62,14 +62,24 @@ def read_gradient(param: Any) -> Tensor | None:
         if theirs.placements != ours.placements:
             grad = grad.redistribute(placements=ours.placements)
         grad = grad._local_tensor
+    if hasattr(grad, "trigger_wait"):  # the result of a collective that is under way
+        grad = grad.trigger_wait()
     if grad.layout != torch.strided or is_plain(grad) or type(grad) is type(local(param)):
         return grad
+    if isinstance(grad, torch.masked.MaskedTensor):
+        raise RuntimeError("a gradient is a MaskedTensor, and says nothing of some elements (allowed: to_tensor(0))")
+    # Into zeros and into ones, to see whether the subclass writes every element.
+    plain, again = (torch.full_like(local(param), fill, requires_grad=False) for fill in (0, 1))
     try:
-        return torch.empty_like(local(param), requires_grad=False).copy_(grad)
+        plain.copy_(grad)
+        again.copy_(grad)
     except Exception as error:
         raise RuntimeError(
             f"a gradient is a {type(grad).__name__}, which has no plain memory to read: {error}"
         ) from error
+    if (plain.eq(0) & again.eq(1)).any():
+        raise RuntimeError(f"a gradient is a {type(grad).__name__}, which has no plain memory to read")
+    return plain
 
 
 def rejection_of_memory(
