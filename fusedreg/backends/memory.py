@@ -9,10 +9,15 @@ import torch
 from torch import Tensor
 
 
-def is_dtensor(tensor: Tensor) -> bool:
+def _dtensor() -> Any:
     # Whoever holds one has imported it; the import costs a second.
     module = sys.modules.get("torch.distributed.tensor")
-    return module is not None and isinstance(tensor, module.DTensor)
+    return None if module is None else module.DTensor
+
+
+def is_dtensor(tensor: Tensor) -> bool:
+    cls = _dtensor()
+    return cls is not None and isinstance(tensor, cls)
 
 
 def local(tensor: Any) -> Tensor:
@@ -38,7 +43,6 @@ def needs_reading(param: Tensor) -> bool:
     return is_dtensor(param) or not (param.grad is None or is_plain(param.grad) or type(param.grad) is type(param))
 
 
-@torch.no_grad()
 def read_gradient(param: Any) -> Tensor | None:
     """``param.grad`` as plain memory, laid out over processes as ``param`` is; ``param.grad`` itself stays as it is.
 
@@ -52,24 +56,33 @@ def read_gradient(param: Any) -> Tensor | None:
     grad = param.grad
     if grad is None:
         return None
-    if is_dtensor(param) != is_dtensor(grad):
+    if type(param) is type(grad) is _dtensor():
+        ours, theirs = param._spec, grad._spec
+        if theirs is not ours:
+            if theirs.mesh is not ours.mesh and theirs.mesh != ours.mesh:
+                raise ValueError(f"Invalid gradient: its mesh is {theirs.mesh}, its parameter's {ours.mesh}")
+            if theirs.placements != ours.placements:
+                with torch.no_grad():
+                    grad = grad.redistribute(placements=ours.placements)
+        grad = grad._local_tensor
+        if type(grad) is Tensor:  # the most common case: microseconds count
+            return grad
+    elif is_dtensor(param) or is_dtensor(grad):
         kinds = [type(each).__name__ for each in (grad, param)]
         raise ValueError(f"Invalid gradient: it is a {kinds[0]}, its parameter a {kinds[1]} (allowed: the same)")
-    if is_dtensor(param):
-        ours, theirs = param._spec, grad._spec
-        if theirs.mesh is not ours.mesh and theirs.mesh != ours.mesh:
-            raise ValueError(f"Invalid gradient: its mesh is {theirs.mesh}, its parameter's {ours.mesh}")
-        if theirs.placements != ours.placements:
-            grad = grad.redistribute(placements=ours.placements)
-        grad = grad._local_tensor
     if hasattr(grad, "trigger_wait"):  # the result of a collective that is under way
         grad = grad.trigger_wait()
     if grad.layout != torch.strided or is_plain(grad) or type(grad) is type(local(param)):
         return grad
+    return _copy_to_memory(grad, local(param))
+
+
+@torch.no_grad()
+def _copy_to_memory(grad: Tensor, like: Tensor) -> Tensor:
     if isinstance(grad, torch.masked.MaskedTensor):
         raise RuntimeError("a gradient is a MaskedTensor, and says nothing of some elements (allowed: to_tensor(0))")
     # Into zeros and into ones, to see whether the subclass writes every element.
-    plain, again = (torch.full_like(local(param), fill, requires_grad=False) for fill in (0, 1))
+    plain, again = (torch.full_like(like, fill, requires_grad=False) for fill in (0, 1))
     try:
         plain.copy_(grad)
         again.copy_(grad)

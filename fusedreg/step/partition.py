@@ -101,23 +101,17 @@ class NormOverProcesses:
         Args:
             sums: of squares, over this rank's gradients, and how the parameters that they are of are spread.
         """
-        on_device = [value for _, value in sums if isinstance(value, Tensor)]
-        device = on_device[0].device if on_device else torch.device("cpu")
-        zero = torch.zeros((), dtype=torch.float64, device=device)
-        squares = [zero] * len(self._partitions)
+        device = next((value.device for _, value in sums if isinstance(value, Tensor)), None)
+        squares: list[float | Tensor] = [0.0] * len(self._partitions)
         for partition, value in sums:
             i = self._partitions.index(partition)
-            squares[i] = squares[i] + (value.to(device, torch.float64).sum() if isinstance(value, Tensor) else value)
+            squares[i] += value.to(device, torch.float64).sum() if isinstance(value, Tensor) else value
         for group, places, counts in self._reductions:
-            own = torch.stack(
-                [squares[i] if is_counted else zero for i, is_counted in zip(places, counts, strict=True)]
-            )
-            for i, reduced in zip(places, _all_reduce(own, group), strict=True):
+            own = [squares[i] if is_counted else 0.0 for i, is_counted in zip(places, counts, strict=True)]
+            for i, reduced in zip(places, _all_reduce(own, group, device), strict=True):
                 squares[i] = reduced
-        total = torch.stack([each for each, counts in zip(squares, self._is_counted, strict=True) if counts]).sum()
-        if self._norm_group is not None:
-            total = _all_reduce(total, self._norm_group)
-        return total if on_device else total.item()
+        total = sum(each for each, counts in zip(squares, self._is_counted, strict=True) if counts)
+        return total if self._norm_group is None else _all_reduce([total], self._norm_group, device)[0]
 
 
 def _counts_here(partition: Partition | None, norm_group: Any) -> bool:
@@ -131,9 +125,18 @@ def _counts_here(partition: Partition | None, norm_group: Any) -> bool:
     return torch.distributed.get_rank() == min(set(ranks) & set(partition.mesh.mesh.flatten().tolist()))
 
 
-def _all_reduce(tensor: Tensor, group: Any) -> Tensor:
-    """The sum over a group's ranks, where ``tensor`` is: through the group's own device, if it has another."""
-    devices = {device.type for device in group._device_types}
-    there = tensor.clone() if tensor.device.type in devices else tensor.to(sorted(devices)[0])
-    torch.distributed.all_reduce(there, group=group)
-    return there.to(tensor.device)
+def _all_reduce(numbers: list[float | Tensor], group: Any, device: torch.device | None) -> list[float | Tensor]:
+    """The sums over a group's ranks, 0-dim tensors on ``device``, floats where that is None."""
+    if device is None:
+        own = torch.tensor(numbers, dtype=torch.float64, device="cpu")
+    else:
+        scalars = [
+            each if isinstance(each, Tensor) else torch.full((), each, dtype=torch.float64, device=device)
+            for each in numbers
+        ]
+        own = torch.stack(scalars)
+    # Through the group's own device, where it has another: NCCL takes nothing that is on the CPU.
+    through = {each.type for each in group._device_types}
+    reduced = own if own.device.type in through else own.to(min(through))
+    torch.distributed.all_reduce(reduced, group=group)
+    return reduced.tolist() if device is None else list(reduced.to(device).unbind())

@@ -25,6 +25,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 
 from fusedreg import backends
+from fusedreg.backends import device_plan, tables
 
 ALL, TWO_BY_TWO = (4,), (2, 2)
 ROWS, COLUMNS, WHOLE = Shard(0), Shard(1), Replicate()
@@ -91,10 +92,12 @@ def sharded(
     dtype: torch.dtype,
     backend: str,
 ) -> tuple[list[Tensor], list[Tensor]]:
-    if backend == "triton":  # make test-triton
+    if backend in ("triton", "triton, tables in Python"):  # make test-triton
         from triton_interpreter import InterpretedTritonBackend
 
+        device_plan.make_tables = tables.make_tables if backend == "triton" else tables.PythonTables
         backends.BACKENDS["triton"] = InterpretedTritonBackend(scalars_on_host=False)
+        backend = "triton"
     shapes = [shape for shape, _, _ in LAYOUTS[layout]]
     places = [(None if mesh is None else meshes[mesh], placements) for _, mesh, placements in LAYOUTS[layout]]
 
@@ -159,7 +162,11 @@ def test_every_layout(layout) -> None:
         [
             (cls, {**REGULARIZED, **more}, layout, dtype, backend)
             for cls, more in ((FusedRegAdamW, {}), (FusedRegSGD, {"momentum": 0.9, "dampening": 0.3}))
-            for dtype, backend in ((torch.float32, FAST), (torch.bfloat16, FAST), (torch.float32, "reference"))
+            for dtype, backend in (
+                (torch.float32, FAST),
+                (torch.bfloat16, FAST),
+                (torch.float32, "triton, tables in Python" if FAST == "triton" else "reference"),
+            )
         ]
     )
 
