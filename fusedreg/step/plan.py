@@ -39,10 +39,14 @@ class Part(NamedTuple):
     plan: Plan
     partition: Partition | None
     read: list[int] | None
-    """The parameters' keys in ``Gradients``, where the plan is given those."""
+    """The parameters' keys in ``Gradients``, where the plan may have to be given those."""
 
     def refresh(self, gradients: Gradients) -> bool:
         return self.plan.refresh() if self.read is None else self.plan.refresh([gradients[key] for key in self.read])
+
+    def refresh_as_it_is(self) -> bool:
+        """False where gradients must be read first, or something has changed."""
+        return (self.read is None or self.partition is not None) and self.plan.refresh()
 
 
 class Plans:
@@ -78,8 +82,12 @@ class Plans:
                 return False
             for plan in self.plans:
                 plan.set_groups(groups, hyperparameters.numbers)
+        # A list: whether there is a collective to come must not depend on the order of the parts.
+        others = [part for part in self.parts if not part.refresh_as_it_is()]
+        if not others:
+            return True
         gradients.read(self._read)
-        return all([part.refresh(gradients) for part in self.parts])
+        return all([part.read is not None and part.refresh(gradients) for part in others])
 
 
 def make_plans(
