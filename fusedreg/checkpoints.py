@@ -43,7 +43,7 @@ def bring_up_to_date(
         check_group(spec, group)
     for group in groups:
         _spread_momentum_gains(group, state.get("state", {}))
-    names = [declared.name for declared in (*spec.states, *spec.scalar_states)]
+    names = [*(each.name for each in spec.states), *(each.name for each in spec.scalar_states)]
     for own in state.get("state", {}).values():
         for name in names:
             if isinstance(own, dict) and own.get(name) == {}:
