@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import itertools
 import zlib
 from collections.abc import Iterable
 from typing import Any
@@ -308,3 +309,42 @@ def test_zero_consolidated_into_one_process_and_into_another_number() -> None:
             tensors_of({"model": model.state_dict(), "optimizer": optimizer.state_dict()}),
             tensors_of(saved[case]["then"]),
         )
+
+
+# -- FSDP1: a scalar state of a FlatParameter is that of all parameters in it
+
+
+def _fsdp1() -> None:
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    def make_fsdp1(use_orig_params: bool, seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        how = {"use_orig_params": use_orig_params, "device_id": torch.device("cpu")}
+        model = nn.Sequential(nn.Linear(5, 7), FullyShardedDataParallel(nn.Linear(7, 3), **how))
+        return FullyShardedDataParallel(model, **how)
+
+    def train(model: nn.Module, optimizer: torch.optim.Optimizer, seed: int) -> None:
+        torch.manual_seed(seed)
+        for _ in range(STEPS):
+            model(torch.randn(4, 5)).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    for cls, variant, _ in (CASES[case] for case in _FULLEST):
+        for use_orig_params, form in itertools.product((True, False), FORMS):
+            model = make_fsdp1(use_orig_params, 0)
+            optimizer = cls(model.parameters(), lr=0.05, l1=0.02, **variant_of(cls, variant))
+            train(model, optimizer, 1)
+            saved = copy.deepcopy(saved_by(model, optimizer, [form]))
+            train(model, optimizer, 2)
+
+            resumed_model = make_fsdp1(use_orig_params, 3)
+            resumed = cls(resumed_model.parameters(), lr=0.5, l1=0.9, **variant_of(cls, variant))
+            set_model_state_dict(resumed_model, saved["model"])
+            set_optimizer_state_dict(resumed_model, resumed, saved[form], options=FORMS[form])
+            train(resumed_model, resumed, 2)
+            assert_same_bits(list(resumed_model.parameters()), list(model.parameters()))
+
+
+def test_fsdp1() -> None:
+    worlds.run(2, _fsdp1)
