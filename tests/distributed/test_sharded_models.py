@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -158,8 +159,8 @@ def _zero_penalties() -> tuple[Any, ...]:
     model = make_model()
     whole = known(model)[2]
     groups = fusedreg.param_groups(model, l1=0.5)
-    group = distributed.group.WORLD
-    zero = ZeroRedundancyOptimizer(groups, FusedRegSGD, lr=0.1, l2=0.25, norm_group=group)
+    inner = functools.partial(FusedRegSGD, norm_group=distributed.group.WORLD)
+    zero = ZeroRedundancyOptimizer(groups, inner, lr=0.1, l2=0.25)
     return whole, fusedreg.penalty(zero), fusedreg.penalty(zero.optim)
 
 
