@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import inspect
 import io
 
@@ -23,6 +24,8 @@ from twin_pairs import (
     make_model,
     train,
 )
+
+import fusedreg
 
 distributed = pytest.importorskip("torch.distributed")
 checkpointing = pytest.importorskip("torch.distributed.checkpoint.state_dict")
@@ -89,16 +92,67 @@ def test_state_dicts_by_name(configuration, direction, form, backend) -> None:
     assert_close(contents(resumed), contents(uncut))
 
 
-def test_a_flat_state_dict_of_a_twin_lacks_our_keys() -> None:
-    """torch asks it for the value of every key that a group here has. Nested ones load; this is where it ends."""
+@every_configuration
+def test_a_flat_state_dict_of_a_twin_is_read_by_a_twin(configuration, backend) -> None:
+    """torch asks it for the value of every key that a group here has, and it lacks ours."""
+    cls, flags = CONFIGURATIONS[configuration]
     model = make_model()
-    twin = torch.optim.Adam(model.parameters())
-    train(model, twin, 1)
-    twin.zero_grad()
+    plain = TWINS[cls](model.parameters(), **PLAIN, **flags)
+    train(model, plain, 2)
+    plain.zero_grad()
     options = checkpointing.StateDictOptions(**FORMS["flat"])
-    flat = checkpointing.get_optimizer_state_dict(model, twin, options=options)
+    flat = checkpointing.get_optimizer_state_dict(model, plain, options=options)
+    optimizer = cls(model.parameters(), lr=1.0, l1=0.25, backend=backend, **flags)
     with pytest.raises(KeyError, match=r"param_groups\..*\.l1"):
-        checkpointing.set_optimizer_state_dict(model, FusedRegAdam(model.parameters()), flat, options=options)
+        checkpointing.set_optimizer_state_dict(model, optimizer, flat, options=options)
+    optimizer = cls(model.parameters(), lr=1.0, l1=0.25, backend=backend, **flags)
+    reader = fusedreg.torch_twin(optimizer)
+    assert type(reader) is TWINS[cls]
+    assert reader.param_groups[0].keys() == plain.param_groups[0].keys()
+    checkpointing.set_optimizer_state_dict(model, reader, flat, options=options)
+    optimizer.load_state_dict(reader.state_dict())
+    assert_close(contents(optimizer), contents(plain))
+    group = optimizer.param_groups[0]
+    assert (group["lr"], group["weight_decay"], group["l1"]) == (PLAIN["lr"], PLAIN["weight_decay"], 0.25)
+
+
+def test_a_rule_without_a_twin_has_none_to_read_with() -> None:
+    class Alone(FusedRegAdam):
+        spec = dataclasses.replace(FusedRegAdam.spec, twin=None)
+
+    with pytest.raises(ValueError, match="Alone has no twin"):
+        fusedreg.torch_twin(Alone([torch.zeros(1)]))
+
+
+def test_a_nested_state_dict_into_groups_that_are_split() -> None:
+    """torch gives all that a saved group says to one of them; to load the others would leave them without an lr."""
+    model = make_model()
+    optimizer = FusedRegAdam(model.parameters(), lr=0.125)
+    train(model, optimizer, 1)
+    optimizer.zero_grad()
+    nested = checkpointing.get_optimizer_state_dict(model, optimizer)
+    split = FusedRegAdam([{"params": [param]} for param in model.parameters()], lr=0.5)
+    with pytest.raises(ValueError, match=r"group 0 has no 'lr'.*flatten_optimizer_state_dict"):
+        checkpointing.set_optimizer_state_dict(model, split, nested)
+    assert {group["lr"] for group in split.param_groups} == {0.5}
+
+
+def test_a_flat_state_dict_without_a_state_that_is_needed_now(backend) -> None:
+    """torch reads an empty dict for it; it begins at zero, as out of a nested dict."""
+    found = []
+    for form in FORMS.values():
+        model = make_model()
+        optimizer = FusedRegAdam(model.parameters(), backend=backend)
+        train(model, optimizer, 1)
+        optimizer.zero_grad()
+        options = checkpointing.StateDictOptions(**form)
+        saved = checkpointing.get_optimizer_state_dict(model, optimizer, options=options)
+        resumed = FusedRegAdam(model.parameters(), amsgrad=True, backend=backend)
+        checkpointing.set_optimizer_state_dict(model, resumed, saved, options=options)
+        resumed.param_groups[0]["amsgrad"] = True
+        train(model, resumed, 2)
+        found.append(contents(resumed))
+    assert_close(*found)
 
 
 @few_configurations
