@@ -9,7 +9,7 @@ from ..backends.memory import local
 from ..flat_parameters import is_flat
 from ..optimizer import FusedRegOptimizer
 from ..penalties import PENALTIES
-from ..step.partition import NormOverProcesses, partition_of
+from ..step.partition import SumOverProcesses, partition_of
 
 
 @torch.no_grad()
@@ -48,5 +48,5 @@ def penalty(optimizer: FusedRegOptimizer) -> Tensor:
                 w = torch.view_as_real(w.resolve_conj()) if w.is_complex() else w
                 total = totals[partitions[param]]
                 total += each.value(w.to(dtype), group).sum().to(total.device)
-    whole = NormOverProcesses(partitions.values(), norm_group).add_up(list(totals.items()))
+    whole = SumOverProcesses(partitions.values(), norm_group).add_up(list(totals.items()))
     return torch.as_tensor(whole, dtype=dtype, device=device)

@@ -81,7 +81,7 @@ def check_norm_is_whole(optimizer: str, groups: list[dict[str, Any]], state: dic
             )
 
 
-class NormOverProcesses:
+class SumOverProcesses:
     """Adds up sums of squares over processes. Every rank makes the same calls, whatever gradients it has."""
 
     def __init__(self, partitions: Iterable[Partition | None], norm_group: Any) -> None:

@@ -16,7 +16,7 @@ from ..penalties import MAX_GRAD_NORM
 from ..rules.spec import RuleSpec
 from .checks import check_gradient, check_states, parameters_that_share_memory
 from .created import Created
-from .partition import NormOverProcesses, Partition, check_norm_is_whole, partition_of
+from .partition import SumOverProcesses, Partition, check_norm_is_whole, partition_of
 
 Groups = list[dict[str, Any]]
 
@@ -55,7 +55,7 @@ class Plans:
     def __init__(self, parts: list[Part], groups: Groups, state: dict[Any, Any], demands: list[Any]) -> None:
         self.parts = parts
         self.plans = [part.plan for part in parts]
-        self.over_processes: NormOverProcesses | None = None
+        self.over_processes: SumOverProcesses | None = None
         self._state = state
         self._params = [list(group["params"]) for group in groups]
         read = {key for part in parts for key in part.read or ()}
@@ -149,7 +149,7 @@ def make_plans(
         parts.append(part)
     plans = Plans(parts, groups, state, hyperparameters.demands)
     if max_grad_norm is not None:
-        over_processes = NormOverProcesses(partitions.values(), norm_group)
+        over_processes = SumOverProcesses(partitions.values(), norm_group)
         plans.over_processes = over_processes if over_processes.is_needed else None
     return plans
 
