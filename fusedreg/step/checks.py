@@ -49,16 +49,22 @@ def check_states(param: Tensor, states: list[Tensor], scalar_states: list[Tensor
         raise RuntimeError("Inplace update to inference tensor outside InferenceMode is not allowed")
 
 
-def check_gradient(param: Tensor, grad: Tensor, optimizer: str) -> None:
+def check_gradient(param: Tensor, grad: Tensor, optimizer: str, group: int) -> None:
     """Raises if a step cannot be taken on ``param``, before anything has changed.
 
     Args:
         grad: ``param.grad``, or what was read of it (backends/memory.py).
+        optimizer: its name, for errors.
+        group: the index of the parameter's group, for errors.
     """
     if not (param.is_floating_point() or param.is_complex()):
         raise ValueError(f"Invalid parameter: its dtype is {param.dtype} (allowed: floating point and complex)")
     if grad.layout != torch.strided:
-        raise RuntimeError(f"{optimizer} does not support sparse gradients, and one has layout {grad.layout}")
+        raise RuntimeError(
+            f"{optimizer} does not support sparse gradients, and in param group {group} one of shape "
+            f"{tuple(grad.shape)} has layout {grad.layout} (allowed: nn.Embedding(sparse=False), or torch.optim.SparseAdam "
+            "for this parameter)"
+        )
     param = local(param)
     for what in ("device", "dtype", "shape"):
         ours, theirs = getattr(param, what), getattr(grad, what)

@@ -165,7 +165,7 @@ def _choose_backends(
 ) -> dict[Tensor, str]:
     """The name of the backend of every parameter that has a gradient."""
     chosen: dict[Tensor, str] = {}
-    for group in groups:
+    for index, group in enumerate(groups):
         check_complex(group)
         needed, scalars = spec.needed_states(group), spec.needed_scalar_states(group)
         for param in group["params"]:
@@ -177,7 +177,7 @@ def _choose_backends(
                     f"Invalid params: one of shape {tuple(param.shape)} is listed twice, and its momentum would begin "
                     "twice (allowed: each parameter once)"
                 )
-            check_gradient(param, grad, optimizer)
+            check_gradient(param, grad, optimizer, index)
             own = state.get(param, {})
             states = [own[name] for name in needed if own.get(name) is not None]
             check_states(param, states, [own[name] for name in scalars if isinstance(own.get(name), Tensor)])
