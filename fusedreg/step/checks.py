@@ -62,8 +62,8 @@ def check_gradient(param: Tensor, grad: Tensor, optimizer: str, group: int) -> N
     if grad.layout != torch.strided:
         raise RuntimeError(
             f"{optimizer} does not support sparse gradients, and in param group {group} one of shape "
-            f"{tuple(grad.shape)} has layout {grad.layout} (allowed: nn.Embedding(sparse=False), or torch.optim.SparseAdam "
-            "for this parameter)"
+            f"{tuple(grad.shape)} has layout {grad.layout} (allowed: nn.Embedding(sparse=False), or "
+            "torch.optim.SparseAdam for this parameter)"
         )
     param = local(param)
     for what in ("device", "dtype", "shape"):
