@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 
 import pytest
 import torch
@@ -205,6 +207,24 @@ def test_grad_norm_is_a_0_dim_tensor_of_the_last_step(backend) -> None:
     torch.testing.assert_close(optimizer.grad_norm.double(), expected, rtol=1e-7, atol=0)
 
 
+def test_grad_norm_is_seen_by_copies(backend) -> None:
+    """Lightning's and Fabric's wrappers take over an optimizer's attributes, once, before the first step."""
+    params = make_params()
+    optimizer = FusedRegSGD(params, max_grad_norm=math.inf, backend=backend)
+    wrapper = object.__new__(type("Wrapper", (FusedRegSGD,), {}))
+    wrapper.__dict__.update(optimizer.__dict__)
+    for seed in range(2):
+        set_grads(params, seed)
+        optimizer.step()
+        assert wrapper.grad_norm.equal(optimizer.grad_norm)
+    for twin in (copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))):
+        assert twin.grad_norm.equal(optimizer.grad_norm)
+        before = optimizer.grad_norm
+        set_grads(twin.param_groups[0]["params"], 7)
+        twin.step()
+        assert optimizer.grad_norm.equal(before)
+
+
 @needs_cpp
 @pytest.mark.parametrize("clip_value", [None, 0.5])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
@@ -236,9 +256,8 @@ def test_the_norm_has_the_same_bits_on_every_instruction_set() -> None:
             params = make_params(((1003, 7), (31,)), torch.float32)
             optimizer = FusedRegSGD(params, max_grad_norm=1.0, backend="cpp")
             run(optimizer, params, 1)
-            norms.append(
-                optimizer._grad_norm if isinstance(optimizer._grad_norm, float) else optimizer.grad_norm.item()
-            )
+            norm = optimizer._measured["grad_norm"]
+            norms.append(norm if isinstance(norm, float) else norm.item())
     finally:
         EXTENSION.use_instruction_set(before)
     assert len(set(norms)) == 1

@@ -37,6 +37,12 @@ void bump_version(const at::Tensor& tensor) {
 
 bool is_plain(const at::Tensor& tensor) { return !tensor.is_conj() && !tensor.is_neg(); }
 
+// What has none: a subclass that keeps its numbers elsewhere, zeros that are only known to be such, freed storage.
+bool has_memory(const at::Tensor& tensor) {
+  return !tensor.unsafeGetTensorImpl()->is_python_dispatch() && !tensor._is_zerotensor() &&
+         (tensor.const_data_ptr() != nullptr || tensor.numel() == 0);
+}
+
 // Of a few numbers each: a call of memcmp costs more than the comparison.
 bool same(at::IntArrayRef a, const std::vector<std::int64_t>& b) {
   if (a.size() != b.size()) return false;
@@ -67,9 +73,42 @@ bool holds(PyObject* dict, const Items& items) {
   return true;
 }
 
+// What a DTensor calls its parts.
+struct Names {
+  PyObject* const local_tensor = PyUnicode_InternFromString("_local_tensor");
+  PyObject* const spec = PyUnicode_InternFromString("_spec");
+  PyObject* const mesh = PyUnicode_InternFromString("mesh");
+  PyObject* const placements = PyUnicode_InternFromString("placements");
+};
+
+const Names& names() {
+  static const Names names;
+  return names;
+}
+
+// An attribute that the object itself holds.
+PyObject* borrow_attribute(PyObject* object, PyObject* name) {
+  PyObject* const value = PyObject_GetAttr(object, name);
+  if (value == nullptr) throw py::error_already_set();
+  Py_DECREF(value);
+  return value;
+}
+
+bool are_equal(PyObject* a, PyObject* b) {
+  const int answer = PyObject_RichCompareBool(a, b, Py_EQ);
+  if (answer < 0) throw py::error_already_set();
+  return answer == 1;
+}
+
 }  // namespace
 
 Parameters::~Parameters() = default;
+
+const at::Tensor& Parameters::local_of(PyObject* dtensor) {
+  PyObject* const local = borrow_attribute(dtensor, names().local_tensor);
+  if (!THPVariable_Check(local)) throw std::invalid_argument("a part of a DTensor is not a tensor");
+  return THPVariable_Unpack(local);
+}
 
 Parameters::Parameters(const RuleInfo& rule, const Columns& columns)
     : rule_(rule),
@@ -91,6 +130,7 @@ Parameters::Parameters(const RuleInfo& rule, const Columns& columns)
     Entry& entry = entries_.emplace_back();
     entry.param_object = columns.params[i].ptr();
     if (!THPVariable_Check(entry.param_object)) throw std::invalid_argument("a parameter is not a tensor");
+    entry.sharded = columns.sharded;
     const at::Tensor& param = entry.param();
     if (!is_supported(param.scalar_type())) {
       throw std::invalid_argument("a plan takes floating point and complex tensors");
@@ -112,7 +152,9 @@ Parameters::Parameters(const RuleInfo& rule, const Columns& columns)
     }
     for (std::size_t k = 0; k < its_states.size(); ++k) {
       if (its_states[k].is_none()) continue;
-      entry.state[k] = its_states[k].cast<at::Tensor>();
+      entry.state_objects[k] = py::handle(its_states[k]).ptr();
+      if (!THPVariable_Check(entry.state_objects[k])) throw std::invalid_argument("a state is not a tensor");
+      entry.state[k] = entry.sharded ? local_of(entry.state_objects[k]) : THPVariable_Unpack(entry.state_objects[k]);
       entry.data.state[k] = entry.state[k].data_ptr();
       entry.needed |= StateMask{1} << k;
     }
@@ -175,20 +217,46 @@ void Parameters::prefetch(std::size_t i) const {
   for (std::size_t k = 0; k < scalar_state_count_; ++k) touch(entry.scalar_states[k].tensor.unsafeGetTensorImpl());
 }
 
-bool Parameters::refresh_gradients() {
+bool Parameters::read_gradient(Entry& entry) {
+  // Tensor::grad() looks for reasons to warn first
+  entry.grad = THPVariable_Unpack(entry.param_object).unsafeGetTensorImpl()->grad();
+  if (!entry.sharded || !entry.grad.defined()) return true;
+  const auto grad = py::reinterpret_steal<py::object>(THPVariable_Wrap(entry.grad));
+  if (Py_TYPE(grad.ptr()) != Py_TYPE(entry.param_object)) return false;
+  PyObject* const ours = borrow_attribute(entry.param_object, names().spec);
+  PyObject* const theirs = borrow_attribute(grad.ptr(), names().spec);
+  if (ours != theirs &&
+      !(are_equal(borrow_attribute(ours, names().mesh), borrow_attribute(theirs, names().mesh)) &&
+        are_equal(borrow_attribute(ours, names().placements), borrow_attribute(theirs, names().placements)))) {
+    return false;
+  }
+  entry.grad = local_of(grad.ptr());
+  return true;
+}
+
+bool Parameters::refresh_gradients(const py::object& gradients) {
   if (!holds(optimizer_state_, optimizer_state_items_)) return false;
+  const bool are_given = !gradients.is_none();
+  const auto given = are_given ? py::reinterpret_borrow<py::list>(gradients) : py::list();
+  if (are_given && given.size() != entries_.size()) throw std::invalid_argument("not one gradient a parameter");
   // Outside of InferenceMode, torch lets nobody write what was made inside.
   const bool may_write_inference = c10::InferenceMode::is_enabled();
   for (std::size_t i = 0; i < entries_.size(); ++i) {
     prefetch(i);
-    if (!bind(entries_[i], may_write_inference)) return false;
+    Entry& entry = entries_[i];
+    if (are_given) {
+      PyObject* const grad = PyList_GET_ITEM(given.ptr(), i);
+      entry.grad = THPVariable_Check(grad) ? THPVariable_Unpack(grad) : at::Tensor();
+    } else if (!read_gradient(entry)) {
+      return false;
+    }
+    if (!bind(entry, may_write_inference)) return false;
   }
   return true;
 }
 
 bool Parameters::bind(Entry& entry, bool may_write_inference) {
   const at::Tensor& param = entry.param();
-  entry.grad = param.unsafeGetTensorImpl()->grad();  // Tensor::grad() looks for reasons to warn first
   const at::Tensor& grad = entry.grad;
   if (grad.defined() != entry.active) return false;
   if (!entry.active) return true;
@@ -200,13 +268,16 @@ bool Parameters::bind(Entry& entry, bool may_write_inference) {
       !holds(entry.state_dict, entry.state_items)) {
     return false;
   }
-  if (!has_same_shape(grad) || grad.device() != param.device() || grad.layout() != at::kStrided) return false;
+  if (!has_same_shape(grad) || grad.device() != param.device() || grad.layout() != at::kStrided || !has_memory(grad)) {
+    return false;
+  }
   bool fast = entry.is_dense && same(grad.strides(), entry.strides) && is_plain(grad);
   bool fits = true;
   for_each_state(entry.needed, [&](std::size_t k) {
     const at::Tensor& state = entry.state[k];
     fits = fits && has_same_shape(state) && state.data_ptr() == entry.data.state[k] &&
-           (may_write_inference || !state.is_inference());
+           (may_write_inference || !state.is_inference()) &&
+           (!entry.sharded || local_of(entry.state_objects[k]).is_same(state));
     fast = fast && same(state.strides(), entry.strides);
   });
   if (!fits) return false;
@@ -256,6 +327,9 @@ void Parameters::finish_update() {
     // Raw pointers bypass autograd's check of in-place changes; the version counters keep it honest.
     bump_version(entry.param());
     for_each_state(entry.needed, [&](std::size_t k) { bump_version(entry.state[k]); });
+    if (!entry.sharded) continue;
+    bump_version(THPVariable_Unpack(entry.param_object));  // a DTensor counts for itself, too
+    for_each_state(entry.needed, [&](std::size_t k) { bump_version(THPVariable_Unpack(entry.state_objects[k])); });
   }
 }
 

@@ -383,3 +383,15 @@ def test_sgd_keeps_its_gain_over_a_skipped_step(backend) -> None:
         optimizer.found_inf = torch.tensor(found_inf)
         optimizer.step()
     assert optimizer.state[params[0]]["momentum_gain"].item() == 1.5
+
+
+def test_only_a_scaler_is_told_that_a_step_unscales(backend) -> None:
+    """Lightning refuses gradient_clip_val beside an optimizer that says so, and does not unscale for its own clip."""
+    param = torch.nn.Parameter(torch.ones(3))
+    optimizer = FusedRegAdam([param], lr=0.1, fused=True, backend=backend)
+    assert not optimizer._step_supports_amp_scaling
+    scaler = torch.amp.GradScaler(param.device.type, init_scale=8.0)
+    scaler.scale(param.sum()).backward()
+    scaler.step(optimizer)
+    assert param.grad.tolist() == [8.0] * 3, "the scaler unscaled by itself"
+    scaler.update()
