@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from ..penalties import has_stages
 from ..rules.spec import RuleSpec
 from .base import Entry, Plan, StepScalars
 from .tables import NUMEL, ROW_COLUMNS, SET_WIDTH, encode_address, encode_value, make_tables
@@ -39,6 +40,8 @@ class Launch(NamedTuple):
     """The rule's tensor states that are needed, as a mask."""
     is_aligned: bool
     """Whether every pointer is a multiple of 16 bytes, as 128-bit loads and stores need it."""
+    has_stages: bool
+    """Whether a group has more to its prox than l1 and l2, where that is another kernel."""
     first_chunk: int
     chunks: int
 
@@ -69,6 +72,8 @@ class Kernels(Protocol):
     """What one backend launches, for one rule."""
 
     constants_width: int
+    compiles_stages: bool = False
+    """Whether a prox with more stages than l1 and l2 is another kernel."""
 
     def squares(self, launch: Launch, tables: StepTables, partial_sums: Tensor) -> None:
         """The sum of squares of the gradients after stages 1 and 2, one part a program: ``partial_sums.numel()``."""
@@ -141,6 +146,8 @@ class DevicePlan(Plan):
         active = [entry for entry in entries if entry.state is not None]
         self._dtypes = [entry.param.dtype.to_real() for entry in active]
         self._state_masks = [_mask(entry.states) for entry in active]
+        self._group_of_row = [entry.group for entry in active]
+        self._has_stages: list[bool] = []
         self._made_by = make_tables(spec, entries, state, scalars_on_host)
         self._group_scalars: list[int] = []  # encoded
         self._kept: list[Tensor] = []
@@ -148,7 +155,7 @@ class DevicePlan(Plan):
         self._launches: list[Launch] = []
         self._chunks = b""
         self._chunks_made_for = b""
-        self._aligned: list[bool] | None = None
+        self._kinds: list[tuple[torch.dtype, int, bool, bool]] | None = None
         self._tables = {name: DeviceTable() for name in ("rows", "chunks", "sets", "scalars")}
         self._constants: Tensor | None = None
         self._constants_made_for: Any = None
@@ -158,6 +165,10 @@ class DevicePlan(Plan):
 
     def set_groups(self, groups: list[dict[str, Any]], numbers: list[tuple[float | Tensor, ...]]) -> None:
         self._kept = []
+        stages = [self._kernels.compiles_stages and has_stages(group) for group in groups]
+        of_rows = [stages[group] for group in self._group_of_row]
+        if of_rows != self._has_stages:
+            self._has_stages, self._chunks_made_for = of_rows, b""
         limit = groups[0]["max_grad_norm"]
         scalars = [limit if self._is_on_device(limit) else float(limit or 0.0)]
         scalars += [value for values in numbers for value in values]
@@ -252,12 +263,13 @@ class DevicePlan(Plan):
         columns = torch.frombuffer(bytearray(rows), dtype=torch.int64).view(ROW_COLUMNS, -1)
         bits = functools.reduce(torch.bitwise_or, columns[:NUMEL])
         aligned = (bits % 16 == 0).tolist()
-        if aligned == self._aligned:
+        kinds = list(zip(self._dtypes, self._state_masks, aligned, self._has_stages, strict=True))
+        if kinds == self._kinds:
             return
-        self._aligned = aligned
+        self._kinds = kinds
         numels = columns[NUMEL].tolist()
-        rows_of_kind: dict[tuple[torch.dtype, int, bool], list[int]] = {}
-        for row, kind in enumerate(zip(self._dtypes, self._state_masks, aligned, strict=True)):
+        rows_of_kind: dict[tuple[torch.dtype, int, bool, bool], list[int]] = {}
+        for row, kind in enumerate(kinds):
             rows_of_kind.setdefault(kind, []).append(row)
         chunks = array("q")
         self._launches = []

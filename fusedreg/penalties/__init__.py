@@ -28,6 +28,7 @@ __all__ = [
     "Regularizers",
     "check_together",
     "compiled_fields",
+    "has_stages",
     "on_gpu",
 ]
 
@@ -109,6 +110,11 @@ def check_together(group: Group) -> None:
                     f"Invalid {name} value: {value} with {penalty.name}={group[penalty.name]} (allowed: lower <= 0 <= "
                     "upper, so that a weight may be zero)"
                 )
+
+
+def has_stages(group: Group) -> bool:
+    """Whether there is more to a group's prox than ``l1`` and ``l2``."""
+    return any(penalty.is_on(group) for penalty in PENALTIES if penalty not in (L1, L2))
 
 
 def compiled_fields(group: dict[str, Any]) -> dict[str, Any]:

@@ -541,6 +541,6 @@ def test_a_trial_is_one_update_of_its_own_memory(rule, states, monkeypatch) -> N
 
     monkeypatch.setattr(tuning, "run_update", watched)
     tuner = tuning.Tuner(timer)
-    kernel = tuning.Kernel(rule, torch.bfloat16, states, True)
+    kernel = tuning.Kernel(rule, torch.bfloat16, states, True, True)
     assert tuner.config(kernel, torch.device("cpu"), capturing=False) == tuning.CANDIDATES[0]
     assert configs == list(tuning.CANDIDATES)

@@ -42,7 +42,8 @@ DTYPES = ("float32", "float64", "bfloat16", "float16")
 VARIANTS = [(name, states) for name, rule in RULES.items() for states in rule.variants]
 POINTERS = {"constants": "*fp64", "partial_sums": "*fp64", "norm_at": "*fp64"}
 
-UPDATES = [(*variant, *rest) for variant, *rest in itertools.product(VARIANTS, DTYPES, (True, False))]
+UPDATES = [(*variant, *rest, False) for variant, *rest in itertools.product(VARIANTS, DTYPES, (True, False))]
+WITH_STAGES = [(*variant, dtype, True, True) for variant, dtype in itertools.product(VARIANTS, DTYPES)]
 
 slow = pytest.mark.slow
 every_target = pytest.mark.parametrize("target", TARGETS)
@@ -105,17 +106,20 @@ def rounds_as_ieee(kernel) -> bool:
     "config",
     [pytest.param(c, id=name_of(c), marks=() if c == tuning.DEFAULT else slow) for c in tuning.CANDIDATES],
 )
-@pytest.mark.parametrize("what", UPDATES, ids=name_of)
+@pytest.mark.parametrize("what", [*UPDATES, *WITH_STAGES], ids=name_of)
 def test_update(what, config, target, tmp_path) -> None:
-    rule, states, dtype, is_aligned = what
+    rule, states, dtype, is_aligned, has_stages = what
     dtype = getattr(torch, dtype)
-    constants = compilation.update_constants(RULES[rule], dtype, states, is_aligned, config.block)
+    constants = compilation.update_constants(RULES[rule], dtype, states, is_aligned, has_stages, config.block)
     kernel = compiled(kernels.update_kernel, constants, target, config.warps)
     registers, spills = registers_and_spills(kernel, tmp_path)
     print(f"{registers} registers, {spills} bytes spilled")  # pytest -rA shows it
     # To have room for more blocks, ptxas puts a few loop invariants aside, before the loop. Of 288 kernels with the
     # default, Triton 3.9 has three that do.
-    assert spills <= (8 if config == tuning.DEFAULT else 32)
+    allowed = 8 if config == tuning.DEFAULT else 32
+    if has_stages:  # twelve invariants more: 11 of these 144 kernels put some aside, float64 with three states the most
+        allowed = 192 if dtype == torch.float64 else 32
+    assert spills <= allowed
     assert rounds_as_ieee(kernel)
     assert kernel.metadata.shared == 0  # no element changes hands between threads
     loads, stores = wide_accesses(kernel)

@@ -19,7 +19,7 @@ from fusedreg.backends.triton import tuning
 from fusedreg.backends.triton.tuning import CANDIDATES, DEFAULT, Kernel, Tuner
 
 CPU = torch.device("cpu")  # whose memory stands in for a device's
-ADAM = Kernel("adam", torch.float32, 0b011, True)
+ADAM = Kernel("adam", torch.float32, 0b011, True, False)
 FASTEST = CANDIDATES[-1]
 
 
@@ -56,7 +56,7 @@ def test_the_default_is_a_candidate() -> None:
 def test_the_fastest_is_taken_and_each_is_timed_once(monkeypatch) -> None:
     for best in range(len(CANDIDATES)):
         clock = Clock(*(0.5 if i == best else 1.0 for i in range(len(CANDIDATES))))
-        kernel = Kernel("sgd", (torch.float32, torch.float64, torch.float16, torch.bfloat16)[best], 1, True)
+        kernel = Kernel("sgd", (torch.float32, torch.float64, torch.float16, torch.bfloat16)[best], 1, True, False)
         tuner = Tuner(clock)
         assert tuner.config(kernel, CPU, capturing=False) == CANDIDATES[best]
         assert clock.trials == len(CANDIDATES)
@@ -67,8 +67,14 @@ def test_the_fastest_is_taken_and_each_is_timed_once(monkeypatch) -> None:
 
 
 def test_each_kernel_is_timed_for_itself() -> None:
-    kernels = [ADAM, ADAM._replace(is_aligned=False), ADAM._replace(states=0b111), ADAM._replace(dtype=torch.bfloat16)]
-    kernels.append(Kernel("sgd", torch.float32, 0b1, True))
+    kernels = [
+        ADAM,
+        ADAM._replace(is_aligned=False),
+        ADAM._replace(has_stages=True),
+        ADAM._replace(states=0b111),
+        ADAM._replace(dtype=torch.bfloat16),
+    ]
+    kernels.append(Kernel("sgd", torch.float32, 0b1, True, False))
     clock = fastest_last()
     tuner = Tuner(clock)
     for _ in range(2):

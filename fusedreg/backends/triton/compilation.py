@@ -41,13 +41,16 @@ def element_constants(dtype: torch.dtype, is_aligned: bool, block: int) -> dict[
     return dict(T=ELEMENTS[dtype], A=arithmetic, ALIGNED=is_aligned, CHUNK=CHUNK, BLOCK=block)
 
 
-def update_constants(rule: Rule, dtype: torch.dtype, states: int, is_aligned: bool, block: int) -> dict[str, Any]:
+def update_constants(
+    rule: Rule, dtype: torch.dtype, states: int, is_aligned: bool, has_stages: bool, block: int
+) -> dict[str, Any]:
     return dict(
         step=rule.step,
         prox=kernels.prox,
         RULE_CONSTANTS=rule.constants,
         RULE_STATES=len(rule.state_names),
         STATES=states,
+        STAGES=has_stages,
         **element_constants(dtype, is_aligned, block),
     )
 
@@ -81,6 +84,6 @@ def run_update(rule: Rule, launch: Launch, tables: StepTables, block: int, warps
         kernels.update_kernel,
         launch.chunks,
         (tables.rows, tables.row_count, tables.chunks[2 * launch.first_chunk :], tables.constants),
-        update_constants(rule, launch.dtype, launch.states, launch.is_aligned, block),
+        update_constants(rule, launch.dtype, launch.states, launch.is_aligned, launch.has_stages, block),
         warps,
     )

@@ -103,7 +103,7 @@ def transform_gradient(g, w, c):
 
 
 @triton.jit
-def prox(z, w_old, d, floor_ratio, c):
+def prox(z, w_old, d, floor_ratio, c, STAGES: tl.constexpr):
     """Stage 6: soft(z, tau * l1) / (1 + tau * l2); in a metric, where tau becomes tau / d, multiplied out by d."""
     # The floor keeps a weight that never saw a gradient (d = eps) from vanishing at once.
     unguarded_d = d
@@ -113,8 +113,8 @@ def prox(z, w_old, d, floor_ratio, c):
     thresholded = soft_threshold(metric * z, c.tau * c.l1)
     w = tl.where(c.in_metric != 0, divide(thresholded, metric + c.tau * c.l2), thresholded * c.shrink)
     w = tl.where(c.has_prox != 0, w, z)
-    if c.has_stages != 0:  # a branch that all elements take: without further stages they cost nothing
-        w = prox_with_stages(z, w_old, unguarded_d, floor_ratio, c)
+    if STAGES:
+        w = tl.where(c.has_stages != 0, prox_with_stages(z, w_old, unguarded_d, floor_ratio, c), w)
     return w
 
 
@@ -337,7 +337,19 @@ def moved(pointers, i):
 
 
 @triton.jit
-def update_block(w_at, g_at, state_at, mask, c, rule_constants, step, prox, STATES: tl.constexpr, A: tl.constexpr):
+def update_block(
+    w_at,
+    g_at,
+    state_at,
+    mask,
+    c,
+    rule_constants,
+    step,
+    prox,
+    STATES: tl.constexpr,
+    STAGES: tl.constexpr,
+    A: tl.constexpr,
+):
     """Stages 1 to 6 for a block of elements: load, maths, store."""
     w_old = tl.load(w_at, mask=mask).to(A)
     g = tl.load(g_at, mask=mask).to(A)
@@ -348,7 +360,7 @@ def update_block(w_at, g_at, state_at, mask, c, rule_constants, step, prox, STAT
     g = transform_gradient(g, w_old, c)  # 1 to 4
     w = w_old * c.w_scale  # 4, decoupled decay
     w, state, d, floor_ratio = step(w, g, state, rule_constants, STATES)  # 5
-    w = prox(w, w_old, d, floor_ratio, c)  # 6
+    w = prox(w, w_old, d, floor_ratio, c, STAGES)  # 6
 
     tl.store(w_at, w, mask=mask)
     for i in tl.static_range(len(state_at)):
@@ -367,6 +379,7 @@ def update_kernel(
     RULE_CONSTANTS: tl.constexpr,
     RULE_STATES: tl.constexpr,
     STATES: tl.constexpr,
+    STAGES: tl.constexpr,
     T: tl.constexpr,
     A: tl.constexpr,
     ALIGNED: tl.constexpr,
@@ -398,7 +411,7 @@ def update_kernel(
     full = count // BLOCK * BLOCK
     for start in range(0, full, BLOCK):
         at = start + element
-        update_block(w + at, g + at, moved(state, at), None, c, rule_constants, step, prox, STATES, A)
+        update_block(w + at, g + at, moved(state, at), None, c, rule_constants, step, prox, STATES, STAGES, A)
     if full < count:
         at = full + element
-        update_block(w + at, g + at, moved(state, at), at < count, c, rule_constants, step, prox, STATES, A)
+        update_block(w + at, g + at, moved(state, at), at < count, c, rule_constants, step, prox, STATES, STAGES, A)

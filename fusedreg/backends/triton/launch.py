@@ -23,6 +23,7 @@ class TritonKernels(Kernels):
             raise ValueError(
                 f"the Triton kernel of the rule {spec.name!r} reads other fields of a group than its spec has"
             )
+        self.compiles_stages = True
         self.constants_width = compilation.constants_width(self._rule)
 
     def squares(self, launch: Launch, tables: StepTables, partial_sums: Tensor) -> None:
@@ -48,7 +49,7 @@ class TritonKernels(Kernels):
             self._config(launch, tables, device)
 
     def _config(self, launch: Launch, tables: StepTables, device: torch.device) -> Config:
-        kernel = Kernel(self._name, launch.dtype, launch.states, launch.is_aligned)
+        kernel = Kernel(self._name, launch.dtype, launch.states, launch.is_aligned, launch.has_stages)
         return update_config(kernel, device, tables.capturing)
 
     def prepare(self, tables: StepTables, squares: Tensor | None, norm: Tensor | None) -> None:

@@ -46,6 +46,7 @@ class Kernel(NamedTuple):
     dtype: torch.dtype
     states: int
     is_aligned: bool
+    has_stages: bool
 
 
 Timer = Callable[[Callable[[], None]], float]
@@ -131,7 +132,7 @@ def make_trial(kernel: Kernel, device: torch.device) -> Callable[[Config], None]
         stream=0,
         kept=memory,
     )
-    launch = Launch(kernel.dtype, kernel.states, kernel.is_aligned, 0, TRIAL_CHUNKS)
+    launch = Launch(kernel.dtype, kernel.states, kernel.is_aligned, kernel.has_stages, 0, TRIAL_CHUNKS)
     return lambda config: run_update(rule, launch, step, config.block, config.warps)
 
 
