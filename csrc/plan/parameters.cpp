@@ -142,6 +142,10 @@ double Parameters::ScalarState::read() const {
   return tensor.scalar_type() == at::kDouble ? *static_cast<const double*>(at) : *static_cast<const float*>(at);
 }
 
+double Parameters::ScalarState::as_stored(double value) const {
+  return is_single() ? static_cast<double>(static_cast<float>(value)) : value;
+}
+
 void Parameters::ScalarState::write(double value) const {
   if (!tensor.defined()) return;
   void* at = tensor.data_ptr();

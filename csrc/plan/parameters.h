@@ -50,6 +50,8 @@ class __attribute__((visibility("hidden"))) Parameters {  // hidden, as pybind11
     at::Tensor tensor;
     double read() const;
     void write(double value) const;
+    double as_stored(double value) const;  // in the tensor's precision
+    bool is_single() const { return tensor.defined() && tensor.scalar_type() != at::kDouble; }
   };
 
   using Items = std::vector<std::pair<PyObject*, PyObject*>>;

@@ -31,7 +31,8 @@ RuleInfo make_rule_info() {
     info.defaults.push_back(field);
   });
   info.next = [](const double* fields, double* scalar_states) {
-    Rule::next(make_group<Rule>(fields).rule, scalar_states);
+    const Group<Rule> group = make_group<Rule>(fields);
+    Rule::next(group.common.lr, group.rule, scalar_states);
   };
   return info;
 }

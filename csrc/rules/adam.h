@@ -31,8 +31,9 @@ struct Adam {
   };
 
   template <class A>
-  FUSEDREG_HD static double fill(Constants<A>& c, double lr, const Hyperparameters& h, const double* scalar_states) {
-    const double t = scalar_states[0] + 1;
+  FUSEDREG_HD static double fill(Constants<A>& c, double lr, const Hyperparameters& h, const double*,
+                                 const double* after) {
+    const double t = after[0];
     c.step_size = static_cast<A>(lr / (1 - pow(h.beta1, t)));
     c.beta1 = static_cast<A>(h.beta1);
     c.one_minus_beta1 = static_cast<A>(1 - h.beta1);
@@ -43,7 +44,7 @@ struct Adam {
     return lr;  // over d, in the prox: m_hat is unbiased already, so without its bias correction
   }
 
-  FUSEDREG_HD static void next(const Hyperparameters&, double* scalar_states) { scalar_states[0] += 1; }
+  FUSEDREG_HD static void next(double, const Hyperparameters&, double* scalar_states) { scalar_states[0] += 1; }
 
   template <StateMask kMask, class A>
   FUSEDREG_HD static Metric<A> step(A& w, A g, A* state, const Constants<A>& c) {

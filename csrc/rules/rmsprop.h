@@ -34,16 +34,17 @@ struct RMSprop {
   };
 
   template <class A>
-  FUSEDREG_HD static double fill(Constants<A>& c, double lr, const Hyperparameters& h, const double* scalar_states) {
+  FUSEDREG_HD static double fill(Constants<A>& c, double lr, const Hyperparameters& h, const double*,
+                                 const double* after) {
     c.step_size = static_cast<A>(lr);
     c.alpha = static_cast<A>(h.alpha);
     c.one_minus_alpha = static_cast<A>(1 - h.alpha);
     c.eps = static_cast<A>(h.eps);
     c.momentum = static_cast<A>(h.momentum);
-    return lr * (h.momentum != 0 ? next_momentum_gain(scalar_states[1], h.momentum, 0) : 1);
+    return lr * (h.momentum != 0 ? after[1] : 1);
   }
 
-  FUSEDREG_HD static void next(const Hyperparameters& h, double* scalar_states) {
+  FUSEDREG_HD static void next(double, const Hyperparameters& h, double* scalar_states) {
     scalar_states[0] += 1;
     if (h.momentum != 0) scalar_states[1] = next_momentum_gain(scalar_states[1], h.momentum, 0);
   }

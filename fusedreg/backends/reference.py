@@ -8,6 +8,7 @@ return new ones.
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from ..penalties import PENALTIES
 from ..penalties.spec import Group, Scalar
-from ..rules.spec import RuleSpec, Step
+from ..rules.spec import RuleSpec, Scalars, Step
 from .base import Entry, Plan, StepScalars
 
 # -- the stages
@@ -76,7 +77,7 @@ def update(
     w: Tensor,
     g: Tensor,
     state: Mapping[str, Tensor],
-    scalars: Mapping[str, Scalar],
+    scalars: Scalars,
     group: Group,
     inv_grad_scale: Scalar,
     clip_coef: Scalar,
@@ -86,7 +87,9 @@ def update(
     g = add_penalty_gradients(g, w, group)
     decay = group["lr"] * group["weight_decay"] if group.get("decoupled_weight_decay", False) else 0.0
     step = spec.step(w * (1 - decay), g, state, scalars, group)
-    return step._replace(w=prox(step.w, w, step, group))
+    w = prox(step.w, w, step, group)
+    finished = {} if step.finish is None else step.finish(w)
+    return step._replace(w=w, state={**step.state, **finished})
 
 
 # -- the backend
@@ -95,6 +98,13 @@ def update(
 def arithmetic_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype that a step on parameters of ``dtype`` is computed in."""
     return torch.float64 if dtype in (torch.float64, torch.complex128) else torch.float32
+
+
+def as_stored(scalar: Scalar, dtype: torch.dtype) -> Scalar:
+    """A scalar state as it is read back."""
+    if isinstance(scalar, Tensor):
+        return scalar.to(dtype)
+    return float(scalar) if dtype == torch.float64 else ctypes.c_float(scalar).value
 
 
 # Not a closure: one that calls itself is a cycle, and would keep a plan and all its tensors until the collector comes.
@@ -176,12 +186,15 @@ class ReferencePlan(Plan):
 
         states = _named(self.spec.states, entry.states)
         scalars = _named(self.spec.scalar_states, entry.scalar_states)
+        before = {name: scalar(tensor) for name, tensor in scalars.items()}
+        after = self.spec.next_scalars(before, group)
+        after = {name: as_stored(value, scalars[name].dtype) for name, value in after.items()}
         result = update(
             self.spec,
             operand(param),
             self._gradient(entry),
             {name: operand(tensor) for name, tensor in states.items()},
-            {name: scalar(tensor) for name, tensor in scalars.items()},
+            Scalars(before, after),
             group,
             step.inv_grad_scale,
             step.clip_coef,
@@ -191,7 +204,7 @@ class ReferencePlan(Plan):
         _real_view(target).copy_(result.w)
         for name, tensor in result.state.items():
             _real_view(states[name]).copy_(tensor)
-        for name, value in result.scalars.items():
+        for name, value in after.items():
             scalars[name].copy_(value) if isinstance(value, Tensor) else scalars[name].fill_(value)
 
 

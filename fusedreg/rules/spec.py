@@ -82,12 +82,17 @@ class ScalarState:
 
     name: str
     needed: Callable[[Group], bool] = always
+    initial: Callable[[Group], float] = lambda group: 0.0
+    next: Callable[[Mapping[str, Scalar], Group], Scalar] = lambda scalars, group: scalars["step"] + 1
+    """Its value after a step, from the scalar states before it. By default it counts steps."""
     accompanies: str | None = None
     """The tensor state that it tells of. Where that one begins, it begins, at 0; where that one is there already and
     this is not (out of a plain torch checkpoint), it is NaN: nobody counted."""
     is_step: bool = True
     """As torch has its step counts: float32, or the default dtype if that is float64, on the CPU unless the group is
     capturable or fused. Otherwise float64, and beside a parameter that is on a GPU: no step waits to read it."""
+    is_beside: bool = False
+    """Of one that is as a step count: whether it always is on its parameter's device."""
 
 
 class Step(NamedTuple):
@@ -95,16 +100,25 @@ class Step(NamedTuple):
 
     w: Tensor
     state: dict[str, Tensor]
-    scalars: dict[str, Scalar]
     tau: Scalar
     """The prox's step size; for an adaptive rule it is to be divided by the metric."""
     metric: Tensor | None = None
     """d, element by element, for an adaptive rule."""
     safeguard: Tensor | None = None
     """What the metric's floor is held against, where that is not the metric itself: d is scaled up as it would be."""
+    finish: Callable[[Tensor], dict[str, Tensor]] | None = None
+    """``finish(w)``: new values of states that depend on what the prox has made of the weight."""
 
 
-OracleStep = Callable[[Tensor, Tensor, Mapping[str, Tensor], Mapping[str, Scalar], Group], Step]
+class Scalars(NamedTuple):
+    """The scalar states of a parameter, as they are stored: in float32, most of them."""
+
+    before: Mapping[str, Scalar]
+    """The step."""
+    after: Mapping[str, Scalar]
+
+
+OracleStep = Callable[[Tensor, Tensor, Mapping[str, Tensor], Scalars, Group], Step]
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,9 +156,17 @@ class RuleSpec:
     def needed_scalar_states(self, group: Group) -> tuple[str, ...]:
         return tuple(state.name for state in self.scalar_states if state.needed(group))
 
+    def next_scalars(self, scalars: Mapping[str, Scalar], group: Group) -> dict[str, Scalar]:
+        """The scalar states after a step, not yet rounded to what they are stored in."""
+        return {state.name: state.next(scalars, group) for state in self.scalar_states if state.needed(group)}
+
 
 def has_momentum(group: Group) -> bool:
     return group["momentum"] != 0
+
+
+def next_momentum_gain(scalars: Mapping[str, Scalar], group: Group) -> Scalar:
+    return momentum_gain(scalars["momentum_gain"], group["momentum"], group.get("dampening", 0.0))
 
 
 def momentum_gain(before: Scalar, momentum: float, dampening: float = 0.0) -> Scalar:
