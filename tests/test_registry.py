@@ -154,7 +154,8 @@ def test_the_oracle_returns_the_states_that_the_spec_names(cls, variant) -> None
     spec, group = cls.spec, cls(make_params(), **variant_of(cls, variant)).param_groups[0]
     states = {name: torch.ones(2) for name in spec.needed_states(group)}
     before = dict.fromkeys(spec.needed_scalar_states(group), 1.0)
-    step = spec.step(torch.ones(2), torch.ones(2), states, Scalars(before, spec.next_scalars(before, group)), group)
+    after = spec.next_scalars(before, group, dict.fromkeys(before, torch.float32))
+    step = spec.step(torch.ones(2), torch.ones(2), states, Scalars(before, after), group)
     finished = set() if step.finish is None else set(step.finish(step.w))
     assert set(step.state) | finished == set(states)
 

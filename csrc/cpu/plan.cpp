@@ -71,7 +71,7 @@ void Plan::prepare(double inv_grad_scale, double clip_coef) {
   std::size_t used = 0;
   const Entry* previous = nullptr;
   double before[kMaxScalarStates] = {}, after[kMaxScalarStates] = {}, now[kMaxScalarStates] = {};
-  const std::size_t count = scalar_state_count_;
+  unsigned singles = 0;
   for (std::size_t i = 0; i < entries_.size(); ++i) {
     prefetch(i);
     Entry& entry = entries_[i];
@@ -79,15 +79,14 @@ void Plan::prepare(double inv_grad_scale, double clip_coef) {
     read_scalar_states(entry, now);
     const bool shares = previous != nullptr && previous->group == entry.group && previous->dtype == entry.dtype &&
                         std::equal(std::begin(now), std::end(now), std::begin(before)) &&
-                        std::equal(entry.scalar_states, entry.scalar_states + count, previous->scalar_states,
-                                   [](const auto& a, const auto& b) { return a.is_single() == b.is_single(); });
+                        singles == this->singles(entry);
     if (!shares) {
       previous = &entry;
       std::copy(std::begin(now), std::end(now), std::begin(before));
       std::copy(std::begin(now), std::end(now), std::begin(after));
       const double* fields = groups_[entry.group].data();
-      rule_.next(fields, after);
-      for (std::size_t k = 0; k < count; ++k) after[k] = entry.scalar_states[k].as_stored(after[k]);
+      singles = this->singles(entry);
+      rule_.next(fields, after, singles);
       kernels_.fill(constants_.data() + used++ * constants_stride_, arithmetic_of(entry.dtype), fields, before, after,
                     inv_grad_scale, clip_coef);
     }

@@ -200,8 +200,9 @@ FUSEDREG_HD void prepare_block(const Block& block, const PrepareArgs& args, Prep
     const Group<Rule> group = make_group<Rule>(shared.fields);
     double after[kMaxScalarStates] = {};
     for (int i = 0; i < kScalarStates; ++i) after[i] = shared.before[i];
-    Rule::next(group.common.lr, group.rule, after);
-    for (int i = 0; i < kScalarStates; ++i) shared.after[i] = as_stored(scalar_state(set, i), after[i]);
+    const auto stored = [&](int i, double number) { return as_stored(scalar_state(set, i), number); };
+    Rule::next(group.common.lr, group.rule, after, stored);
+    for (int i = 0; i < kScalarStates; ++i) shared.after[i] = stored(i, after[i]);
   });
   if (args.squares != nullptr) sum_up(block, shared.sums);
 

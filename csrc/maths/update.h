@@ -6,7 +6,8 @@
 //   kHasMetric                      whether its step is taken in a metric, element by element
 //   Hyperparameters                 what it reads of a group beside CommonHyperparameters, in double
 //   Constants<A>                    what it needs for every element
-//   next(lr, hyperparameters, scalar states)               moves the scalar states on
+//   next(lr, hyperparameters, scalar states, as_stored)    moves the scalar states on; as_stored(i, number) is a number
+//                                                          in the precision that scalar state i is stored in
 //   fill(constants, lr, hyperparameters, scalar states before the step, and after it as they are stored)
 //                                                          returns the prox's step size tau
 //   step<mask>(w, g, state, constants)                     moves w and the states, returns the metric

@@ -142,10 +142,6 @@ double Parameters::ScalarState::read() const {
   return tensor.scalar_type() == at::kDouble ? *static_cast<const double*>(at) : *static_cast<const float*>(at);
 }
 
-double Parameters::ScalarState::as_stored(double value) const {
-  return is_single() ? static_cast<double>(static_cast<float>(value)) : value;
-}
-
 void Parameters::ScalarState::write(double value) const {
   if (!tensor.defined()) return;
   void* at = tensor.data_ptr();
@@ -177,6 +173,12 @@ void Parameters::prefetch(std::size_t i) const {
   touch(entry.state_dict);
   for_each_state(entry.needed, [&](std::size_t k) { touch(entry.state[k].unsafeGetTensorImpl()); });
   for (std::size_t k = 0; k < scalar_state_count_; ++k) touch(entry.scalar_states[k].tensor.unsafeGetTensorImpl());
+}
+
+unsigned Parameters::singles(const Entry& entry) const {
+  unsigned mask = 0;
+  for (std::size_t k = 0; k < scalar_state_count_; ++k) mask |= entry.scalar_states[k].is_single() ? 1u << k : 0u;
+  return mask;
 }
 
 bool Parameters::refresh_gradients() {

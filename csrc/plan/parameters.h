@@ -50,7 +50,6 @@ class __attribute__((visibility("hidden"))) Parameters {  // hidden, as pybind11
     at::Tensor tensor;
     double read() const;
     void write(double value) const;
-    double as_stored(double value) const;  // in the tensor's precision
     bool is_single() const { return tensor.defined() && tensor.scalar_type() != at::kDouble; }
   };
 
@@ -87,6 +86,7 @@ class __attribute__((visibility("hidden"))) Parameters {  // hidden, as pybind11
 
   void read_scalar_states(const Entry& entry, double* values) const;
   void write_scalar_states(const Entry& entry, const double* values) const;
+  unsigned singles(const Entry& entry) const;  // the scalar states that are kept in float32, as a mask
 
   // After the kernels: copies back what was staged, and tells autograd of the in-place changes.
   void finish_update();

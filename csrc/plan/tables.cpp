@@ -84,7 +84,7 @@ void Tables::move_scalar_states() {
     for (std::size_t k = 0; k < rule_.scalar_states.size(); ++k) {
       if (is_on_host(entry.scalar_states[k])) values[k] = entry.scalar_states[k].read();
     }
-    rule_.next(groups_[entry.group].data(), values);
+    rule_.next(groups_[entry.group].data(), values, singles(entry));
     for (std::size_t k = 0; k < rule_.scalar_states.size(); ++k) {
       if (is_on_host(entry.scalar_states[k])) entry.scalar_states[k].write(values[k]);
     }

@@ -36,7 +36,10 @@ struct Adagrad {
     return decayed_lr;
   }
 
-  FUSEDREG_HD static void next(double, const Hyperparameters&, double* scalar_states) { scalar_states[0] += 1; }
+  template <class AsStored>
+  FUSEDREG_HD static void next(double, const Hyperparameters&, double* scalar_states, AsStored&&) {
+    scalar_states[0] += 1;
+  }
 
   template <StateMask, class A>
   FUSEDREG_HD static Metric<A> step(A& w, A g, A* state, const Constants<A>& c) {

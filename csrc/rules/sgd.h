@@ -43,7 +43,8 @@ struct Sgd {
     return lr * (step_gain > 0 ? step_gain : 0);  // with dampening above 1 it can be negative
   }
 
-  FUSEDREG_HD static void next(double, const Hyperparameters& h, double* scalar_states) {
+  template <class AsStored>
+  FUSEDREG_HD static void next(double, const Hyperparameters& h, double* scalar_states, AsStored&&) {
     scalar_states[0] = next_momentum_gain(scalar_states[0], h.momentum, h.dampening);
   }
 

@@ -8,7 +8,6 @@ return new ones.
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any
@@ -43,7 +42,7 @@ def clip_coefficient(norm: Tensor, max_grad_norm: Scalar) -> Tensor:
 
 def add_penalty_gradients(g: Tensor, w: Tensor, group: Group) -> Tensor:
     """Stage 4, coupled: weight decay as a gradient, and the penalties where penalty_mode is "subgradient"."""
-    if group["weight_decay"] != 0 and not group.get("decoupled_weight_decay", False):
+    if group.get("weight_decay", 0) != 0 and not group.get("decoupled_weight_decay", False):
         g = g + group["weight_decay"] * w
     if group["penalty_mode"] == "subgradient":
         for penalty in PENALTIES:
@@ -98,13 +97,6 @@ def update(
 def arithmetic_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype that a step on parameters of ``dtype`` is computed in."""
     return torch.float64 if dtype in (torch.float64, torch.complex128) else torch.float32
-
-
-def as_stored(scalar: Scalar, dtype: torch.dtype) -> Scalar:
-    """A scalar state as it is read back."""
-    if isinstance(scalar, Tensor):
-        return scalar.to(dtype)
-    return float(scalar) if dtype == torch.float64 else ctypes.c_float(scalar).value
 
 
 # Not a closure: one that calls itself is a cycle, and would keep a plan and all its tensors until the collector comes.
@@ -187,8 +179,7 @@ class ReferencePlan(Plan):
         states = _named(self.spec.states, entry.states)
         scalars = _named(self.spec.scalar_states, entry.scalar_states)
         before = {name: scalar(tensor) for name, tensor in scalars.items()}
-        after = self.spec.next_scalars(before, group)
-        after = {name: as_stored(value, scalars[name].dtype) for name, value in after.items()}
+        after = self.spec.next_scalars(before, group, {name: tensor.dtype for name, tensor in scalars.items()})
         result = update(
             self.spec,
             operand(param),

@@ -189,7 +189,8 @@ class PythonTables(Tables):
         for entry in self._active:
             scalars = dict(zip((each.name for each in self._spec.scalar_states), entry.scalar_states, strict=True))
             before = {name: self._value(scalar) for name, scalar in scalars.items()}
-            after = self._spec.next_scalars(before, self._groups[entry.group])
+            dtypes = {name: torch.float64 if scalar is None else scalar.dtype for name, scalar in scalars.items()}
+            after = self._spec.next_scalars(before, self._groups[entry.group], dtypes)
             for name, scalar in scalars.items():
                 if scalar is not None and self._is_on_host(scalar):
                     scalar.fill_(after[name])

@@ -62,8 +62,7 @@ class Before:
     """What these are stored in."""
 
     def both_scalars(self, spec: RuleSpec) -> Scalars:
-        after = spec.next_scalars(self.scalars, self.options())
-        return Scalars(self.scalars, {k: reference.as_stored(v, self.dtypes[k]) for k, v in after.items()})
+        return Scalars(self.scalars, spec.next_scalars(self.scalars, self.options(), self.dtypes))
 
     def looked_at(self) -> Tensor:
         """Which elements are compared: all, or of a large tensor those around its chunks' borders and every 29th."""
@@ -222,6 +221,8 @@ class Driver:
             old, result = before.scalars[name], self.optimizer.state[before.param][name].item()
             # A gain is a product and a sum in double, which may cancel; a count is exact.
             slack = 0.0 if name == "step" or old != old else 2.0**-52 * max(1.0, abs(old), abs(expected))
+            if name != "step" and before.dtypes[name] == torch.float32:
+                slack += 2.0**-23 * abs(expected) + 2.0**-149
             assert abs(result - expected) <= slack, f"{name} is {result}, not {expected}"
 
 
@@ -346,4 +347,5 @@ def test_the_intervals_are_narrow(cls, variant, mode) -> None:
     for span, old in ((weight, before.w), *((bounds.state[name], before.state[name]) for name in bounds.state)):
         width = (span.hi - span.lo) / (old.abs().max() * torch.finfo(torch.float32).eps)
         assert not span.nan.any()
-        assert 0.01 < width.max() < 24  # in eps; a state that is all zeros in between would be a mistake too
+        # In eps; Adadelta squares a quotient of roots. A state that is all zeros in between would be a mistake too.
+        assert 0.01 < width.max() < 32

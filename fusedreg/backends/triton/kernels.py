@@ -153,7 +153,7 @@ def prepare_kernel(
     before = ()
     for i in tl.static_range(MAX_SCALAR_STATES):
         before = before + (read(states_at, i),)
-    moved_on = next_scalars(group, before)
+    moved_on = next_scalars(group, before, states_at)
     after = ()
     for i in tl.static_range(len(moved_on)):
         after = after + (as_stored(states_at, i, moved_on[i]),)

@@ -38,7 +38,7 @@ def step(w, g, state, constants, STATES: tl.constexpr):
 
 
 @triton.jit
-def next_scalars(group, before):
+def next_scalars(group, before, states_at):
     return (before[0] + 1, next_momentum_gain(before[1], read(group, MOMENTUM), 0.0))
 
 

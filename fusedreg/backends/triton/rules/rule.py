@@ -12,7 +12,7 @@ from ..scalars import RULE_FIELDS
 
 
 @triton.jit
-def count_steps(group, before):
+def count_steps(group, before, states_at):
     return (before[0] + 1,)
 
 
@@ -42,7 +42,8 @@ class Rule(NamedTuple):
     variants: tuple[int, ...]
     """The masks of states that it can be run with."""
     next_scalars: Any = count_steps
-    """``next_scalars(group, before)``: the scalar states after a step. By default they are one step count."""
+    """``next_scalars(group, before, states_at)``: the scalar states after a step. By default they are one step count.
+    With ``states_at``, ``as_stored`` rounds a number to what a scalar state is stored in."""
     finish: Any = nothing_to_finish
     """``finish(w, state, constants)``: the states, those moved that depend on what the prox has made of the weight."""
 

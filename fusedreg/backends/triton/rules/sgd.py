@@ -26,7 +26,7 @@ def step(w, g, state, constants, STATES: tl.constexpr):
 
 
 @triton.jit
-def next_scalars(group, before):
+def next_scalars(group, before, states_at):
     return (next_momentum_gain(before[0], read(group, MOMENTUM), read(group, DAMPENING)),)
 
 
