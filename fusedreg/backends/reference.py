@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..penalties import PENALTIES
 from ..penalties.spec import Group, Scalar
-from ..rules.spec import RuleSpec, Step
+from ..rules.spec import RuleSpec, Scalars, Step
 from .base import Entry, Plan, StepScalars
 from .memory import is_dtensor, local
 
@@ -43,7 +43,7 @@ def clip_coefficient(norm: Tensor, max_grad_norm: Scalar) -> Tensor:
 
 def add_penalty_gradients(g: Tensor, w: Tensor, group: Group) -> Tensor:
     """Stage 4, coupled: weight decay as a gradient, and the penalties where penalty_mode is "subgradient"."""
-    if group["weight_decay"] != 0 and not group.get("decoupled_weight_decay", False):
+    if group.get("weight_decay", 0) != 0 and not group.get("decoupled_weight_decay", False):
         g = g + group["weight_decay"] * w
     if group["penalty_mode"] == "subgradient":
         for penalty in PENALTIES:
@@ -77,7 +77,7 @@ def update(
     w: Tensor,
     g: Tensor,
     state: Mapping[str, Tensor],
-    scalars: Mapping[str, Scalar],
+    scalars: Scalars,
     group: Group,
     inv_grad_scale: Scalar,
     clip_coef: Scalar,
@@ -87,7 +87,9 @@ def update(
     g = add_penalty_gradients(g, w, group)
     decay = group["lr"] * group["weight_decay"] if group.get("decoupled_weight_decay", False) else 0.0
     step = spec.step(w * (1 - decay), g, state, scalars, group)
-    return step._replace(w=prox(step.w, w, step, group))
+    w = prox(step.w, w, step, group)
+    finished = {} if step.finish is None else step.finish(w)
+    return step._replace(w=w, state={**step.state, **finished})
 
 
 # -- the backend
@@ -178,12 +180,14 @@ class ReferencePlan(Plan):
 
         states = {name: local(state) for name, state in _named(self.spec.states, entry.states).items()}
         scalars = _named(self.spec.scalar_states, entry.scalar_states)
+        before = {name: scalar(tensor) for name, tensor in scalars.items()}
+        after = self.spec.next_scalars(before, group, {name: tensor.dtype for name, tensor in scalars.items()})
         result = update(
             self.spec,
             operand(param),
             grad,
             {name: operand(tensor) for name, tensor in states.items()},
-            {name: scalar(tensor) for name, tensor in scalars.items()},
+            Scalars(before, after),
             group,
             step.inv_grad_scale,
             step.clip_coef,
@@ -195,7 +199,7 @@ class ReferencePlan(Plan):
             _real_view(states[name]).copy_(tensor)
         if is_dtensor(entry.param):  # it counts in-place changes for itself, too
             torch.autograd.graph.increment_version([entry.param, *_named(self.spec.states, entry.states).values()])
-        for name, value in result.scalars.items():
+        for name, value in after.items():
             scalars[name].copy_(value) if isinstance(value, Tensor) else scalars[name].fill_(value)
 
 

@@ -147,6 +147,10 @@ def test_prepare(rule, clips, target, tmp_path) -> None:
     assert registers_and_spills(kernel, tmp_path)[1] == 0
 
 
+# What a rule brings to a kernel.
+FUNCTIONS = ("step", "finish", "prox", "next_scalars", "fill")
+
+
 @pytest.mark.parametrize("kernel", [kernels.update_kernel, kernels.squares_kernel, kernels.prepare_kernel], ids=str)
 def test_what_a_kernel_is_compiled_for(kernel) -> None:
     """Numbers that grow with the model compile nothing new, 1 and multiples of 16 included; the rest are tables."""
@@ -154,7 +158,7 @@ def test_what_a_kernel_is_compiled_for(kernel) -> None:
         if parameter.name.endswith("_count"):
             assert parameter.do_not_specialize
         else:
-            assert parameter.is_constexpr == (parameter.name.isupper() or parameter.name in ("step", "prox", "fill"))
+            assert parameter.is_constexpr == (parameter.name.isupper() or parameter.name in FUNCTIONS)
 
 
 # -- when Triton compiles

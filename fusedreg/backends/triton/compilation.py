@@ -44,6 +44,7 @@ def element_constants(dtype: torch.dtype, is_aligned: bool, block: int) -> dict[
 def update_constants(rule: Rule, dtype: torch.dtype, states: int, is_aligned: bool, block: int) -> dict[str, Any]:
     return dict(
         step=rule.step,
+        finish=rule.finish,
         prox=kernels.prox,
         RULE_CONSTANTS=rule.constants,
         RULE_STATES=len(rule.state_names),
@@ -58,6 +59,7 @@ def squares_constants(rule: Rule, dtype: torch.dtype, is_aligned: bool) -> dict[
 
 def prepare_constants(rule: Rule, clips: bool) -> dict[str, Any]:
     return dict(
+        next_scalars=rule.next_scalars,
         fill=rule.fill,
         HAS_METRIC=rule.has_metric,
         GROUP_FIELDS=group_fields(rule),

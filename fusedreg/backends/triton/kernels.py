@@ -30,6 +30,7 @@ from .scalars import (
     STEP_SCALARS,
     SUBGRADIENT,
     WEIGHT_DECAY,
+    as_stored,
     read,
     write,
 )
@@ -117,6 +118,7 @@ def prepare_kernel(
     partial_sums,
     partial_sum_count,
     norm_at,
+    next_scalars: tl.constexpr,
     fill: tl.constexpr,
     HAS_METRIC: tl.constexpr,
     GROUP_FIELDS: tl.constexpr,
@@ -148,10 +150,14 @@ def prepare_kernel(
     is_subgradient = penalty_mode == SUBGRADIENT
     is_decoupled_decay = read(group, DECOUPLED_WEIGHT_DECAY) != 0
     has_penalty = (l1 != 0) | (l2 != 0)
-    scalar_states = ()
+    before = ()
     for i in tl.static_range(MAX_SCALAR_STATES):
-        scalar_states = scalar_states + (read(states_at, i),)
-    rule_constants, rule_tau, next_scalar_states = fill(group, scalar_states)
+        before = before + (read(states_at, i),)
+    moved_on = next_scalars(group, before, states_at)
+    after = ()
+    for i in tl.static_range(len(moved_on)):
+        after = after + (as_stored(states_at, i, moved_on[i]),)
+    rule_constants, rule_tau = fill(group, before, after)
     tau = tl.where(penalty_mode == DECOUPLED, lr, rule_tau)
     c = StepConstants(
         skip=skip.to(tl.float64),
@@ -177,8 +183,8 @@ def prepare_kernel(
     for i in tl.static_range(len(rule_constants)):
         tl.store(its + len(c) + i, rule_constants[i])
     # The update reads the constants alone, so the scalar states may move on before it.
-    for i in tl.static_range(len(next_scalar_states)):
-        write(states_at, i, next_scalar_states[i], mask=skip == 0)
+    for i in tl.static_range(len(after)):
+        write(states_at, i, after[i], mask=skip == 0)
 
 
 # -- the passes over the elements
@@ -257,7 +263,9 @@ def moved(pointers, i):
 
 
 @triton.jit
-def update_block(w_at, g_at, state_at, mask, c, rule_constants, step, prox, STATES: tl.constexpr, A: tl.constexpr):
+def update_block(
+    w_at, g_at, state_at, mask, c, rule_constants, step, finish, prox, STATES: tl.constexpr, A: tl.constexpr
+):
     """Stages 1 to 6 for a block of elements: load, maths, store."""
     w_old = tl.load(w_at, mask=mask).to(A)
     g = tl.load(g_at, mask=mask).to(A)
@@ -269,6 +277,7 @@ def update_block(w_at, g_at, state_at, mask, c, rule_constants, step, prox, STAT
     w = w_old * c.w_scale  # 4, decoupled decay
     w, state, d, floor_ratio = step(w, g, state, rule_constants, STATES)  # 5
     w = prox(w, w_old, d, floor_ratio, c)  # 6
+    state = finish(w, state, rule_constants)
 
     tl.store(w_at, w, mask=mask)
     for i in tl.static_range(len(state_at)):
@@ -283,6 +292,7 @@ def update_kernel(
     chunks,
     constants,
     step: tl.constexpr,
+    finish: tl.constexpr,
     prox: tl.constexpr,
     RULE_CONSTANTS: tl.constexpr,
     RULE_STATES: tl.constexpr,
@@ -318,7 +328,7 @@ def update_kernel(
     full = count // BLOCK * BLOCK
     for start in range(0, full, BLOCK):
         at = start + element
-        update_block(w + at, g + at, moved(state, at), None, c, rule_constants, step, prox, STATES, A)
+        update_block(w + at, g + at, moved(state, at), None, c, rule_constants, step, finish, prox, STATES, A)
     if full < count:
         at = full + element
-        update_block(w + at, g + at, moved(state, at), at < count, c, rule_constants, step, prox, STATES, A)
+        update_block(w + at, g + at, moved(state, at), at < count, c, rule_constants, step, finish, prox, STATES, A)
