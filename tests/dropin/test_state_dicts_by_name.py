@@ -12,6 +12,7 @@ from twin_pairs import (
     CONFIGURATIONS,
     PLAIN,
     TWINS,
+    as_resumed,
     assert_close,
     contents,
     every_configuration,
@@ -73,6 +74,7 @@ def test_state_dicts_by_name(configuration, direction, form, backend) -> None:
     whole = make_model()
     uncut = twin(whole.parameters())
     train(whole, uncut, 3)
+    uncut = as_resumed(uncut, cls, twin)
     train(whole, uncut, 3, seed=20)
     assert_close(contents(resumed), contents(uncut))
 
