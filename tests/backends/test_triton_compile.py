@@ -113,9 +113,9 @@ def test_update(what, config, target, tmp_path) -> None:
     kernel = compiled(kernels.update_kernel, constants, target, config.warps)
     registers, spills = registers_and_spills(kernel, tmp_path)
     print(f"{registers} registers, {spills} bytes spilled")  # pytest -rA shows it
-    # To have room for more blocks, ptxas puts a few loop invariants aside, before the loop. Of 288 kernels with the
-    # default, Triton 3.9 has three that do.
-    assert spills <= (8 if config == tuning.DEFAULT else 32)
+    # To have room for more blocks, ptxas puts a few loop invariants aside, before the loop. Of the kernels with the
+    # default, Triton 3.9 has three that put 8 bytes aside, and RAdam's for unaligned 16-bit numbers on sm_90, 16.
+    assert spills <= (16 if config == tuning.DEFAULT else 32)
     assert rounds_as_ieee(kernel)
     assert kernel.metadata.shared == 0  # no element changes hands between threads
     loads, stores = wide_accesses(kernel)
