@@ -21,8 +21,8 @@ check: NOTEBOOKS = check
 check: test test-triton sanitize lint typecheck demo examples notebooks docs ## what a change must pass
 	$(BIN)/python -m fusedreg info
 
-test: $(VENV)/.test ## the tests; PYTEST="-k parity -x" are arguments for pytest
-	$(BIN)/python -m pytest $(PYTEST)
+test: $(VENV)/.test ## the tests, two at a time; PYTEST="-k parity -x" are arguments for pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST)
 
 TRITON_HOSTILE := tests/test_edges.py tests/hostile -k "triton or fuzz or rounding or extremes or prox_follows"
 test-triton: $(VENV)/.triton ## the Triton backend without a GPU, compiled and interpreted; HOSTILE=1: hostile input too

@@ -60,15 +60,18 @@ def _spread_momentum_gains(group: dict[str, Any], state: dict[Any, Any]) -> None
 
 
 def restore_scalar_states(spec: RuleSpec, state: dict[str, Any], saved: dict[str, Any]) -> None:
-    """Gives scalar states the values and dtypes that they were saved with: torch has cast them to their parameters'."""
-    scalars = [scalar for scalar in spec.scalar_states if scalar.name != "step"]  # which torch leaves alone
+    """Gives scalar states the values that they were saved with: torch has cast them to their parameters' dtypes.
+
+    All but ``step``, which it leaves alone. Where the twin has one too, float64 is what it goes on with.
+    """
+    scalars = [scalar for scalar in spec.scalar_states if scalar.name != "step"]
     ids = itertools.chain.from_iterable(group["params"] for group in saved["param_groups"])
     params = itertools.chain.from_iterable(group["params"] for group in state["param_groups"])
     for key, param in zip(ids, params, strict=True):
         own = saved["state"].get(key, {})
         for scalar in scalars:
             value = own.get(scalar.name)
-            if isinstance(value, Tensor):
+            if isinstance(value, Tensor) and not (scalar.is_step and param.dtype == torch.float64):
                 dtype = value.dtype if scalar.is_step else torch.float64
                 state["state"][param][scalar.name] = value.detach().to(param.device, dtype, copy=True)
 

@@ -29,6 +29,8 @@ def check_group(spec: RuleSpec, group: dict[str, Any]) -> None:
     for option in (*OPTIONS, *spec.options):
         if option.name in group:
             option.check(group[option.name])
+    if "penalty_mode" in group:
+        spec.check_mode(group["penalty_mode"])
     check_together(group)
 
 

@@ -24,12 +24,11 @@ NORM_GROUP_DOC = """the ranks whose optimizers hold different parameters of one 
 (ZeRO, pipeline stages, FSDP1): ``max_grad_norm`` is then over all of them. See docs/distributed.md."""
 
 DOC = """\
-{twin} with L1, L2 and gradient clipping fused into its one update pass.
+{title} with L1, L2 and gradient clipping fused into its one update pass.
 
-A drop-in subclass: the same arguments in the same order, the same state dict; with every regularizer off, the same
-step. {inert} are accepted and kept, and change nothing. Sparse gradients are refused.
+{kinship} Sparse gradients are refused.
 
-On top of the twin's arguments, by keyword, per group unless said otherwise:
+{above}by keyword, per group unless said otherwise:
 
 Keyword Args:
 {options}
@@ -46,6 +45,10 @@ Whatever raises, no parameter, state or step count has changed.
 {rest}
 """
 
+TWIN = """\
+A drop-in subclass: the same arguments in the same order, the same state dict; with every regularizer off, the same
+step. {inert} are accepted and kept, and change nothing."""
+
 
 def read_keywords(cls: Any, keywords: dict[str, Any]) -> tuple[dict[str, Any], str, Any]:
     """The options, with defaults for those that are not given, the name of the backend, and the norm's group.
@@ -57,7 +60,7 @@ def read_keywords(cls: Any, keywords: dict[str, Any]) -> tuple[dict[str, Any], s
     keywords = dict(keywords)
     read_old_name(keywords)
     backend, norm_group = keywords.pop("backend", "auto"), keywords.pop("norm_group", None)
-    defaults = {option.name: option.default for option in OPTIONS}
+    defaults = {option.name: option.default for option in OPTIONS} | {"penalty_mode": cls.spec.modes[0]}
     for name in keywords:
         if name not in defaults:
             known = [*defaults, *OF_THE_OPTIMIZER, *inspect.signature(cls).parameters]
@@ -84,10 +87,13 @@ def write_docs(name: str, spec: RuleSpec, rest: str | None) -> str:
     options += [("backend", "str", BACKEND_DOC), ("norm_group", "ProcessGroup, optional", NORM_GROUP_DOC)]
     lines = [f"{name} ({kind}): {' '.join(doc.split())}" for name, kind, doc in options]
     twin = spec.twin
-    inert = [key for key in ("foreach", "fused") if twin and key in inspect.signature(twin).parameters]
+    if twin is not None:
+        inert = [key for key in ("foreach", "fused") if key in inspect.signature(twin).parameters]
+        kinship = TWIN.format(inert=" and ".join(f"`{key}`" for key in inert) or "Other implementation flags")
     text = DOC.format(
-        twin=f"torch.optim.{twin.__name__}" if twin else f"The rule {spec.name!r}",
-        inert=" and ".join(f"`{key}`" for key in inert) or "Other implementation flags",
+        title=f"torch.optim.{twin.__name__}" if twin else name.removeprefix("FusedReg"),
+        kinship=kinship if twin else "torch.optim has no such optimizer.",
+        above="On top of the twin's arguments, " if twin else "All arguments but ``params``, which may be given ",
         options="\n".join(
             textwrap.fill(line, 112, initial_indent=" " * 4, subsequent_indent=" " * 8) for line in lines
         ),

@@ -1,8 +1,8 @@
 """Every Python snippet in README.md and docs/ runs as it is printed, and prints what stands behind it.
 
 A page's snippets run one after the other, in one namespace. A comment before a snippet may say otherwise:
-``<!-- not run: REASON -->``, ``<!-- needs CUDA -->``, ``<!-- on two ranks -->``. After ``<!-- prints -->`` its output
-is compared.
+``<!-- not run: REASON -->``, ``<!-- needs CUDA -->``, ``<!-- needs torch.optim.Muon -->``, ``<!-- on two ranks -->``.
+After ``<!-- prints -->`` its output is compared.
 docs/triton.md prints the kernels as they are, and every script that a page names exists.
 """
 
@@ -20,7 +20,8 @@ import worlds
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-NOT_RUN, NEEDS_CUDA, ON_TWO_RANKS, PRINTS = "not run: ", "needs CUDA", "on two ranks", "prints"
+NOT_RUN, NEEDS_CUDA, NEEDS_MUON = "not run: ", "needs CUDA", "needs torch.optim.Muon"
+ON_TWO_RANKS, PRINTS = "on two ranks", "prints"
 SNIPPET = re.compile(
     r"(?:<!-- (?P<mark>[^\n]*) -->\n+)?^```python\n(?P<code>.*?)^```\n(?:\n*^```text\n(?P<output>.*?)^```\n)?",
     flags=re.DOTALL | re.MULTILINE,
@@ -78,6 +79,8 @@ def test_snippets_run(page: Path, capsys) -> None:
     for snippet in SNIPPETS[page]:
         if snippet.mark.startswith(NOT_RUN) or snippet.mark in (NEEDS_CUDA, ON_TWO_RANKS):
             continue
+        if snippet.mark == NEEDS_MUON and not hasattr(torch.optim, "Muon"):  # before torch 2.9
+            continue
         capsys.readouterr()
         snippet.run(namespace)
         if snippet.mark == PRINTS:
@@ -111,7 +114,8 @@ def test_snippets_are_found_and_their_marks_known() -> None:
     for page, snippets in SNIPPETS.items():
         assert len(snippets) == page.read_text().count("```python"), page_id(page)
         for snippet in snippets:
-            is_known = snippet.mark in ("", NEEDS_CUDA, ON_TWO_RANKS, PRINTS) or len(snippet.mark) > len(NOT_RUN)
+            marks = ("", NEEDS_CUDA, NEEDS_MUON, ON_TWO_RANKS, PRINTS)
+            is_known = snippet.mark in marks or len(snippet.mark) > len(NOT_RUN)
             assert is_known, f"{page_id(page)}:{snippet.line}: {snippet.mark}"
             assert (snippet.mark == PRINTS) == bool(snippet.output), f"{page_id(page)}:{snippet.line}"
     assert len(SNIPPETS[ROOT / "README.md"]) >= 2

@@ -21,7 +21,7 @@ from fusedreg.backends.triton import why_not_triton
 from fusedreg.hyperparameters import compiled_field_names, read_numbers
 from fusedreg.optimizer import FusedRegOptimizer
 from fusedreg.penalties import OPTIONS, PENALTIES, PENALTY_MODES
-from fusedreg.rules.spec import COMMON
+from fusedreg.rules.spec import COMMON, Scalars
 
 needs_triton = pytest.mark.skipif(why_not_triton() is not None, reason=why_not_triton() or "")
 ROOT = Path(__file__).parents[1]
@@ -153,9 +153,11 @@ def test_what_is_declared_is_there(cls, variant) -> None:
 def test_the_oracle_returns_the_states_that_the_spec_names(cls, variant) -> None:
     spec, group = cls.spec, cls(make_params(), **variant_of(cls, variant)).param_groups[0]
     states = {name: torch.ones(2) for name in spec.needed_states(group)}
-    scalars = dict.fromkeys(spec.needed_scalar_states(group), 1.0)
-    step = spec.step(torch.ones(2), torch.ones(2), states, scalars, group)
-    assert (set(step.state), set(step.scalars)) == (set(states), set(scalars))
+    before = dict.fromkeys(spec.needed_scalar_states(group), 1.0)
+    after = spec.next_scalars(before, group, dict.fromkeys(before, torch.float32))
+    step = spec.step(torch.ones(2), torch.ones(2), states, Scalars(before, after), group)
+    finished = set() if step.finish is None else set(step.finish(step.w))
+    assert set(step.state) | finished == set(states)
 
 
 @every_rule

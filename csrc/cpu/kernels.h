@@ -35,7 +35,7 @@ using SquaresKernel = double (*)(const void* g, std::int64_t begin, std::int64_t
 struct Rule {
   RuleInfo info;
   std::size_t constants_size;  // of StepConstants in either arithmetic type
-  void (*fill)(void* constants, DType arithmetic, const double* fields, const double* scalar_states,
+  void (*fill)(void* constants, DType arithmetic, const double* fields, const double* before, const double* after,
                double inv_grad_scale, double clip_coef);
   UpdateKernel (*update)(Isa isa, DType arithmetic, const double* fields, StateMask states);
 };

@@ -70,25 +70,28 @@ void Plan::prepare(double inv_grad_scale, double clip_coef) {
   constants_.resize(entries_.size() * constants_stride_);  // once: pointers into it are handed out below
   std::size_t used = 0;
   const Entry* previous = nullptr;
-  double before[kMaxScalarStates] = {}, next[kMaxScalarStates] = {}, now[kMaxScalarStates] = {};
+  double before[kMaxScalarStates] = {}, after[kMaxScalarStates] = {}, now[kMaxScalarStates] = {};
+  unsigned singles = 0;
   for (std::size_t i = 0; i < entries_.size(); ++i) {
     prefetch(i);
     Entry& entry = entries_[i];
     if (!entry.active) continue;
     read_scalar_states(entry, now);
     const bool shares = previous != nullptr && previous->group == entry.group && previous->dtype == entry.dtype &&
-                        std::equal(std::begin(now), std::end(now), std::begin(before));
+                        std::equal(std::begin(now), std::end(now), std::begin(before)) &&
+                        singles == this->singles(entry);
     if (!shares) {
       previous = &entry;
       std::copy(std::begin(now), std::end(now), std::begin(before));
-      std::copy(std::begin(now), std::end(now), std::begin(next));
+      std::copy(std::begin(now), std::end(now), std::begin(after));
       const double* fields = groups_[entry.group].data();
-      rule_.next(fields, next);
-      kernels_.fill(constants_.data() + used++ * constants_stride_, arithmetic_of(entry.dtype), fields, now,
+      singles = this->singles(entry);
+      rule_.next(fields, after, singles);
+      kernels_.fill(constants_.data() + used++ * constants_stride_, arithmetic_of(entry.dtype), fields, before, after,
                     inv_grad_scale, clip_coef);
     }
     work_[i].constants = constants_.data() + (used - 1) * constants_stride_;
-    write_scalar_states(entry, next);
+    write_scalar_states(entry, after);
   }
 }
 

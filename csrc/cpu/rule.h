@@ -26,15 +26,15 @@ Rule make_rule() {
   Rule rule;
   rule.info = make_rule_info<Rule_>();
   rule.constants_size = std::max(sizeof(StepConstants<Rule_, float>), sizeof(StepConstants<Rule_, double>));
-  rule.fill = [](void* constants, DType arithmetic, const double* fields, const double* scalar_states,
+  rule.fill = [](void* constants, DType arithmetic, const double* fields, const double* before, const double* after,
                  double inv_grad_scale, double clip_coef) {
     const Group<Rule_> group = make_group<Rule_>(fields);
     if (arithmetic == DType::kFloat64) {
       auto& c = *static_cast<StepConstants<Rule_, double>*>(constants);
-      fill_constants(c, group, scalar_states, inv_grad_scale, clip_coef);
+      fill_constants(c, group, before, after, inv_grad_scale, clip_coef);
     } else {
       auto& c = *static_cast<StepConstants<Rule_, float>*>(constants);
-      fill_constants(c, group, scalar_states, inv_grad_scale, clip_coef);
+      fill_constants(c, group, before, after, inv_grad_scale, clip_coef);
     }
   };
   rule.update = [](Isa isa, DType arithmetic, const double* fields, StateMask states) {

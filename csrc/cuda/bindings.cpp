@@ -112,6 +112,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
   module.attr("FORMAT") = numbers({{"VALUE", kValue},
                                    {"FLOAT32_AT", kFloat32At},
                                    {"FLOAT64_AT", kFloat64At},
+                                   {"FLOAT32_VALUE", kFloat32Value},
                                    {"W", kW},
                                    {"G", kG},
                                    {"STATE", kState},

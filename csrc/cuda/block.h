@@ -27,8 +27,14 @@ FUSEDREG_HD T* address(std::int64_t number) {
 
 FUSEDREG_HD double read_scalar(const std::int64_t* scalar) {
   const std::int64_t kind = scalar[0], value = scalar[1];
-  if (kind == kValue) return bit_cast<double>(value);
+  if (kind == kValue || kind == kFloat32Value) return bit_cast<double>(value);
   return kind == kFloat64At ? *address<const double>(value) : static_cast<double>(*address<const float>(value));
+}
+
+// A number as the scalar keeps it, in its own precision.
+FUSEDREG_HD double as_stored(const std::int64_t* scalar, double number) {
+  const bool is_single = scalar[0] == kFloat32At || scalar[0] == kFloat32Value;
+  return is_single ? static_cast<double>(static_cast<float>(number)) : number;
 }
 
 FUSEDREG_HD void write_scalar(const std::int64_t* scalar, double to) {
@@ -159,7 +165,7 @@ struct PrepareShared {
   double sums[kThreads];
   double fields[sizeof(Group<Rule>) / sizeof(double)];
   double step[kStepScalars];
-  double scalar_states[kMaxScalarStates];
+  double before[kMaxScalarStates], after[kMaxScalarStates];  // scalar states
 };
 
 FUSEDREG_HD double clip_coefficient(double max_grad_norm, double norm) {
@@ -186,8 +192,17 @@ FUSEDREG_HD void prepare_block(const Block& block, const PrepareArgs& args, Prep
     } else if (step < kStepScalars) {
       shared.step[step] = read_scalar(args.scalars, static_cast<StepScalar>(step));
     } else if (state < kScalarStates) {
-      shared.scalar_states[state] = read_scalar(scalar_state(set, state));
+      shared.before[state] = read_scalar(scalar_state(set, state));
     }
+  });
+  block.each_thread([&](int thread) {
+    if (thread != 0) return;
+    const Group<Rule> group = make_group<Rule>(shared.fields);
+    double after[kMaxScalarStates] = {};
+    for (int i = 0; i < kScalarStates; ++i) after[i] = shared.before[i];
+    const auto stored = [&](int i, double number) { return as_stored(scalar_state(set, i), number); };
+    Rule::next(group.common.lr, group.rule, after, stored);
+    for (int i = 0; i < kScalarStates; ++i) shared.after[i] = stored(i, after[i]);
   });
   if (args.squares != nullptr) sum_up(block, shared.sums);
 
@@ -201,18 +216,15 @@ FUSEDREG_HD void prepare_block(const Block& block, const PrepareArgs& args, Prep
     const double norm = args.squares != nullptr ? sqrt(shared.sums[0]) : 0;
     const double clip_coef = args.squares != nullptr ? clip_coefficient(shared.step[kMaxGradNorm], norm) : 1;
     if (thread == 0) {
-      fill_constants(prepared.in_float, group, shared.scalar_states, inv_grad_scale, clip_coef);
+      fill_constants(prepared.in_float, group, shared.before, shared.after, inv_grad_scale, clip_coef);
     } else if (thread == 32) {
-      fill_constants(prepared.in_double, group, shared.scalar_states, inv_grad_scale, clip_coef);
+      fill_constants(prepared.in_double, group, shared.before, shared.after, inv_grad_scale, clip_coef);
     } else {
       prepared.group = group;
       prepared.skips = skips;
       if (skips) return;
       if (args.squares != nullptr && block.index == 0) *args.norm = norm;
-      double scalar_states[kMaxScalarStates] = {};
-      for (int i = 0; i < kScalarStates; ++i) scalar_states[i] = shared.scalar_states[i];
-      Rule::next(group.rule, scalar_states);
-      for (int i = 0; i < kScalarStates; ++i) write_scalar(scalar_state(set, i), scalar_states[i]);
+      for (int i = 0; i < kScalarStates; ++i) write_scalar(scalar_state(set, i), shared.after[i]);
     }
   });
 }

@@ -38,6 +38,13 @@ FUSEDREG_HD A max_keeping_nan(A a, A b) {
   return b > a || b != b ? b : a;
 }
 
+// a + weight * (b - a), as torch's: from the nearer end. From the far one a large a would swallow a small b.
+template <class A>
+FUSEDREG_HD A lerp(A a, A b, A weight, A one_minus_weight) {
+  const A change = b - a;
+  return weight < A(0.5) ? a + weight * change : b - one_minus_weight * change;
+}
+
 // clamp(x, -bound, bound); a NaN stays NaN, and bound = infinity is the identity.
 template <class A>
 FUSEDREG_HD A clamp_symmetric(A x, A bound) {

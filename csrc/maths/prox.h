@@ -138,7 +138,7 @@ FUSEDREG_HD void fill_prox(ProxConstants<A>& c, const CommonHyperparameters& com
   c.firm_shrink = is_firm ? static_cast<A>(1 / curvature) : c.shrink;
   // Where the problem is convex, x is not worse than zero.
   c.l0 = static_cast<A>(l0 != 0 || !is_firm ? 2 * tau * l0 : -INFINITY);
-  c.blind_d = static_cast<A>(2 * eps);
+  c.blind_d = static_cast<A>(50 * eps);  // RAdam's is divided by a bias correction, of 0.08 at first
   c.lower = static_cast<A>(penalties.lower);
   c.upper = static_cast<A>(penalties.upper);
   c.freezes = static_cast<A>(penalties.freeze_zeros);

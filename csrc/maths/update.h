@@ -6,9 +6,12 @@
 //   kHasMetric                      whether its step is taken in a metric, element by element
 //   Hyperparameters                 what it reads of a group beside CommonHyperparameters, in double
 //   Constants<A>                    what it needs for every element
-//   fill(constants, lr, hyperparameters, scalar states before the step)   returns the prox's step size tau
-//   next(hyperparameters, scalar states)                                  moves them on, after the step
-//   step<mask>(w, g, state, constants)                                    moves w and the states, returns the metric
+//   next(lr, hyperparameters, scalar states, as_stored)    moves the scalar states on; as_stored(i, number) is a number
+//                                                          in the precision that scalar state i is stored in
+//   fill(constants, lr, hyperparameters, scalar states before the step, and after it as they are stored)
+//                                                          returns the prox's step size tau
+//   step<mask>(w, g, state, constants)                     moves w and the states, returns the metric
+//   finish(w, state, constants)                            if there is one: moves states by what the prox made of w
 #pragma once
 
 #include <type_traits>
@@ -38,12 +41,21 @@ FUSEDREG_HD double eps_of(const Hyperparameters&, long) {
 }
 
 template <class Rule, class A>
-FUSEDREG_HD void fill_constants(StepConstants<Rule, A>& c, const Group<Rule>& group, const double* scalar_states,
-                                double inv_grad_scale, double clip_coef) {
+FUSEDREG_HD void fill_constants(StepConstants<Rule, A>& c, const Group<Rule>& group, const double* before,
+                                const double* after, double inv_grad_scale, double clip_coef) {
   fill_gradient(c.gradient, group.common, group.penalties, inv_grad_scale, clip_coef);
-  const double tau = Rule::fill(c.rule, group.common.lr, group.rule, scalar_states);
+  const double tau = Rule::fill(c.rule, group.common.lr, group.rule, before, after);
   fill_prox(c.prox, group.common, group.penalties, Rule::kHasMetric, tau, eps_of(group.rule, 0));
 }
+
+// finish, for a rule that has one.
+template <class Rule, class A>
+FUSEDREG_HD auto finish(const A& w, A* state, const typename Rule::template Constants<A>& c, int)
+    -> decltype(Rule::finish(w, state, c)) {
+  return Rule::finish(w, state, c);
+}
+template <class Rule, class A>
+FUSEDREG_HD void finish(const A&, A*, const typename Rule::template Constants<A>&, long) {}
 
 template <class Rule_, StateMask kStates_, ProxKind kProx, bool kPenalized>
 struct Update {
@@ -58,6 +70,7 @@ struct Update {
     w = w * c.gradient.w_scale;                                                   // 4, decoupled decay
     const Metric<A> metric = Rule::template step<kStates_>(w, g, state, c.rule);  // 5
     w = prox<kProx>(w, w_old, metric, c.prox);                                    // 6
+    finish<Rule>(w, state, c.rule, 0);
   }
 };
 

@@ -217,6 +217,12 @@ void Parameters::prefetch(std::size_t i) const {
   for (std::size_t k = 0; k < scalar_state_count_; ++k) touch(entry.scalar_states[k].tensor.unsafeGetTensorImpl());
 }
 
+unsigned Parameters::singles(const Entry& entry) const {
+  unsigned mask = 0;
+  for (std::size_t k = 0; k < scalar_state_count_; ++k) mask |= entry.scalar_states[k].is_single() ? 1u << k : 0u;
+  return mask;
+}
+
 bool Parameters::read_gradient(Entry& entry) {
   // Tensor::grad() looks for reasons to warn first
   entry.grad = THPVariable_Unpack(entry.param_object).unsafeGetTensorImpl()->grad();

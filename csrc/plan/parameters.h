@@ -52,6 +52,7 @@ class __attribute__((visibility("hidden"))) Parameters {  // hidden, as pybind11
     at::Tensor tensor;
     double read() const;
     void write(double value) const;
+    bool is_single() const { return tensor.defined() && tensor.scalar_type() != at::kDouble; }
   };
 
   using Items = std::vector<std::pair<PyObject*, PyObject*>>;
@@ -91,6 +92,7 @@ class __attribute__((visibility("hidden"))) Parameters {  // hidden, as pybind11
 
   void read_scalar_states(const Entry& entry, double* values) const;
   void write_scalar_states(const Entry& entry, const double* values) const;
+  unsigned singles(const Entry& entry) const;  // the scalar states that are kept in float32, as a mask
 
   // After the kernels: copies back what was staged, and tells autograd of the in-place changes.
   void finish_update();

@@ -15,7 +15,8 @@ struct RuleInfo {
   std::vector<std::string> fields;  // what a group says to the rule, in the order of Group<Rule>::bind
   std::vector<double> defaults;     // of the fields
   std::vector<StateMask> variants;
-  void (*next)(const double* fields, double* scalar_states);
+  // Moves scalar states on, to values as they are stored: in float32 where `singles` has their bit.
+  void (*next)(const double* fields, double* scalar_states, unsigned singles);
 };
 
 template <class Rule>
@@ -30,8 +31,13 @@ RuleInfo make_rule_info() {
     info.fields.emplace_back(name);
     info.defaults.push_back(field);
   });
-  info.next = [](const double* fields, double* scalar_states) {
-    Rule::next(make_group<Rule>(fields).rule, scalar_states);
+  info.next = [](const double* fields, double* scalar_states, unsigned singles) {
+    const Group<Rule> group = make_group<Rule>(fields);
+    const auto as_stored = [&](std::size_t i, double number) {
+      return (singles >> i & 1) != 0 ? static_cast<double>(static_cast<float>(number)) : number;
+    };
+    Rule::next(group.common.lr, group.rule, scalar_states, as_stored);
+    for (std::size_t i = 0; i < Rule::kScalarStates.size(); ++i) scalar_states[i] = as_stored(i, scalar_states[i]);
   };
   return info;
 }

@@ -9,8 +9,8 @@
 namespace fusedreg {
 
 // How a scalar stands in a table: two numbers, its kind and its value's bits or its address. So a kernel takes a number
-// from the host and one that only the device knows alike.
-enum ScalarKind : std::int64_t { kValue, kFloat32At, kFloat64At };
+// from the host and one that only the device knows alike. kFloat32Value: a value that the host keeps in float32.
+enum ScalarKind : std::int64_t { kValue, kFloat32At, kFloat64At, kFloat32Value };
 constexpr int kScalarWidth = 2;
 
 // The columns of `rows`, with an item for each parameter; from kState on, the states.

@@ -32,8 +32,8 @@ Tables::ScalarSet Tables::set_of(const Entry& entry) const {
   for (std::size_t k = 0; k < rule_.scalar_states.size(); ++k) {
     const ScalarState& scalar = entry.scalar_states[k];
     const bool on_host = is_on_host(scalar);
-    const bool is_double = !on_host && scalar.tensor.scalar_type() == at::kDouble;
-    set[1 + kScalarWidth * k] = on_host ? kValue : is_double ? kFloat64At : kFloat32At;
+    const bool is_single = scalar.is_single();
+    set[1 + kScalarWidth * k] = on_host ? (is_single ? kFloat32Value : kValue) : is_single ? kFloat32At : kFloat64At;
     set[2 + kScalarWidth * k] =
         on_host ? bit_cast<std::int64_t>(scalar.read()) : address(scalar.tensor.const_data_ptr());
   }
@@ -84,7 +84,7 @@ void Tables::move_scalar_states() {
     for (std::size_t k = 0; k < rule_.scalar_states.size(); ++k) {
       if (is_on_host(entry.scalar_states[k])) values[k] = entry.scalar_states[k].read();
     }
-    rule_.next(groups_[entry.group].data(), values);
+    rule_.next(groups_[entry.group].data(), values, singles(entry));
     for (std::size_t k = 0; k < rule_.scalar_states.size(); ++k) {
       if (is_on_host(entry.scalar_states[k])) entry.scalar_states[k].write(values[k]);
     }

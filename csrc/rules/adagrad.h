@@ -28,14 +28,18 @@ struct Adagrad {
   };
 
   template <class A>
-  FUSEDREG_HD static double fill(Constants<A>& c, double lr, const Hyperparameters& h, const double* scalar_states) {
-    const double decayed_lr = lr / (1 + scalar_states[0] * h.lr_decay);  // the state is t - 1
+  FUSEDREG_HD static double fill(Constants<A>& c, double lr, const Hyperparameters& h, const double* before,
+                                 const double*) {
+    const double decayed_lr = lr / (1 + before[0] * h.lr_decay);  // the state is t - 1
     c.step_size = static_cast<A>(decayed_lr);
     c.eps = static_cast<A>(h.eps);
     return decayed_lr;
   }
 
-  FUSEDREG_HD static void next(const Hyperparameters&, double* scalar_states) { scalar_states[0] += 1; }
+  template <class AsStored>
+  FUSEDREG_HD static void next(double, const Hyperparameters&, double* scalar_states, AsStored&&) {
+    scalar_states[0] += 1;
+  }
 
   template <StateMask, class A>
   FUSEDREG_HD static Metric<A> step(A& w, A g, A* state, const Constants<A>& c) {

@@ -31,8 +31,9 @@ struct Adam {
   };
 
   template <class A>
-  FUSEDREG_HD static double fill(Constants<A>& c, double lr, const Hyperparameters& h, const double* scalar_states) {
-    const double t = scalar_states[0] + 1;
+  FUSEDREG_HD static double fill(Constants<A>& c, double lr, const Hyperparameters& h, const double*,
+                                 const double* after) {
+    const double t = after[0];
     c.step_size = static_cast<A>(lr / (1 - pow(h.beta1, t)));
     c.beta1 = static_cast<A>(h.beta1);
     c.one_minus_beta1 = static_cast<A>(1 - h.beta1);
@@ -43,15 +44,16 @@ struct Adam {
     return lr;  // over d, in the prox: m_hat is unbiased already, so without its bias correction
   }
 
-  FUSEDREG_HD static void next(const Hyperparameters&, double* scalar_states) { scalar_states[0] += 1; }
+  template <class AsStored>
+  FUSEDREG_HD static void next(double, const Hyperparameters&, double* scalar_states, AsStored&&) {
+    scalar_states[0] += 1;
+  }
 
   template <StateMask kMask, class A>
   FUSEDREG_HD static Metric<A> step(A& w, A g, A* state, const Constants<A>& c) {
     A& exp_avg = state[0];
     A& exp_avg_sq = state[1];
-    // torch's lerp, from the nearer end: with a small beta1 a large exp_avg would swallow a small gradient.
-    const A change = g - exp_avg;
-    exp_avg = c.one_minus_beta1 < A(0.5) ? exp_avg + c.one_minus_beta1 * change : g - c.beta1 * change;
+    exp_avg = lerp(exp_avg, g, c.one_minus_beta1, c.beta1);
     exp_avg_sq = c.beta2 * exp_avg_sq + c.one_minus_beta2 * g * g;
     A second_moment = exp_avg_sq;
     if constexpr (kMask == kAmsgrad) second_moment = state[2] = max_keeping_nan(exp_avg_sq, state[2]);

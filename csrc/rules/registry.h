@@ -7,4 +7,8 @@
   RULE(adam, Adam)           \
   RULE(sgd, Sgd)             \
   RULE(rmsprop, RMSprop)     \
-  RULE(adagrad, Adagrad)
+  RULE(adagrad, Adagrad)     \
+  RULE(nadam, NAdam)         \
+  RULE(radam, RAdam)         \
+  RULE(adamax, Adamax)       \
+  RULE(adadelta, Adadelta)

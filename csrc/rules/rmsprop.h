@@ -34,16 +34,18 @@ struct RMSprop {
   };
 
   template <class A>
-  FUSEDREG_HD static double fill(Constants<A>& c, double lr, const Hyperparameters& h, const double* scalar_states) {
+  FUSEDREG_HD static double fill(Constants<A>& c, double lr, const Hyperparameters& h, const double*,
+                                 const double* after) {
     c.step_size = static_cast<A>(lr);
     c.alpha = static_cast<A>(h.alpha);
     c.one_minus_alpha = static_cast<A>(1 - h.alpha);
     c.eps = static_cast<A>(h.eps);
     c.momentum = static_cast<A>(h.momentum);
-    return lr * (h.momentum != 0 ? next_momentum_gain(scalar_states[1], h.momentum, 0) : 1);
+    return lr * (h.momentum != 0 ? after[1] : 1);
   }
 
-  FUSEDREG_HD static void next(const Hyperparameters& h, double* scalar_states) {
+  template <class AsStored>
+  FUSEDREG_HD static void next(double, const Hyperparameters& h, double* scalar_states, AsStored&&) {
     scalar_states[0] += 1;
     if (h.momentum != 0) scalar_states[1] = next_momentum_gain(scalar_states[1], h.momentum, 0);
   }
@@ -55,8 +57,7 @@ struct RMSprop {
     Metric<A> metric{square_root(square_avg) + c.eps};
     if constexpr ((kMask & kCentered) != 0) {
       A& grad_avg = state[2];
-      const A change = g - grad_avg;  // torch's lerp, as in adam.h
-      grad_avg = c.one_minus_alpha < A(0.5) ? grad_avg + c.one_minus_alpha * change : g - c.alpha * change;
+      grad_avg = lerp(grad_avg, g, c.one_minus_alpha, c.alpha);
       const A uncentered = metric.d;
       // A variance below zero is a rounding error; its root, a NaN, is what torch makes of it.
       metric.d = square_root(max_keeping_nan(A(0), square_avg - grad_avg * grad_avg)) + c.eps;

@@ -31,18 +31,20 @@ struct Sgd {
   };
 
   template <class A>
-  FUSEDREG_HD static double fill(Constants<A>& c, double lr, const Hyperparameters& h, const double* scalar_states) {
-    const bool first = scalar_states[0] == 0;
+  FUSEDREG_HD static double fill(Constants<A>& c, double lr, const Hyperparameters& h, const double* before,
+                                 const double* after) {
+    const bool first = before[0] == 0;
     c.step_size = static_cast<A>(lr);
     c.momentum = static_cast<A>(first ? 0 : h.momentum);  // the first buffer is the gradient itself, undamped
     c.one_minus_dampening = static_cast<A>(first ? 1 : 1 - h.dampening);
     c.nesterov = static_cast<A>(h.nesterov != 0 ? h.momentum : 0);
-    const double gain = h.momentum != 0 ? next_momentum_gain(scalar_states[0], h.momentum, h.dampening) : 1;
+    const double gain = h.momentum != 0 ? after[0] : 1;
     const double step_gain = h.nesterov != 0 ? 1 + h.momentum * gain : gain;
     return lr * (step_gain > 0 ? step_gain : 0);  // with dampening above 1 it can be negative
   }
 
-  FUSEDREG_HD static void next(const Hyperparameters& h, double* scalar_states) {
+  template <class AsStored>
+  FUSEDREG_HD static void next(double, const Hyperparameters& h, double* scalar_states, AsStored&&) {
     scalar_states[0] = next_momentum_gain(scalar_states[0], h.momentum, h.dampening);
   }
 

@@ -19,7 +19,7 @@ from ..penalties import PENALTIES, Prox
 from ..penalties.l1 import L1
 from ..penalties.mcp import MCP_GAMMA
 from ..penalties.spec import Group, Scalar, like
-from ..rules.spec import RuleSpec, Step
+from ..rules.spec import RuleSpec, Scalars, Step
 from .base import Entry, Plan, StepScalars
 from .memory import is_dtensor, local
 
@@ -45,7 +45,7 @@ def clip_coefficient(norm: Tensor, max_grad_norm: Scalar) -> Tensor:
 
 def add_penalty_gradients(g: Tensor, w: Tensor, group: Group) -> Tensor:
     """Stage 4, coupled: weight decay as a gradient, and the penalties where penalty_mode is "subgradient"."""
-    if group["weight_decay"] != 0 and not group.get("decoupled_weight_decay", False):
+    if group.get("weight_decay", 0) != 0 and not group.get("decoupled_weight_decay", False):
         g = g + group["weight_decay"] * w
     if group["penalty_mode"] == "subgradient":
         for penalty in PENALTIES:
@@ -61,17 +61,14 @@ def step_size(w_old: Tensor, step: Step, group: Group) -> tuple[Scalar | Tensor,
         return group["lr"], nowhere
     if step.metric is None:
         return step.tau, nowhere
-    held_against = step.metric if step.safeguard is None else step.safeguard
+    ratio = torch.ones_like(step.metric) if step.safeguard is None else step.metric / step.safeguard
     slope = group["l1"] + group["l2"] * w_old.abs()
     if fades := MCP_GAMMA.is_on(group) and L1.is_on(group):
         slope = (group["l1"] - w_old.abs() / group["mcp_gamma"]).clamp(min=0) + group["l2"] * w_old.abs()
-    floor = slope / 2
-    if step.safeguard is not None:
-        floor = floor * (step.metric / step.safeguard)  # the product before would leave the range
-    d = torch.maximum(step.metric, floor)
+    d = torch.maximum(step.metric, slope / 2 * ratio)  # the product before the quotient would leave the range
     if fades:
         d = torch.maximum(d, like(d, 2 * step.tau / group["mcp_gamma"]))
-    return step.tau / d, held_against <= 2 * group.get("eps", 0.0)
+    return step.tau / d, step.metric <= 50 * group.get("eps", 0.0) * ratio
 
 
 def prox(z: Tensor, w_old: Tensor, step: Step, group: Group) -> Tensor:
@@ -91,7 +88,7 @@ def update(
     w: Tensor,
     g: Tensor,
     state: Mapping[str, Tensor],
-    scalars: Mapping[str, Scalar],
+    scalars: Scalars,
     group: Group,
     inv_grad_scale: Scalar,
     clip_coef: Scalar,
@@ -101,7 +98,9 @@ def update(
     g = add_penalty_gradients(g, w, group)
     decay = group["lr"] * group["weight_decay"] if group.get("decoupled_weight_decay", False) else 0.0
     step = spec.step(w * (1 - decay), g, state, scalars, group)
-    return step._replace(w=prox(step.w, w, step, group))
+    w = prox(step.w, w, step, group)
+    finished = {} if step.finish is None else step.finish(w)
+    return step._replace(w=w, state={**step.state, **finished})
 
 
 # -- the backend
@@ -192,12 +191,14 @@ class ReferencePlan(Plan):
 
         states = {name: local(state) for name, state in _named(self.spec.states, entry.states).items()}
         scalars = _named(self.spec.scalar_states, entry.scalar_states)
+        before = {name: scalar(tensor) for name, tensor in scalars.items()}
+        after = self.spec.next_scalars(before, group, {name: tensor.dtype for name, tensor in scalars.items()})
         result = update(
             self.spec,
             operand(param),
             grad,
             {name: operand(tensor) for name, tensor in states.items()},
-            {name: scalar(tensor) for name, tensor in scalars.items()},
+            Scalars(before, after),
             group,
             step.inv_grad_scale,
             step.clip_coef,
@@ -209,7 +210,7 @@ class ReferencePlan(Plan):
             _real_view(states[name]).copy_(tensor)
         if is_dtensor(entry.param):  # it counts in-place changes for itself, too
             torch.autograd.graph.increment_version([entry.param, *_named(self.spec.states, entry.states).values()])
-        for name, value in result.scalars.items():
+        for name, value in after.items():
             scalars[name].copy_(value) if isinstance(value, Tensor) else scalars[name].fill_(value)
 
 

@@ -21,8 +21,9 @@ from .memory import is_plain, local
 
 MAX_STATES, MAX_SCALAR_STATES = 3, 2  # of any rule
 
-# How a scalar stands in a table: two numbers, its kind, and its value's bits or its address.
-VALUE, FLOAT32_AT, FLOAT64_AT = range(3)
+# How a scalar stands in a table: two numbers, its kind, and its value's bits or its address. FLOAT32_VALUE: a value
+# that the host keeps in float32.
+VALUE, FLOAT32_AT, FLOAT64_AT, FLOAT32_VALUE = range(4)
 
 # The columns of `rows`, each with an item for every parameter that has a gradient: pointers to w, g and the states (0
 # for one that is not needed), the number of elements, the scalar set.
@@ -178,19 +179,20 @@ class PythonTables(Tables):
         numbers = [entry.group]
         for scalar in entry.scalar_states:
             if scalar is None or self._is_on_host(scalar):
-                numbers += encode_value(self._value(scalar))
+                kind, bits = encode_value(self._value(scalar))
+                is_single = scalar is not None and scalar.dtype != torch.float64
+                numbers += (FLOAT32_VALUE if is_single else kind, bits)
             else:
                 numbers += encode_address(scalar)
         return (*numbers, *[0] * (SET_WIDTH - len(numbers)))
 
     def move_scalar_states(self) -> None:
-        """The oracle knows how they move on; its step on one element returns them."""
-        one = torch.zeros(1, dtype=torch.float64, device="cpu")
+        """As the spec says."""
         for entry in self._active:
             scalars = dict(zip((each.name for each in self._spec.scalar_states), entry.scalar_states, strict=True))
             before = {name: self._value(scalar) for name, scalar in scalars.items()}
-            states = {state.name: one for state in self._spec.states}
-            after = self._spec.step(one, one, states, before, self._groups[entry.group]).scalars
+            dtypes = {name: torch.float64 if scalar is None else scalar.dtype for name, scalar in scalars.items()}
+            after = self._spec.next_scalars(before, self._groups[entry.group], dtypes)
             for name, scalar in scalars.items():
                 if scalar is not None and self._is_on_host(scalar):
                     scalar.fill_(after[name])

@@ -11,16 +11,16 @@ from typing_extensions import Unpack
 
 from ..optimizer import FusedRegOptimizer
 from ..penalties import Regularizers
-from .spec import Group, Hyperparameter, RuleSpec, Scalar, ScalarState, Step, TensorState
+from .spec import Group, Hyperparameter, RuleSpec, Scalars, ScalarState, Step, TensorState
 
 
-def adagrad(w: Tensor, g: Tensor, state: Mapping[str, Tensor], scalars: Mapping[str, Scalar], group: Group) -> Step:
+def adagrad(w: Tensor, g: Tensor, state: Mapping[str, Tensor], scalars: Scalars, group: Group) -> Step:
     """Duchi, Hazan and Singer, "Adaptive Subgradient Methods", https://jmlr.org/papers/v12/duchi11a.html."""
-    t = scalars["step"] + 1
+    t = scalars.after["step"]
     lr = group["lr"] / (1 + (t - 1) * group["lr_decay"])
     sum_ = state["sum"] + g * g
     d = sum_.sqrt() + group["eps"]
-    return Step(w - lr * g / d, {"sum": sum_}, {"step": t}, tau=lr, metric=d)
+    return Step(w - lr * g / d, {"sum": sum_}, tau=lr, metric=d)
 
 
 class FusedRegAdagrad(FusedRegOptimizer, torch.optim.Adagrad):

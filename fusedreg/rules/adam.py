@@ -12,13 +12,13 @@ from typing_extensions import Unpack
 
 from ..optimizer import FusedRegOptimizer
 from ..penalties import Regularizers
-from .spec import Group, Hyperparameter, RuleSpec, Scalar, ScalarState, Step, TensorState
+from .spec import Group, Hyperparameter, RuleSpec, Scalars, ScalarState, Step, TensorState
 
 
-def adam(w: Tensor, g: Tensor, state: Mapping[str, Tensor], scalars: Mapping[str, Scalar], group: Group) -> Step:
+def adam(w: Tensor, g: Tensor, state: Mapping[str, Tensor], scalars: Scalars, group: Group) -> Step:
     """Kingma and Ba, "Adam: A Method for Stochastic Optimization", https://arxiv.org/abs/1412.6980."""
     lr, (beta1, beta2) = group["lr"], group["betas"]
-    t = scalars["step"] + 1
+    t = scalars.after["step"]
     exp_avg = beta1 * state["exp_avg"] + (1 - beta1) * g
     exp_avg_sq = beta2 * state["exp_avg_sq"] + (1 - beta2) * g * g
     new_state = {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
@@ -27,7 +27,7 @@ def adam(w: Tensor, g: Tensor, state: Mapping[str, Tensor], scalars: Mapping[str
         second_moment = new_state["max_exp_avg_sq"] = torch.maximum(state["max_exp_avg_sq"], exp_avg_sq)
     m_hat = exp_avg / (1 - beta1**t)
     d = second_moment.sqrt() / (1 - beta2**t) ** 0.5 + group["eps"]
-    return Step(w - lr * m_hat / d, new_state, {"step": t}, tau=lr, metric=d)
+    return Step(w - lr * m_hat / d, new_state, tau=lr, metric=d)
 
 
 ADAM = RuleSpec(

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from ..optimizer import FusedRegOptimizer
+from .adadelta import FusedRegAdadelta
 from .adagrad import FusedRegAdagrad
 from .adam import FusedRegAdam, FusedRegAdamW
+from .adamax import FusedRegAdamax
+from .nadam import FusedRegNAdam
+from .radam import FusedRegRAdam
 from .rmsprop import FusedRegRMSprop
 from .sgd import FusedRegSGD
 
@@ -14,4 +18,8 @@ OPTIMIZERS: list[type[FusedRegOptimizer]] = [
     FusedRegSGD,
     FusedRegRMSprop,
     FusedRegAdagrad,
+    FusedRegNAdam,
+    FusedRegRAdam,
+    FusedRegAdamax,
+    FusedRegAdadelta,
 ]

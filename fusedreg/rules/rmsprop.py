@@ -11,15 +11,25 @@ from typing_extensions import Unpack
 
 from ..optimizer import FusedRegOptimizer
 from ..penalties import Regularizers
-from .spec import Group, Hyperparameter, RuleSpec, Scalar, ScalarState, Step, TensorState, has_momentum, momentum_gain
+from .spec import (
+    Group,
+    Hyperparameter,
+    RuleSpec,
+    Scalars,
+    ScalarState,
+    Step,
+    TensorState,
+    has_momentum,
+    next_momentum_gain,
+)
 
 
-def rmsprop(w: Tensor, g: Tensor, state: Mapping[str, Tensor], scalars: Mapping[str, Scalar], group: Group) -> Step:
+def rmsprop(w: Tensor, g: Tensor, state: Mapping[str, Tensor], scalars: Scalars, group: Group) -> Step:
     """Hinton's lecture 6e, https://www.cs.toronto.edu/~tijmen/csc321/slides/lecture_slides_lec6.pdf; centered: Graves,
     "Generating Sequences With Recurrent Neural Networks", https://arxiv.org/abs/1308.0850."""
     lr, alpha, eps, momentum = group["lr"], group["alpha"], group["eps"], group["momentum"]
     square_avg = alpha * state["square_avg"] + (1 - alpha) * g * g
-    new_state, new_scalars = {"square_avg": square_avg}, {"step": scalars["step"] + 1}
+    new_state = {"square_avg": square_avg}
     d, safeguard = square_avg.sqrt() + eps, None
     if group["centered"]:
         # At a solution the gradient stands still, and its variance goes to zero; its second moment does not.
@@ -30,8 +40,8 @@ def rmsprop(w: Tensor, g: Tensor, state: Mapping[str, Tensor], scalars: Mapping[
     direction, gain = g / d, 1.0
     if momentum != 0:
         direction = new_state["momentum_buffer"] = momentum * state["momentum_buffer"] + direction
-        gain = new_scalars["momentum_gain"] = momentum_gain(scalars["momentum_gain"], momentum)
-    return Step(w - lr * direction, new_state, new_scalars, tau=lr * gain, metric=d, safeguard=safeguard)
+        gain = scalars.after["momentum_gain"]
+    return Step(w - lr * direction, new_state, tau=lr * gain, metric=d, safeguard=safeguard)
 
 
 class FusedRegRMSprop(FusedRegOptimizer, torch.optim.RMSprop):
@@ -55,7 +65,13 @@ class FusedRegRMSprop(FusedRegOptimizer, torch.optim.RMSprop):
         ),
         scalar_states=(
             ScalarState("step"),
-            ScalarState("momentum_gain", needed=has_momentum, accompanies="momentum_buffer", is_step=False),
+            ScalarState(
+                "momentum_gain",
+                needed=has_momentum,
+                next=next_momentum_gain,
+                accompanies="momentum_buffer",
+                is_step=False,
+            ),
         ),
         hyperparameters=(
             Hyperparameter("alpha"),

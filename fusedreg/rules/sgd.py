@@ -11,21 +11,31 @@ from typing_extensions import Unpack
 
 from ..optimizer import FusedRegOptimizer
 from ..penalties import Regularizers
-from .spec import Group, Hyperparameter, RuleSpec, Scalar, ScalarState, Step, TensorState, has_momentum, momentum_gain
+from .spec import (
+    Group,
+    Hyperparameter,
+    RuleSpec,
+    Scalars,
+    ScalarState,
+    Step,
+    TensorState,
+    has_momentum,
+    next_momentum_gain,
+)
 
 
-def sgd(w: Tensor, g: Tensor, state: Mapping[str, Tensor], scalars: Mapping[str, Scalar], group: Group) -> Step:
+def sgd(w: Tensor, g: Tensor, state: Mapping[str, Tensor], scalars: Scalars, group: Group) -> Step:
     """With (Nesterov) momentum and dampening, as torch.optim.SGD has them."""
     lr, momentum, dampening = group["lr"], group["momentum"], group["dampening"]
     if momentum == 0:
-        return Step(w - lr * g, {}, {}, tau=lr)
-    before = scalars["momentum_gain"]
-    buffer = g if before == 0 else momentum * state["momentum_buffer"] + (1 - dampening) * g
-    gain = momentum_gain(before, momentum, dampening)
+        return Step(w - lr * g, {}, tau=lr)
+    is_first = scalars.before["momentum_gain"] == 0
+    buffer = g if is_first else momentum * state["momentum_buffer"] + (1 - dampening) * g
+    gain = scalars.after["momentum_gain"]
     direction, step_gain = (g + momentum * buffer, 1 + momentum * gain) if group["nesterov"] else (buffer, gain)
     # With dampening above 1 the gain can be negative; a prox has no negative step size.
     tau = lr * max(step_gain, 0.0)
-    return Step(w - lr * direction, {"momentum_buffer": buffer}, {"momentum_gain": gain}, tau)
+    return Step(w - lr * direction, {"momentum_buffer": buffer}, tau)
 
 
 class FusedRegSGD(FusedRegOptimizer, torch.optim.SGD):
@@ -41,7 +51,13 @@ class FusedRegSGD(FusedRegOptimizer, torch.optim.SGD):
         sgd,
         states=(TensorState("momentum_buffer", needed=has_momentum),),
         scalar_states=(
-            ScalarState("momentum_gain", needed=has_momentum, accompanies="momentum_buffer", is_step=False),
+            ScalarState(
+                "momentum_gain",
+                needed=has_momentum,
+                next=next_momentum_gain,
+                accompanies="momentum_buffer",
+                is_step=False,
+            ),
         ),
         hyperparameters=(
             Hyperparameter("momentum", is_on_host=True),

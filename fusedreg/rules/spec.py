@@ -6,6 +6,8 @@ stands in csrc/rules/NAME.h and backends/triton/rules/NAME.py; a test compares t
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -14,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..penalties.spec import PENALTY_MODES, Group, Option, Scalar, on_gpu
+from ..penalties.spec import PENALTY_MODES, Group, Option, Scalar, on_gpu, strength
 
 
 def always(group: Group) -> bool:
@@ -67,6 +69,11 @@ COMMON = (
 )
 
 
+# What torch has of its own rules, for a rule without a twin.
+LR = strength("lr", "the learning rate.")
+WEIGHT_DECAY = strength("weight_decay", "decay of the weights, beside the penalties. Default: 0.")
+
+
 @dataclass(frozen=True)
 class TensorState:
     """A tensor of the parameter's shape that a rule keeps for it."""
@@ -76,18 +83,28 @@ class TensorState:
     initial: Callable[[Group], float] = lambda group: 0.0
 
 
+def count_steps(scalars: Mapping[str, Scalar], group: Group, as_stored: Callable[[Scalar], Scalar]) -> Scalar:
+    return scalars["step"] + 1
+
+
 @dataclass(frozen=True)
 class ScalarState:
     """A number that a rule keeps for each parameter: a 0-dim tensor in its state."""
 
     name: str
     needed: Callable[[Group], bool] = always
+    initial: Callable[[Group], float] = lambda group: 0.0
+    next: Callable[[Mapping[str, Scalar], Group, Callable[[Scalar], Scalar]], Scalar] = count_steps
+    """``next(scalars, group, as_stored)``: its value after a step, from the scalar states before it. ``as_stored``
+    rounds a number to what the state is stored in; to the result that is done anyway."""
     accompanies: str | None = None
     """The tensor state that it tells of. Where that one begins, it begins, at 0; where that one is there already and
     this is not (out of a plain torch checkpoint), it is NaN: nobody counted."""
     is_step: bool = True
     """As torch has its step counts: float32, or the default dtype if that is float64, on the CPU unless the group is
     capturable or fused. Otherwise float64, and beside a parameter that is on a GPU: no step waits to read it."""
+    is_beside: bool = False
+    """Of one that is as a step count: whether it always is on its parameter's device."""
 
 
 class Step(NamedTuple):
@@ -95,16 +112,25 @@ class Step(NamedTuple):
 
     w: Tensor
     state: dict[str, Tensor]
-    scalars: dict[str, Scalar]
     tau: Scalar
     """The prox's step size; for an adaptive rule it is to be divided by the metric."""
     metric: Tensor | None = None
     """d, element by element, for an adaptive rule."""
     safeguard: Tensor | None = None
     """What the metric's floor is held against, where that is not the metric itself: d is scaled up as it would be."""
+    finish: Callable[[Tensor], dict[str, Tensor]] | None = None
+    """``finish(w)``: new values of states that depend on what the prox has made of the weight."""
 
 
-OracleStep = Callable[[Tensor, Tensor, Mapping[str, Tensor], Mapping[str, Scalar], Group], Step]
+class Scalars(NamedTuple):
+    """The scalar states of a parameter, as they are stored: in float32, most of them."""
+
+    before: Mapping[str, Scalar]
+    """The step."""
+    after: Mapping[str, Scalar]
+
+
+OracleStep = Callable[[Tensor, Tensor, Mapping[str, Tensor], Scalars, Group], Step]
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,7 +149,9 @@ class RuleSpec:
     variants: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {"plain": {}})
     """The options that every suite runs, by name. Together they need each state, and switch each switch."""
     modes: tuple[str, ...] = PENALTY_MODES
-    """The penalty modes that the rule can be exact in, or that at least mean what they say."""
+    """The penalty modes that the rule can be exact in, or that at least mean what they say; its default first."""
+    why_not_others: str = ""
+    """Why the rule has no other modes, for an error."""
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -133,7 +161,14 @@ class RuleSpec:
     @property
     def options(self) -> tuple[Option, ...]:
         """The hyperparameters that no twin documents and checks."""
-        return tuple(each.option for each in self.hyperparameters if each.option is not None)
+        own = tuple(each.option for each in self.hyperparameters if each.option is not None)
+        return own if self.twin is not None else (LR, *own, WEIGHT_DECAY)
+
+    def check_mode(self, mode: str) -> None:
+        """Raises ValueError for a penalty mode that the rule does not have."""
+        if mode not in self.modes:
+            allowed = ", ".join(map(repr, self.modes))
+            raise ValueError(f"Invalid penalty_mode value: {mode!r} (allowed: {allowed}; {self.why_not_others})")
 
     def needed_states(self, group: Group) -> tuple[str, ...]:
         """The names of the tensor states that the group's options need, in the rule's order."""
@@ -146,9 +181,30 @@ class RuleSpec:
         """Whether a parameter's first step is another than those that follow: there is a momentum that begins."""
         return any(state.accompanies is not None and state.needed(group) for state in self.scalar_states)
 
+    def next_scalars(
+        self, scalars: Mapping[str, Scalar], group: Group, dtypes: Mapping[str, torch.dtype]
+    ) -> dict[str, Scalar]:
+        """The scalar states after a step, as they are read back from their dtypes."""
+        after = {}
+        for state in self.scalar_states:
+            if state.needed(group):
+                rounded = functools.partial(as_stored, dtype=dtypes[state.name])
+                after[state.name] = rounded(state.next(scalars, group, rounded))
+        return after
+
+
+def as_stored(scalar: Scalar, dtype: torch.dtype) -> Scalar:
+    if isinstance(scalar, Tensor):
+        return scalar.to(dtype)
+    return float(scalar) if dtype == torch.float64 else ctypes.c_float(scalar).value
+
 
 def has_momentum(group: Group) -> bool:
     return group["momentum"] != 0
+
+
+def next_momentum_gain(scalars: Mapping[str, Scalar], group: Group, as_stored: Callable[[Scalar], Scalar]) -> Scalar:
+    return momentum_gain(scalars["momentum_gain"], group["momentum"], group.get("dampening", 0.0))
 
 
 def momentum_gain(before: Scalar, momentum: float, dampening: float = 0.0) -> Scalar:

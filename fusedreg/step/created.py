@@ -77,7 +77,7 @@ class Created:
         now = own.get(declared.name)
         is_fused = bool(group.get("fused"))
         if declared.is_step:
-            on_device = on_device or is_fused or bool(group.get("capturable"))
+            on_device = on_device or is_fused or bool(group.get("capturable")) or declared.is_beside
         else:
             on_device = on_device or param.is_cuda
         device = param.device if on_device else torch.device("cpu")
@@ -95,7 +95,7 @@ class Created:
             return own[declared.name]
         is_double = not declared.is_step or (torch.get_default_dtype() == torch.float64 and not is_fused)
         dtype = torch.float64 if is_double else torch.float32
-        value = 0.0 if now is None else float(now)
+        value = float(declared.initial(group) if now is None else now)
         if device.type == "cpu":
             own[declared.name] = torch.tensor(value, dtype=dtype, device=device)  # known under FakeTensorMode, too
         else:

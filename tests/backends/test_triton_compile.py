@@ -114,10 +114,10 @@ def test_update(what, config, target, tmp_path) -> None:
     kernel = compiled(kernels.update_kernel, constants, target, config.warps)
     registers, spills = registers_and_spills(kernel, tmp_path)
     print(f"{registers} registers, {spills} bytes spilled")  # pytest -rA shows it
-    # To have room for more blocks, ptxas puts a few loop invariants aside, before the loop. Of 288 kernels with the
-    # default, Triton 3.9 has three that do.
-    allowed = 8 if config == tuning.DEFAULT else 32
-    if has_stages:  # twelve invariants more: 11 of these 144 kernels put some aside, float64 with three states the most
+    # To have room for more blocks, ptxas puts a few loop invariants aside, before the loop. Of the kernels with the
+    # default, Triton 3.9 has three that put 8 bytes aside, and RAdam's for unaligned 16-bit numbers on sm_90, 16.
+    allowed = 16 if config == tuning.DEFAULT else 32
+    if has_stages:  # twelve invariants more, of which a few are put aside; float64 with three states has the most
         allowed = 192 if dtype == torch.float64 else 32
     assert spills <= allowed
     assert rounds_as_ieee(kernel)
@@ -151,6 +151,10 @@ def test_prepare(rule, clips, target, tmp_path) -> None:
     assert registers_and_spills(kernel, tmp_path)[1] == 0
 
 
+# What a rule brings to a kernel.
+FUNCTIONS = ("step", "finish", "prox", "next_scalars", "fill")
+
+
 @pytest.mark.parametrize("kernel", [kernels.update_kernel, kernels.squares_kernel, kernels.prepare_kernel], ids=str)
 def test_what_a_kernel_is_compiled_for(kernel) -> None:
     """Numbers that grow with the model compile nothing new, 1 and multiples of 16 included; the rest are tables."""
@@ -158,7 +162,7 @@ def test_what_a_kernel_is_compiled_for(kernel) -> None:
         if parameter.name.endswith("_count"):
             assert parameter.do_not_specialize
         else:
-            assert parameter.is_constexpr == (parameter.name.isupper() or parameter.name in ("step", "prox", "fill"))
+            assert parameter.is_constexpr == (parameter.name.isupper() or parameter.name in FUNCTIONS)
 
 
 # -- when Triton compiles

@@ -27,6 +27,7 @@ from twin_pairs import (
     CONFIGURATIONS,
     OURS_ALONE,
     PLAIN,
+    as_resumed,
     assert_alike,
     contents,
     every_class,
@@ -75,6 +76,7 @@ def test_state_dicts_go_both_ways_in_mid_training(cls, flags, direction, way, ba
     uninterrupted = make_params(dtype=torch.float64)
     twin = make(False, uninterrupted)
     run(twin, uninterrupted, 4)
+    twin = as_resumed(twin, cls, lambda params: make(False, params))
     run(twin, uninterrupted, 4, first_seed=200)
     torch.testing.assert_close(contents(after), contents(twin), **DOUBLE)
 
@@ -90,6 +92,7 @@ def test_there_and_back_again(configuration, backend) -> None:
         optimizer = TWINS[cls](params, **options) if turn % 2 else cls(params, backend=backend, **options)
         if state_dict is not None:
             optimizer.load_state_dict(through_a_file(state_dict))
+            twin = as_resumed(twin, cls, lambda params: TWINS[cls](params, **options))
         run(optimizer, params, 2, first_seed=10 * turn)
         run(twin, uninterrupted, 2, first_seed=10 * turn)
         state_dict = optimizer.state_dict()
@@ -144,6 +147,7 @@ def test_a_regularized_run_resumes_on_another_backend(cls, flags, backend) -> No
     second.load_state_dict(through_a_file(first.state_dict()))
     run(second, params, 3, first_seed=200)
     run(whole, uninterrupted, 3)
+    whole = as_resumed(whole, cls, lambda params: cls(params, backend="reference", **options))
     run(whole, uninterrupted, 3, first_seed=200)
     torch.testing.assert_close(contents(second), contents(whole), **DOUBLE)
 

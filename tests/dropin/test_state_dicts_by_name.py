@@ -12,6 +12,7 @@ from twin_pairs import (
     CONFIGURATIONS,
     PLAIN,
     TWINS,
+    as_resumed,
     assert_close,
     contents,
     every_configuration,
@@ -73,6 +74,7 @@ def test_state_dicts_by_name(configuration, direction, form, backend) -> None:
     whole = make_model()
     uncut = twin(whole.parameters())
     train(whole, uncut, 3)
+    uncut = as_resumed(uncut, cls, twin)
     train(whole, uncut, 3, seed=20)
     assert_close(contents(resumed), contents(uncut))
 
@@ -96,6 +98,7 @@ def test_a_flat_state_dict_of_a_twin_is_read_by_a_twin(configuration, backend) -
     assert reader.param_groups[0].keys() == plain.param_groups[0].keys()
     checkpointing.set_optimizer_state_dict(model, reader, flat, options=options)
     optimizer.load_state_dict(reader.state_dict())
+    plain = as_resumed(plain, cls, lambda params: TWINS[cls](params, **PLAIN, **flags))
     assert_close(contents(optimizer), contents(plain))
     group = optimizer.param_groups[0]
     assert (group["lr"], group["weight_decay"], group["l1"]) == (PLAIN["lr"], PLAIN["weight_decay"], 0.25)

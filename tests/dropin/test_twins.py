@@ -10,11 +10,8 @@ from helpers import (
     IDS,
     OPTIMIZER_VARIANTS,
     TWINS,
-    FusedRegAdagrad,
     FusedRegAdam,
     FusedRegAdamW,
-    FusedRegRMSprop,
-    FusedRegSGD,
     make_params,
     run,
     set_grads,
@@ -376,8 +373,8 @@ def test_differentiable_as_the_twin(cls, options) -> None:
     """
     try:
         theirs = _differentiate(TWINS[cls], **options)
-    except TypeError:  # gradcheck, below, looks at ours
-        pytest.skip("the twin's differentiable step does not take these options as tensors")
+    except (TypeError, RuntimeError):  # gradcheck, below, looks at ours
+        pytest.skip("the twin's differentiable step does not take these options as tensors, or has no derivative")
     ours = _differentiate(cls, **options)
     assert all(derivative is not None for derivative in theirs.values())
     # The bias corrections of a differentiable step come from the float32 step count.
@@ -394,19 +391,10 @@ def test_differentiable_betas_as_the_twin(cls) -> None:
     torch.testing.assert_close(run_with(cls), run_with(TWINS[cls]), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("cls", "more"),
-    [
-        (FusedRegAdam, {}),
-        (FusedRegAdamW, {}),
-        (FusedRegSGD, {"momentum": 0.9}),
-        (FusedRegRMSprop, {"momentum": 0.9}),
-        (FusedRegRMSprop, {"centered": True}),
-        (FusedRegAdagrad, {}),
-    ],
-    ids=["adam", "adamw", "sgd", "rmsprop", "rmsprop-centered", "adagrad"],
-)
-def test_gradcheck_through_a_regularized_step(cls, more) -> None:
+@every_configuration
+def test_gradcheck_through_a_regularized_step(configuration) -> None:
+    cls, more = CONFIGURATIONS[configuration]
+
     def stepped(weight, gradient):
         leaf = weight.clone()
         optimizer = cls([leaf], differentiable=True, lr=0.1, l1=0.05, l2=0.1, weight_decay=0.1, **more)

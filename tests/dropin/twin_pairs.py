@@ -153,6 +153,16 @@ def assert_alike(
     assert our_exact == their_exact
 
 
+def as_resumed(optimizer: torch.optim.Optimizer, cls: type, make: Callable[[list[Tensor]], Any]) -> Any:
+    """What a resumed run is compared with: the uninterrupted one. Out of its own state dict where the rule has scalars
+    beside ``step``, as NAdam's mu_product: torch casts them to the parameter's dtype when it loads."""
+    if not any(scalar.is_step and scalar.name != "step" for scalar in cls.spec.scalar_states):
+        return optimizer
+    resumed = make([param for group in optimizer.param_groups for param in group["params"]])
+    resumed.load_state_dict(optimizer.state_dict())
+    return resumed
+
+
 def on_default_device(shape: tuple[int, ...], seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
     return random(shape, torch.Generator().manual_seed(seed)).to(torch.get_default_device(), dtype)
 

@@ -144,6 +144,10 @@ MOMENTA = mostly(st.sampled_from([0.0, 0.3, 0.9, 0.99]), 5e-324, 1e-45, 1e-8, 1 
 LR_DECAYS = mostly(st.sampled_from([0.0, 1e-3, 0.1]), 5e-324, 1e-45, 1.0, 1e10, 1e300)
 # No more than every dtype can hold: torch.optim.Adagrad's constructor raises.
 ACCUMULATORS = mostly(st.sampled_from([0.0, 0.0, 0.1, 1.0]), 5e-324, 1e-45, 1e-20, 6e4)
+# RAdam counts the steps that an average stands for: a difference that rounding decides where beta2 is nearly 1. NAdam
+# divides by 1 less a product of momenta that is kept in float32. In torch too.
+SHORTER_BETAS = mostly(st.sampled_from([0.0, 0.3, 0.5, 0.9, 0.99, 0.999]), 5e-324, 1e-45, 1e-8)
+MOMENTUM_DECAYS = mostly(st.sampled_from([0.0, 4e-3, 0.1]), 5e-324, 1e-45, 1.0, 1e10, 1e300)
 CLIP_VALUES = mostly(st.sampled_from([None, None, 0.3, 1.2]), 0.0, 5e-324, 1e-45, 1e-30, 1e30, 3e38, 1e39, math.inf)
 NORMS = mostly(st.sampled_from([None, None, 0.5, 4.0]), 5e-324, 1e-45, 1e-30, 1e10, 1e38, 1e300, math.inf)
 GRAD_SCALES = mostly(
@@ -209,6 +213,12 @@ OWN_OPTIONS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
     "sgd": sgd_options(),
     "rmsprop": st.fixed_dictionaries({"alpha": ALPHAS, "eps": EPS, "momentum": MOMENTA, "centered": st.booleans()}),
     "adagrad": st.fixed_dictionaries({"lr_decay": LR_DECAYS, "eps": EPS, "initial_accumulator_value": ACCUMULATORS}),
+    "nadam": st.fixed_dictionaries(
+        {"betas": st.tuples(SHORTER_BETAS, BETAS), "eps": EPS, "momentum_decay": MOMENTUM_DECAYS},
+    ),
+    "radam": st.fixed_dictionaries({"betas": st.tuples(BETAS, SHORTER_BETAS), "eps": EPS}),
+    "adamax": st.fixed_dictionaries({"betas": st.tuples(BETAS, BETAS), "eps": EPS}),
+    "adadelta": st.fixed_dictionaries({"rho": ALPHAS, "eps": EPS}),
 }
 """What a group may say to a rule alone."""
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -292,6 +293,7 @@ class Bounds:
     d: Span | None = None
     safeguard: Span | None = None
     """What the prox's floor is held against, where that is not d."""
+    has_floor: bool = True
 
 
 Scalars = dict[str, float]
@@ -373,7 +375,99 @@ def adagrad_bounds(w: Span, g: Span, state: dict[str, Span], scalars: Scalars, g
     return Bounds(w - moved, {"sum": total}, {"step": scalars["step"] + 1}, lr, d)
 
 
-RULES = {"adam": adam_bounds, "sgd": sgd_bounds, "rmsprop": rmsprop_bounds, "adagrad": adagrad_bounds}
+def root_with_eps(v: Span, correction: float, eps: Span) -> Span:
+    """sqrt(v / correction) + eps, in any order of the first two."""
+    a = v.arithmetic
+    corrected = (v / scalar(correction, a)).sqrt()
+    root = v.sqrt()
+    rooted = either(root / scalar(correction**0.5, a), root * scalar(1 / correction**0.5, a))
+    return (either(corrected, rooted) + eps).not_negative()
+
+
+def in_either_precision(f: Callable[[float], float], number: float, a: Arithmetic) -> Span:
+    """f, a monotone function, of a scalar state that is kept in float32 or in float64."""
+    return either(scalar(f(number), a), scalar(f(torch.tensor(number, dtype=torch.float32).item()), a))
+
+
+def nadam_bounds(w: Span, g: Span, state: dict[str, Span], scalars: Scalars, group: dict[str, Any]) -> Bounds:
+    a = w.arithmetic
+    lr, (beta1, beta2), t = float(group["lr"]), map(float, group["betas"]), scalars["step"] + 1
+    mu, next_mu = (beta1 * (1 - 0.5 * 0.96 ** (each * float(group["momentum_decay"]))) for each in (t, t + 1))
+    product = scalars["mu_product"] * mu
+    m = moving_average(state["exp_avg"], g, beta1)
+    v = moving_average_of_squares(state["exp_avg_sq"], g, beta2)
+    d = root_with_eps(v, 1 - beta2**t, scalar(float(group["eps"]), a))
+
+    def share_of_g(product: float) -> float:
+        return (1 - mu) / (1 - product)
+
+    def share_of_m(product: float) -> float:
+        return next_mu / (1 - product * next_mu)
+
+    shares = [in_either_precision(share, product, a) for share in (share_of_g, share_of_m)]
+    with_lr = [
+        in_either_precision(lambda product, share=share: lr * share(product), product, a)
+        for share in (share_of_g, share_of_m)
+    ]
+    moved = either(scalar(lr, a) * (shares[0] * g + shares[1] * m) / d, (with_lr[0] * g + with_lr[1] * m) / d)
+    tau = lr * (share_of_g(product) + share_of_m(product) * (1 - beta1**t))
+    return Bounds(w - moved, {"exp_avg": m, "exp_avg_sq": v}, {"step": t, "mu_product": product}, tau, d)
+
+
+def radam_bounds(w: Span, g: Span, state: dict[str, Span], scalars: Scalars, group: dict[str, Any]) -> Bounds:
+    a = w.arithmetic
+    lr, (beta1, beta2), t = float(group["lr"]), map(float, group["betas"]), scalars["step"] + 1
+    correction1, correction2 = 1 - beta1**t, 1 - beta2**t
+    m = moving_average(state["exp_avg"], g, beta1)
+    v = moving_average_of_squares(state["exp_avg_sq"], g, beta2)
+    longest = 2 / (1 - beta2) - 1
+    length = longest - 2 * t * beta2**t / correction2
+    is_rectified = length > 5
+    tau, d, m_over_d = lr, exactly(torch.ones_like(w.lo), a), m
+    m_hat_over_d = m / scalar(correction1, a)
+    if is_rectified:
+        tau *= ((length - 4) * (length - 2) * longest / ((longest - 4) * (longest - 2) * length)) ** 0.5
+        root = v.sqrt() + scalar(float(group["eps"]), a)
+        d = either(root / scalar(correction2**0.5, a), root * scalar(1 / correction2**0.5, a)).not_negative()
+        m_over_d, m_hat_over_d = m / d, scalar(tau, a) * m_hat_over_d / d
+    else:
+        m_hat_over_d = scalar(tau, a) * m_hat_over_d
+    moved = either(m_hat_over_d, scalar(tau / correction1, a) * m_over_d)
+    return Bounds(w - moved, {"exp_avg": m, "exp_avg_sq": v}, {"step": t}, tau, d, has_floor=is_rectified)
+
+
+def adamax_bounds(w: Span, g: Span, state: dict[str, Span], scalars: Scalars, group: dict[str, Any]) -> Bounds:
+    a = w.arithmetic
+    lr, (beta1, beta2), t = float(group["lr"]), map(float, group["betas"]), scalars["step"] + 1
+    m = moving_average(state["exp_avg"], g, beta1)
+    u = (scalar(beta2, a) * state["exp_inf"]).maximum(g.abs() + scalar(float(group["eps"]), a)).not_negative()
+    correction = 1 - beta1**t
+    moved = either(scalar(lr, a) * (m / scalar(correction, a)) / u, scalar(lr / correction, a) * (m / u))
+    return Bounds(w - moved, {"exp_avg": m, "exp_inf": u}, {"step": t}, lr, u)
+
+
+def adadelta_bounds(w: Span, g: Span, state: dict[str, Span], scalars: Scalars, group: dict[str, Any]) -> Bounds:
+    a = w.arithmetic
+    lr, rho, eps = float(group["lr"]), float(group["rho"]), scalar(float(group["eps"]), w.arithmetic)
+    v = moving_average_of_squares(state["square_avg"], g, rho)
+    of_gradients, of_steps = ((each + eps).not_negative().sqrt() for each in (v, state["acc_delta"]))
+    delta = of_steps / of_gradients * g
+    d, largest = of_gradients / of_steps, scalar(1e18, a)
+    d = Span(torch.minimum(d.lo, largest.lo), torch.minimum(d.hi, largest.hi), d.nan, a).not_negative()
+    new = {"square_avg": v, "acc_delta": moving_average_of_squares(state["acc_delta"], delta, rho)}
+    return Bounds(w - scalar(lr, a) * delta, new, {"step": scalars["step"] + 1}, lr, d, of_gradients)
+
+
+RULES = {
+    "adam": adam_bounds,
+    "sgd": sgd_bounds,
+    "rmsprop": rmsprop_bounds,
+    "adagrad": adagrad_bounds,
+    "nadam": nadam_bounds,
+    "radam": radam_bounds,
+    "adamax": adamax_bounds,
+    "adadelta": adadelta_bounds,
+}
 """Stage 5 of every rule: ``rule(w, g, state, scalars, group)``, the scalar states as they were before the step."""
 
 
@@ -427,6 +521,7 @@ class Stages:
     lower: float
     upper: float
     eps: float
+    has_floor: bool
 
     @classmethod
     def of(cls, bounds: Bounds, group: dict[str, Any]) -> Stages:
@@ -437,7 +532,7 @@ class Stages:
         tau = float(group["lr"]) if mode == "decoupled" else bounds.tau
         d = bounds.d if mode == "proximal" else None
         eps = float(group.get("eps", 0.0))
-        return cls(bounds.z, d, bounds.safeguard, tau, l1, l2, l0, gamma, lower, upper, eps)
+        return cls(bounds.z, d, bounds.safeguard, tau, l1, l2, l0, gamma, lower, upper, eps, bounds.has_floor)
 
     @property
     def shrinks(self) -> bool:
@@ -464,7 +559,7 @@ def decided(yes: Tensor, no: Tensor, a: Span, b: Span) -> Span:
 
 def prox_in_metric(stages: Stages, w_old: Span) -> Span:
     assert stages.d is not None
-    size, tau = w_old.abs(), stages.of_arithmetic(stages.tau)
+    size = w_old.abs()
     strength1, strength2 = stages.of_arithmetic(stages.l1), stages.of_arithmetic(stages.l2)
     slope = strength1
     if stages.gamma != INF:
@@ -472,22 +567,23 @@ def prox_in_metric(stages: Stages, w_old: Span) -> Span:
             size / stages.of_arithmetic(stages.gamma), size * stages.of_arithmetic(1 / stages.gamma)
         )
         slope = slope.not_negative()
-    d = floored(stages.d, stages.safeguard, stages.of_arithmetic(0.5) * (slope + strength2 * size)).not_negative()
+    d = stages.d
+    if stages.has_floor:
+        d = floored(d, stages.safeguard, stages.of_arithmetic(0.5) * (slope + strength2 * size)).not_negative()
     if stages.gamma != INF:
         d = d.maximum(stages.of_arithmetic(2 * stages.tau / stages.gamma))
     # Its size grows with d, which stands in it twice: both ends alone, one after the other, say more than the interval.
     at_ends = either(*(minimisers(stages, Span(end, end, d.nan, d.arithmetic)) for end in d.ends))
     x = select((d.lo > 0) & (d.hi < INF), at_ends, minimisers(stages, d))
-    if stages.l0 == 0:
+    if stages.l0 == 0 or not stages.has_floor:
         return x
     known = dataclasses.replace(stages, l0=0.0)
     kept = either(*(minimisers(known, Span(end, end, d.nan, d.arithmetic)) for end in d.ends))
     kept = select((d.lo > 0) & (d.hi < INF), kept, minimisers(known, d))
-    held_against, limit = stages.safeguard or stages.d, stages.of_arithmetic(2 * stages.eps)
+    held_against, limit = stages.safeguard or stages.d, stages.of_arithmetic(50 * stages.eps)
     if stages.safeguard is not None:  # in the code both sides are multiplied by d / safeguard
         ratio = stages.d / stages.safeguard
         limit, held_against = limit * ratio, either(stages.d, held_against * ratio)
-    del tau
     return decided(held_against.hi <= limit.lo, held_against.lo > limit.hi, kept, x)
 
 

@@ -44,9 +44,9 @@ class Toy(Optimizer):
 
 
 def toy(w, g, state, scalars, group) -> Step:
-    t = scalars["step"] + 1
+    t = scalars.after["step"]
     lr = group["lr"] / t ** group["power"]
-    return Step(w - lr * g, {}, {"step": t}, tau=lr)
+    return Step(w - lr * g, {}, tau=lr)
 
 
 POWER = Option(

@@ -14,11 +14,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from helpers import FusedRegAdagrad, FusedRegAdam, FusedRegAdamW, FusedRegRMSprop, FusedRegSGD
 from sklearn.datasets import load_breast_cancer, load_diabetes
 from sklearn.linear_model import ElasticNet, Ridge
 from torch import Tensor
 
+from fusedreg import (
+    FusedRegAdadelta,
+    FusedRegAdagrad,
+    FusedRegAdam,
+    FusedRegAdamax,
+    FusedRegAdamW,
+    FusedRegNAdam,
+    FusedRegRAdam,
+    FusedRegRMSprop,
+    FusedRegSGD,
+)
 from fusedreg.backends import reference
 from fusedreg.rules.spec import Step
 
@@ -147,6 +157,17 @@ SOLVERS = {
     "adagrad": Solver(FusedRegAdagrad, {"lr": 15.0}, 12_000, forgets=False),
     "adagrad-lr_decay": Solver(
         FusedRegAdagrad, {"lr": 12.0, "lr_decay": 1e-4, "initial_accumulator_value": 0.3}, 16_000, forgets=False
+    ),
+    "nadam": Solver(FusedRegNAdam, {"lr": 2.0}, 5000, lr_decay=True),
+    "nadamw-no-decay": Solver(
+        FusedRegNAdam, {"lr": 2.0, "momentum_decay": 0.1, "decoupled_weight_decay": True}, 5000, lr_decay=True
+    ),
+    # Its steps are rectified for as long as the second moment remembers.
+    "radam": Solver(FusedRegRAdam, {"lr": 2.0, "betas": (0.9, 0.99)}, 5000, lr_decay=True),
+    "adamax": Solver(FusedRegAdamax, {"lr": 2.0, "eps": 0.1}, 6000, lr_decay=True),
+    # Its steps grow while the gradients stand still: by what eps and rho make of that, over the run five times.
+    "adadelta": Solver(
+        FusedRegAdadelta, {"lr": 2.5, "rho": 0.999, "eps": 100.0}, 16_000, falls_to=0.024, forgets=False
     ),
 }
 

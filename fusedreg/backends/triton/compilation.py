@@ -46,6 +46,7 @@ def update_constants(
 ) -> dict[str, Any]:
     return dict(
         step=rule.step,
+        finish=rule.finish,
         prox=kernels.prox,
         RULE_CONSTANTS=rule.constants,
         RULE_STATES=len(rule.state_names),
@@ -61,6 +62,7 @@ def squares_constants(rule: Rule, dtype: torch.dtype, is_aligned: bool) -> dict[
 
 def prepare_constants(rule: Rule, clips: bool) -> dict[str, Any]:
     return dict(
+        next_scalars=rule.next_scalars,
         fill=rule.fill,
         HAS_METRIC=rule.has_metric,
         # The place of its eps, its metric where no gradient has come; -1 where it has none.

@@ -35,6 +35,7 @@ from .scalars import (
     SUBGRADIENT,
     UPPER,
     WEIGHT_DECAY,
+    as_stored,
     read,
     write,
 )
@@ -168,6 +169,7 @@ def prepare_kernel(
     partial_sums,
     partial_sum_count,
     norm_at,
+    next_scalars: tl.constexpr,
     fill: tl.constexpr,
     HAS_METRIC: tl.constexpr,
     EPS: tl.constexpr,
@@ -207,10 +209,14 @@ def prepare_kernel(
     fades = (l1 != 0) & (read(group, MCP_GAMMA) != float("inf"))
     is_boxed = (lower != float("-inf")) | (upper != float("inf"))
     has_stages = (fades | is_boxed | (l0 != 0) | (freezes != 0)) & (lr != 0)
-    scalar_states = ()
+    before = ()
     for i in tl.static_range(MAX_SCALAR_STATES):
-        scalar_states = scalar_states + (read(states_at, i),)
-    rule_constants, rule_tau, next_scalar_states = fill(group, scalar_states)
+        before = before + (read(states_at, i),)
+    moved_on = next_scalars(group, before, states_at)
+    after = ()
+    for i in tl.static_range(len(moved_on)):
+        after = after + (as_stored(states_at, i, moved_on[i]),)
+    rule_constants, rule_tau = fill(group, before, after)
     # An infinite one times no penalty would be a NaN.
     tau = tl.where(has_prox, tl.where(penalty_mode == DECOUPLED, lr, rule_tau), 0.0)
     inv_gamma = tl.where(fades, 1 / read(group, MCP_GAMMA), 0.0)
@@ -246,7 +252,7 @@ def prepare_kernel(
         firm_shrink=tl.where(is_firm, 1 / curvature, shrink),
         # Where the problem is convex, x is not worse than zero.
         l0=tl.where((l0 != 0) | (is_firm == 0), 2 * tau * l0, float("-inf")),
-        blind_d=tl.where(in_metric, 2 * read(group, EPS), float("-inf")) if EPS >= 0 else float("-inf"),
+        blind_d=tl.where(in_metric, 50 * read(group, EPS), float("-inf")) if EPS >= 0 else float("-inf"),
         lower=lower,
         upper=upper,
         freezes=freezes,
@@ -257,8 +263,8 @@ def prepare_kernel(
     for i in tl.static_range(len(rule_constants)):
         tl.store(its + len(c) + i, rule_constants[i])
     # The update reads the constants alone, so the scalar states may move on before it.
-    for i in tl.static_range(len(next_scalar_states)):
-        write(states_at, i, next_scalar_states[i], mask=skip == 0)
+    for i in tl.static_range(len(after)):
+        write(states_at, i, after[i], mask=skip == 0)
 
 
 # -- the passes over the elements
@@ -345,6 +351,7 @@ def update_block(
     c,
     rule_constants,
     step,
+    finish,
     prox,
     STATES: tl.constexpr,
     STAGES: tl.constexpr,
@@ -361,6 +368,7 @@ def update_block(
     w = w_old * c.w_scale  # 4, decoupled decay
     w, state, d, floor_ratio = step(w, g, state, rule_constants, STATES)  # 5
     w = prox(w, w_old, d, floor_ratio, c, STAGES)  # 6
+    state = finish(w, state, rule_constants)
 
     tl.store(w_at, w, mask=mask)
     for i in tl.static_range(len(state_at)):
@@ -375,6 +383,7 @@ def update_kernel(
     chunks,
     constants,
     step: tl.constexpr,
+    finish: tl.constexpr,
     prox: tl.constexpr,
     RULE_CONSTANTS: tl.constexpr,
     RULE_STATES: tl.constexpr,
@@ -411,7 +420,9 @@ def update_kernel(
     full = count // BLOCK * BLOCK
     for start in range(0, full, BLOCK):
         at = start + element
-        update_block(w + at, g + at, moved(state, at), None, c, rule_constants, step, prox, STATES, STAGES, A)
+        update_block(w + at, g + at, moved(state, at), None, c, rule_constants, step, finish, prox, STATES, STAGES, A)
     if full < count:
         at = full + element
-        update_block(w + at, g + at, moved(state, at), at < count, c, rule_constants, step, prox, STATES, STAGES, A)
+        update_block(
+            w + at, g + at, moved(state, at), at < count, c, rule_constants, step, finish, prox, STATES, STAGES, A
+        )

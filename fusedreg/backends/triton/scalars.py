@@ -14,7 +14,9 @@ from ...penalties import OPTIONS, PENALTY_MODES, compiled_fields
 from ...rules.spec import COMMON
 from .. import device_plan, tables
 
-VALUE, FLOAT32_AT, FLOAT64_AT = (tl.constexpr(i) for i in (tables.VALUE, tables.FLOAT32_AT, tables.FLOAT64_AT))
+VALUE, FLOAT32_AT, FLOAT64_AT, FLOAT32_VALUE = (
+    tl.constexpr(i) for i in (tables.VALUE, tables.FLOAT32_AT, tables.FLOAT64_AT, tables.FLOAT32_VALUE)
+)
 
 # The scalars of the step itself, at the head of the table. Then those of each group.
 GRAD_SCALE, FOUND_INF, MAX_GRAD_NORM, STEP_SCALARS = (
@@ -70,8 +72,16 @@ def read(scalars, i):
     # Masks, not branches: the loads of all scalars are on their way at once.
     single = tl.load(value_or_address.to(tl.pointer_type(tl.float32)), mask=kind == FLOAT32_AT, other=0.0)
     double = tl.load(value_or_address.to(tl.pointer_type(tl.float64)), mask=kind == FLOAT64_AT, other=0.0)
-    value = tl.where(kind == VALUE, value_or_address.to(tl.float64, bitcast=True), double)
+    is_value = (kind == VALUE) | (kind == FLOAT32_VALUE)
+    value = tl.where(is_value, value_or_address.to(tl.float64, bitcast=True), double)
     return tl.where(kind == FLOAT32_AT, single.to(tl.float64), value)
+
+
+@triton.jit
+def as_stored(scalars, i, value):
+    """A number as the scalar keeps it, in its own precision."""
+    kind = tl.load(scalars + 2 * i)
+    return tl.where((kind == FLOAT32_AT) | (kind == FLOAT32_VALUE), value.to(tl.float32).to(tl.float64), value)
 
 
 @triton.jit

@@ -14,6 +14,10 @@ _NAMES = (
     "sgd",
     "rmsprop",
     "adagrad",
+    "nadam",
+    "radam",
+    "adamax",
+    "adadelta",
 )
 
 RULES: dict[str, Rule] = {name: importlib.import_module(f"{__name__}.{name}").RULE for name in _NAMES}

@@ -22,9 +22,9 @@ def step(w, g, state, constants, STATES: tl.constexpr):
 
 
 @triton.jit
-def fill(group, scalar_states):
-    decayed_lr = read(group, LR) / (1 + scalar_states[0] * read(group, LR_DECAY))  # the state is t - 1
-    return (decayed_lr, read(group, EPS)), decayed_lr, (scalar_states[0] + 1,)
+def fill(group, before, after):
+    decayed_lr = read(group, LR) / (1 + before[0] * read(group, LR_DECAY))  # the state is t - 1
+    return (decayed_lr, read(group, EPS)), decayed_lr
 
 
 RULE = Rule(

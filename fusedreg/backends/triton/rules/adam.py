@@ -29,15 +29,15 @@ def step(w, g, state, constants, STATES: tl.constexpr):
 
 
 @triton.jit
-def fill(group, scalar_states):
+def fill(group, before, after):
     lr, beta1, beta2, eps = read(group, LR), read(group, BETA1), read(group, BETA2), read(group, EPS)
-    t = scalar_states[0] + 1
+    t = after[0]
     bias_correction1 = 1 - tl.exp2(t * tl.log2(beta1))
     bias_correction2 = 1 - tl.exp2(t * tl.log2(beta2))
     step_size = lr / bias_correction1
     constants = (step_size, beta1, 1 - beta1, beta2, 1 - beta2, 1 / tl.sqrt(bias_correction2), eps)
     # tau is over d, in the prox: m_hat is unbiased already, so without its bias correction
-    return constants, lr, (t,)
+    return constants, lr
 
 
 RULE = Rule(

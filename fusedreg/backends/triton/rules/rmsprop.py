@@ -38,11 +38,15 @@ def step(w, g, state, constants, STATES: tl.constexpr):
 
 
 @triton.jit
-def fill(group, scalar_states):
+def next_scalars(group, before, states_at):
+    return (before[0] + 1, next_momentum_gain(before[1], read(group, MOMENTUM), 0.0))
+
+
+@triton.jit
+def fill(group, before, after):
     lr, alpha, momentum = read(group, LR), read(group, ALPHA), read(group, MOMENTUM)
-    gain = next_momentum_gain(scalar_states[1], momentum, 0.0)
-    tau = lr * tl.where(momentum != 0, gain, 1.0)
-    return (lr, alpha, 1 - alpha, read(group, EPS), momentum), tau, (scalar_states[0] + 1, gain)
+    tau = lr * tl.where(momentum != 0, after[1], 1.0)
+    return (lr, alpha, 1 - alpha, read(group, EPS), momentum), tau
 
 
 RULE = Rule(
@@ -54,4 +58,5 @@ RULE = Rule(
     state_names=("square_avg", "momentum_buffer", "grad_avg"),
     scalar_state_names=("step", "momentum_gain"),
     variants=(0b001, 0b011, 0b101, 0b111),
+    next_scalars=next_scalars,
 )

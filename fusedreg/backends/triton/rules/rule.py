@@ -5,9 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import triton
 import triton.language as tl
 
 from ..scalars import RULE_FIELDS
+
+
+@triton.jit
+def count_steps(group, before, states_at):
+    return (before[0] + 1,)
+
+
+@triton.jit
+def nothing_to_finish(w, state, constants):
+    return state
 
 
 class Rule(NamedTuple):
@@ -19,8 +30,8 @@ class Rule(NamedTuple):
     solution. Both are 1 for a rule without a metric. ``state`` has an item for each state of the rule; those that are
     not in the mask STATES are not there in memory, and are returned as they came."""
     fill: Any
-    """``fill(group, scalar_states)``, once for a scalar set: in float64, from the group's fields and the scalar states
-    before the step, ``step``'s constants, the prox's step size tau, and the scalar states after it."""
+    """``fill(group, before, after)``, once for a scalar set: in float64, from the group's fields and the scalar states
+    before the step and after it, ``step``'s constants and the prox's step size tau."""
     constants: int
     """How many numbers ``step`` takes as constants."""
     has_metric: bool
@@ -30,6 +41,11 @@ class Rule(NamedTuple):
     scalar_state_names: tuple[str, ...]
     variants: tuple[int, ...]
     """The masks of states that it can be run with."""
+    next_scalars: Any = count_steps
+    """``next_scalars(group, before, states_at)``: the scalar states after a step. By default they are one step count.
+    With ``states_at``, ``as_stored`` rounds a number to what a scalar state is stored in."""
+    finish: Any = nothing_to_finish
+    """``finish(w, state, constants)``: the states, those moved that depend on what the prox has made of the weight."""
 
 
 def places(fields: tuple[str, ...]) -> Iterator[tl.constexpr]:

@@ -26,17 +26,21 @@ def step(w, g, state, constants, STATES: tl.constexpr):
 
 
 @triton.jit
-def fill(group, scalar_states):
+def next_scalars(group, before, states_at):
+    return (next_momentum_gain(before[0], read(group, MOMENTUM), read(group, DAMPENING)),)
+
+
+@triton.jit
+def fill(group, before, after):
     lr, momentum, dampening = read(group, LR), read(group, MOMENTUM), read(group, DAMPENING)
-    before = scalar_states[0]
-    next_gain = next_momentum_gain(before, momentum, dampening)
-    gain = tl.where(momentum != 0, next_gain, 1.0)
+    is_first = before[0] == 0
+    gain = tl.where(momentum != 0, after[0], 1.0)
     nesterov = tl.where(read(group, NESTEROV) != 0, momentum, 0.0)
     step_gain = tl.where(read(group, NESTEROV) != 0, 1 + momentum * gain, gain)
     tau = lr * tl.where(step_gain > 0, step_gain, 0.0)  # with dampening above 1 it can be negative
     # the first buffer is the gradient itself, undamped
-    constants = (lr, tl.where(before == 0, 0.0, momentum), tl.where(before == 0, 1.0, 1 - dampening), nesterov)
-    return constants, tau, (next_gain,)
+    constants = (lr, tl.where(is_first, 0.0, momentum), tl.where(is_first, 1.0, 1 - dampening), nesterov)
+    return constants, tau
 
 
 RULE = Rule(
@@ -48,4 +52,5 @@ RULE = Rule(
     state_names=("momentum_buffer",),
     scalar_state_names=("momentum_gain",),
     variants=(PLAIN.value, WITH_MOMENTUM.value),
+    next_scalars=next_scalars,
 )

@@ -1,0 +1,73 @@
+// RAdam, as torch.optim.RAdam defines it: Adam that begins as gradient descent, and then with rectified steps.
+// Liu et al., https://arxiv.org/abs/1908.03265
+#pragma once
+
+#include "../maths/update.h"
+
+namespace fusedreg {
+
+struct RAdam {
+  static constexpr const char* kName = "radam";
+  static constexpr std::array kStates = {"exp_avg", "exp_avg_sq"};
+  static constexpr std::array kScalarStates = {"step"};
+  static constexpr std::array<StateMask, 1> kVariants = {0b11};
+  static constexpr bool kHasMetric = true;
+
+  struct Hyperparameters {
+    double beta1 = 0, beta2 = 0, eps = 0;
+
+    template <class Bind>
+    FUSEDREG_HD void bind(Bind&& bind) {
+      bind("beta1", beta1);
+      bind("beta2", beta2);
+      bind("eps", eps);
+    }
+  };
+
+  template <class A>
+  struct Constants {
+    A step_size, beta1, one_minus_beta1, beta2, one_minus_beta2, inv_sqrt_bias_correction2, eps, is_rectified;
+  };
+
+  template <class A>
+  FUSEDREG_HD static double fill(Constants<A>& c, double lr, const Hyperparameters& h, const double*,
+                                 const double* after) {
+    const double t = after[0], bias_correction2 = 1 - pow(h.beta2, t);
+    // How many steps the average of squares stands for: in the limit, and now.
+    const double longest = 2 / (1 - h.beta2) - 1;
+    const double length = longest - 2 * t * pow(h.beta2, t) / bias_correction2;
+    const bool is_rectified = length > 5;
+    const double tau =
+        !is_rectified ? lr
+                      : lr * sqrt((length - 4) * (length - 2) * longest / ((longest - 4) * (longest - 2) * length));
+    c.step_size = static_cast<A>(tau / (1 - pow(h.beta1, t)));
+    c.beta1 = static_cast<A>(h.beta1);
+    c.one_minus_beta1 = static_cast<A>(1 - h.beta1);
+    c.beta2 = static_cast<A>(h.beta2);
+    c.one_minus_beta2 = static_cast<A>(1 - h.beta2);
+    c.inv_sqrt_bias_correction2 = static_cast<A>(1 / sqrt(bias_correction2));
+    c.eps = static_cast<A>(h.eps);
+    c.is_rectified = static_cast<A>(is_rectified);
+    return tau;
+  }
+
+  template <class AsStored>
+  FUSEDREG_HD static void next(double, const Hyperparameters&, double* scalar_states, AsStored&&) {
+    scalar_states[0] += 1;
+  }
+
+  template <StateMask, class A>
+  FUSEDREG_HD static Metric<A> step(A& w, A g, A* state, const Constants<A>& c) {
+    A& exp_avg = state[0];
+    A& exp_avg_sq = state[1];
+    exp_avg = lerp(exp_avg, g, c.one_minus_beta1, c.beta1);
+    exp_avg_sq = c.beta2 * exp_avg_sq + c.one_minus_beta2 * g * g;
+    const bool is_rectified = c.is_rectified != A(0);
+    const A d = is_rectified ? (square_root(exp_avg_sq) + c.eps) * c.inv_sqrt_bias_correction2 : A(1);
+    w = w - c.step_size * (exp_avg / d);
+    // Without a metric there is no floor either: below zero, it never acts.
+    return {d, is_rectified ? A(1) : A(-1)};
+  }
+};
+
+}  // namespace fusedreg

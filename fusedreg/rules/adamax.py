@@ -1,0 +1,69 @@
+"""FusedRegAdamax: torch.optim.Adamax with the regularizers in its update pass."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+from typing_extensions import Unpack
+
+from ..optimizer import FusedRegOptimizer
+from ..penalties import Regularizers
+from .spec import Group, Hyperparameter, RuleSpec, Scalars, ScalarState, Step, TensorState
+
+
+def adamax(w: Tensor, g: Tensor, state: Mapping[str, Tensor], scalars: Scalars, group: Group) -> Step:
+    """Kingma and Ba, "Adam: A Method for Stochastic Optimization", section 7.1, https://arxiv.org/abs/1412.6980."""
+    lr, (beta1, beta2) = group["lr"], group["betas"]
+    exp_avg = beta1 * state["exp_avg"] + (1 - beta1) * g
+    d = torch.maximum(beta2 * state["exp_inf"], g.abs() + group["eps"])
+    m_hat = exp_avg / (1 - beta1 ** scalars.after["step"])
+    return Step(w - lr * m_hat / d, {"exp_avg": exp_avg, "exp_inf": d}, tau=lr, metric=d)
+
+
+class FusedRegAdamax(FusedRegOptimizer, torch.optim.Adamax):
+    """
+    With ``penalty_mode="proximal"`` the prox's metric is the infinity norm that the step is divided by.
+
+    The rule is that of Kingma and Ba, "Adam: A Method for Stochastic Optimization", section 7.1,
+    https://arxiv.org/abs/1412.6980.
+    """
+
+    spec = RuleSpec(
+        "adamax",
+        adamax,
+        states=(TensorState("exp_avg"), TensorState("exp_inf")),
+        scalar_states=(ScalarState("step"),),
+        hyperparameters=(Hyperparameter("betas", fields=("beta1", "beta2")), Hyperparameter("eps")),
+        twin=torch.optim.Adamax,
+        variants={"plain": {}, "maximize": {"maximize": True, "betas": (0.8, 0.9), "eps": 1e-3}},
+    )
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 2e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0,
+        foreach: bool | None = None,
+        *,
+        maximize: bool = False,
+        differentiable: bool = False,
+        capturable: bool = False,
+        **regularizers: Unpack[Regularizers],
+    ) -> None:
+        self._set_regularizers(regularizers)
+        super().__init__(
+            params,
+            lr,
+            betas,
+            eps,
+            weight_decay,
+            foreach,
+            maximize=maximize,
+            differentiable=differentiable,
+            capturable=capturable,
+        )

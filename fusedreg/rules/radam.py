@@ -1,0 +1,86 @@
+"""FusedRegRAdam: torch.optim.RAdam with the regularizers in its update pass."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+from typing_extensions import Unpack
+
+from ..optimizer import FusedRegOptimizer
+from ..penalties import Regularizers
+from .spec import Group, Hyperparameter, RuleSpec, Scalars, ScalarState, Step, TensorState
+
+
+def radam(w: Tensor, g: Tensor, state: Mapping[str, Tensor], scalars: Scalars, group: Group) -> Step:
+    """Liu et al., "On the Variance of the Adaptive Learning Rate and Beyond", https://arxiv.org/abs/1908.03265."""
+    lr, (beta1, beta2), t = group["lr"], group["betas"], scalars.after["step"]
+    exp_avg = beta1 * state["exp_avg"] + (1 - beta1) * g
+    exp_avg_sq = beta2 * state["exp_avg_sq"] + (1 - beta2) * g * g
+    new_state = {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
+    m_hat = exp_avg / (1 - beta1**t)
+    # How many steps the average of squares stands for: in the limit, and now.
+    longest = 2 / (1 - beta2) - 1
+    length = longest - 2 * t * beta2**t / (1 - beta2**t)
+    if length <= 5:  # too few to go by: a step of gradient descent, with no metric
+        one = torch.ones_like(w)  # below zero, no floor acts
+        return Step(w - lr * m_hat, new_state, lr, metric=one, safeguard=-one)
+    rectification = ((length - 4) * (length - 2) * longest / ((longest - 4) * (longest - 2) * length)) ** 0.5
+    d = (exp_avg_sq.sqrt() + group["eps"]) / (1 - beta2**t) ** 0.5
+    tau = lr * rectification
+    return Step(w - tau * m_hat / d, new_state, tau, metric=d)
+
+
+class FusedRegRAdam(FusedRegOptimizer, torch.optim.RAdam):
+    """
+    With ``penalty_mode="proximal"`` the prox follows the step: in the rectified metric, or, in the first steps, which
+    are gradient descent, with step size ``lr``.
+
+    The rule is that of Liu et al., "On the Variance of the Adaptive Learning Rate and Beyond",
+    https://arxiv.org/abs/1908.03265.
+    """
+
+    spec = RuleSpec(
+        "radam",
+        radam,
+        states=(TensorState("exp_avg"), TensorState("exp_avg_sq")),
+        scalar_states=(ScalarState("step"),),
+        hyperparameters=(Hyperparameter("betas", fields=("beta1", "beta2")), Hyperparameter("eps")),
+        twin=torch.optim.RAdam,
+        variants={
+            "plain": {},
+            "decoupled": {"decoupled_weight_decay": True, "betas": (0.8, 0.9)},
+            "maximize": {"maximize": True},
+        },
+    )
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0,
+        decoupled_weight_decay: bool = False,
+        *,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        capturable: bool = False,
+        differentiable: bool = False,
+        **regularizers: Unpack[Regularizers],
+    ) -> None:
+        self._set_regularizers(regularizers)
+        super().__init__(
+            params,
+            lr,
+            betas,
+            eps,
+            weight_decay,
+            decoupled_weight_decay,
+            foreach=foreach,
+            maximize=maximize,
+            capturable=capturable,
+            differentiable=differentiable,
+        )
