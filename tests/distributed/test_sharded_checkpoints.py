@@ -62,8 +62,8 @@ def _fullest(cases: dict[str, tuple[type, str, torch.dtype]]) -> dict[str, tuple
 
 CASES = _cases()
 _FULLEST = _fullest(CASES)
-# 16 bits are what the parameters have, and not their scalars. But NAdam's mu_product is the twin's, too, and torch casts
-# it when it loads.
+# 16 bits are what the parameters have, and not their scalars. But NAdam's mu_product is the twin's, too, and torch
+# casts it when it loads.
 CASES |= {
     f"{case}-bfloat16": (cls, variant, torch.bfloat16)
     for case, (cls, variant, _) in _FULLEST.items()
