@@ -11,7 +11,6 @@
 //   fill(constants, lr, hyperparameters, scalar states before the step, and after it as they are stored)
 //                                                          returns the prox's step size tau
 //   step<mask>(w, g, state, constants)                     moves w and the states, returns the metric
-//   finish(w, state, constants)                            if there is one: moves states by what the prox made of w
 #pragma once
 
 #include <type_traits>
@@ -38,15 +37,6 @@ FUSEDREG_HD void fill_constants(StepConstants<Rule, A>& c, const Group<Rule>& gr
   fill_prox(c.prox, group.common, group.penalties, tau);
 }
 
-// finish, for a rule that has one.
-template <class Rule, class A>
-FUSEDREG_HD auto finish(const A& w, A* state, const typename Rule::template Constants<A>& c, int)
-    -> decltype(Rule::finish(w, state, c)) {
-  return Rule::finish(w, state, c);
-}
-template <class Rule, class A>
-FUSEDREG_HD void finish(const A&, A*, const typename Rule::template Constants<A>&, long) {}
-
 template <class Rule_, StateMask kStates_, ProxKind kProx, bool kPenalized>
 struct Update {
   using Rule = Rule_;
@@ -60,7 +50,6 @@ struct Update {
     w = w * c.gradient.w_scale;                                                   // 4, decoupled decay
     const Metric<A> metric = Rule::template step<kStates_>(w, g, state, c.rule);  // 5
     w = prox<kProx>(w, w_old, metric, c.prox);                                    // 6
-    finish<Rule>(w, state, c.rule, 0);
   }
 };
 

@@ -87,9 +87,7 @@ def update(
     g = add_penalty_gradients(g, w, group)
     decay = group["lr"] * group["weight_decay"] if group.get("decoupled_weight_decay", False) else 0.0
     step = spec.step(w * (1 - decay), g, state, scalars, group)
-    w = prox(step.w, w, step, group)
-    finished = {} if step.finish is None else step.finish(w)
-    return step._replace(w=w, state={**step.state, **finished})
+    return step._replace(w=prox(step.w, w, step, group))
 
 
 # -- the backend

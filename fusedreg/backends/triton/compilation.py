@@ -44,7 +44,6 @@ def element_constants(dtype: torch.dtype, is_aligned: bool, block: int) -> dict[
 def update_constants(rule: Rule, dtype: torch.dtype, states: int, is_aligned: bool, block: int) -> dict[str, Any]:
     return dict(
         step=rule.step,
-        finish=rule.finish,
         prox=kernels.prox,
         RULE_CONSTANTS=rule.constants,
         RULE_STATES=len(rule.state_names),

@@ -263,9 +263,7 @@ def moved(pointers, i):
 
 
 @triton.jit
-def update_block(
-    w_at, g_at, state_at, mask, c, rule_constants, step, finish, prox, STATES: tl.constexpr, A: tl.constexpr
-):
+def update_block(w_at, g_at, state_at, mask, c, rule_constants, step, prox, STATES: tl.constexpr, A: tl.constexpr):
     """Stages 1 to 6 for a block of elements: load, maths, store."""
     w_old = tl.load(w_at, mask=mask).to(A)
     g = tl.load(g_at, mask=mask).to(A)
@@ -277,7 +275,6 @@ def update_block(
     w = w_old * c.w_scale  # 4, decoupled decay
     w, state, d, floor_ratio = step(w, g, state, rule_constants, STATES)  # 5
     w = prox(w, w_old, d, floor_ratio, c)  # 6
-    state = finish(w, state, rule_constants)
 
     tl.store(w_at, w, mask=mask)
     for i in tl.static_range(len(state_at)):
@@ -292,7 +289,6 @@ def update_kernel(
     chunks,
     constants,
     step: tl.constexpr,
-    finish: tl.constexpr,
     prox: tl.constexpr,
     RULE_CONSTANTS: tl.constexpr,
     RULE_STATES: tl.constexpr,
@@ -328,7 +324,7 @@ def update_kernel(
     full = count // BLOCK * BLOCK
     for start in range(0, full, BLOCK):
         at = start + element
-        update_block(w + at, g + at, moved(state, at), None, c, rule_constants, step, finish, prox, STATES, A)
+        update_block(w + at, g + at, moved(state, at), None, c, rule_constants, step, prox, STATES, A)
     if full < count:
         at = full + element
-        update_block(w + at, g + at, moved(state, at), at < count, c, rule_constants, step, finish, prox, STATES, A)
+        update_block(w + at, g + at, moved(state, at), at < count, c, rule_constants, step, prox, STATES, A)
