@@ -216,7 +216,7 @@ def test_penalty_with_strengths_that_are_tensors() -> None:
     assert fusedreg.penalty(optimizer).shape == ()
     l2 = torch.tensor(0.2).item()
     expected = by_hand([{"params": params, "l1": 0.3, "l2": l2}])
-    assert fusedreg.fusedreg.penalty(optimizer).item() == pytest.approx(expected, rel=1e-7)
+    assert fusedreg.penalty(optimizer).item() == pytest.approx(expected, rel=1e-7)
 
 
 def test_the_value_in_one_process_needs_no_float64(monkeypatch) -> None:
