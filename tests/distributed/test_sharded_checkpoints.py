@@ -276,7 +276,8 @@ def zero_of(case: str, model: nn.Module, l1: float) -> Any:
 
     cls, variant, _ = CASES[case]
     options = {"lr": 0.05, "weight_decay": 0.01, **STRENGTHS, **variant_of(cls, variant)}
-    return ZeroRedundancyOptimizer(groups_of(model, l1), cls, **options)
+    on_each_rank = functools.partial(cls, norm_group=distributed.group.WORLD)
+    return ZeroRedundancyOptimizer(groups_of(model, l1), on_each_rank, **options)
 
 
 def _zero(saved: dict[str, Any] | None) -> dict[str, Any]:
