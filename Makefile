@@ -22,7 +22,7 @@ check: test test-triton sanitize lint typecheck demo examples notebooks docs ## 
 	$(BIN)/python -m fusedreg info
 
 test: $(VENV)/.test ## the tests, two at a time; PYTEST="-k parity -x" are arguments for pytest
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST)
 
 TRITON_HOSTILE := tests/test_edges.py tests/hostile -k "triton or fuzz or rounding or extremes or prox_follows"
 test-triton: $(VENV)/.triton ## the Triton backend without a GPU, compiled and interpreted; HOSTILE=1: hostile input too

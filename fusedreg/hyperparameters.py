@@ -89,7 +89,8 @@ class Hyperparameters:
         self._has_tensors = False
         self.numbers: list[tuple[float | Tensor, ...]] = []
         self.demands: list[Any] = []
-        """What a plan must have been made for, group by group: the states needed, the penalties that are on."""
+        """What a plan must have been made for, group by group: the states needed, the penalties that are on, whether
+        there is a norm."""
 
     def forget(self) -> None:
         """The next ``refresh`` checks and reads everything."""
@@ -126,6 +127,7 @@ class Hyperparameters:
                 self._spec.needed_states(group),
                 self._spec.needed_scalar_states(group),
                 tuple(penalty.is_on(group) for penalty in PENALTIES),
+                group[MAX_GRAD_NORM.name] is not None,
             )
             for group in groups
         ]

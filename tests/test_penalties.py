@@ -280,3 +280,18 @@ def test_penalty_with_strengths_that_are_tensors() -> None:
     l2 = torch.tensor(0.2).item()
     expected = by_hand([{"params": params, "l1": 0.3, "l2": l2}])
     assert fusedreg.penalty(optimizer).item() == pytest.approx(expected, rel=1e-7)
+
+
+def test_the_value_in_one_process_needs_no_float64(monkeypatch) -> None:
+    """Some devices do not have it."""
+    optimizer = FusedRegAdam(make_params(), l1=0.1, l2=0.2)
+    expected = fusedreg.penalty(optimizer)
+    asked_for = []
+    to, zeros = torch.Tensor.to, torch.zeros
+    monkeypatch.setattr(
+        torch.Tensor, "to", lambda self, *args, **kw: (asked_for.extend(args), to(self, *args, **kw))[1]
+    )
+    monkeypatch.setattr(torch, "zeros", lambda *args, **kw: (asked_for.append(kw.get("dtype")), zeros(*args, **kw))[1])
+    assert fusedreg.penalty(optimizer).equal(expected)
+    assert torch.float32 in asked_for
+    assert torch.float64 not in asked_for

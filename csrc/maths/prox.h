@@ -36,7 +36,7 @@ struct ProxConstants {
   A inv_gamma, tau_over_gamma, least_d;  // 1 / gamma, tau / gamma, the least d that leaves the problem convex
   A knee, height;                        // gamma * l1, from where on the minimax concave penalty is flat; how high
   A firm_up_to, firm_shrink;             // as knee and shrink, for the candidate
-  A l0, blind_d;                         // what a weight costs that is not zero; up to which d nothing is known of it
+  A l0;                                  // what a weight costs that is not zero
   A lower, upper, freezes;
 };
 
@@ -55,10 +55,8 @@ FUSEDREG_HD A fetch(const A& constant) {
 template <bool kInMetric, class A>
 FUSEDREG_HD A prox_with_stages(A z, A w_old, const Metric<A>& metric, const ProxConstants<A>& c) {
   const bool is_frozen = (fetch(c.freezes) != A(0)) & (w_old == A(0)) & (z == z);  // a NaN is to be seen
-  bool is_blind = false;
   A scaled = z, ridge = A(1) + fetch(c.tau) * fetch(c.l2);
   if constexpr (kInMetric) {
-    is_blind = metric.d <= fetch(c.blind_d) * metric.floor_ratio;
     // The floor is half of the penalty's slope at w_old, as below; and the metric that keeps the problem convex.
     const A size = absolute(w_old), fading = fetch(c.l1) - fetch(c.inv_gamma) * size;
     const A floor = A(0.5) * ((fading > A(0) ? fading : A(0)) + fetch(c.l2) * size);
@@ -78,7 +76,7 @@ FUSEDREG_HD A prox_with_stages(A z, A w_old, const Metric<A>& metric, const Prox
   const bool is_beyond = size > fetch(c.knee);
   const A gain = size * (pull - (is_beyond ? A(0) : A(2) * threshold) - size * (is_beyond ? ridge : curvature)) -
                  (is_beyond ? fetch(c.height) : A(0));
-  const bool is_zero = (gain <= fetch(c.l0)) & !is_blind;  // not where one is a NaN
+  const bool is_zero = gain <= fetch(c.l0);  // not where one is a NaN
   return is_zero | is_frozen ? A(0) : x;
 }
 
@@ -109,10 +107,10 @@ FUSEDREG_HD ProxKind prox_kind(const CommonHyperparameters& common, const Penalt
   return in_metric ? ProxKind::kMetric : ProxKind::kUniform;
 }
 
-// `tau` is the rule's, and `eps` what its metric is where no gradient has come.
+// `tau` is the rule's.
 template <class A>
 FUSEDREG_HD void fill_prox(ProxConstants<A>& c, const CommonHyperparameters& common, const Penalties& penalties,
-                           bool rule_has_metric, double tau, double eps) {
+                           bool rule_has_metric, double tau) {
   if (penalties.mode() == PenaltyMode::kDecoupled) tau = common.lr;
   const bool shrinks = penalties.any() && penalties.mode() != PenaltyMode::kSubgradient;
   if (!shrinks) tau = 0;  // an infinite one times no penalty would be a NaN
@@ -138,7 +136,6 @@ FUSEDREG_HD void fill_prox(ProxConstants<A>& c, const CommonHyperparameters& com
   c.firm_shrink = is_firm ? static_cast<A>(1 / curvature) : c.shrink;
   // Where the problem is convex, x is not worse than zero.
   c.l0 = static_cast<A>(l0 != 0 || !is_firm ? 2 * tau * l0 : -INFINITY);
-  c.blind_d = static_cast<A>(50 * eps);  // RAdam's is divided by a bias correction, of 0.08 at first
   c.lower = static_cast<A>(penalties.lower);
   c.upper = static_cast<A>(penalties.upper);
   c.freezes = static_cast<A>(penalties.freeze_zeros);

@@ -11,7 +11,6 @@
 //   fill(constants, lr, hyperparameters, scalar states before the step, and after it as they are stored)
 //                                                          returns the prox's step size tau
 //   step<mask>(w, g, state, constants)                     moves w and the states, returns the metric
-//   finish(w, state, constants)                            if there is one: moves states by what the prox made of w
 #pragma once
 
 #include <type_traits>
@@ -30,32 +29,13 @@ struct StepConstants {
   ProxConstants<A> prox;
 };
 
-// A rule's eps, or 0 for one that has none: its metric where no gradient has come.
-template <class Hyperparameters>
-FUSEDREG_HD auto eps_of(const Hyperparameters& h, int) -> decltype(h.eps) {
-  return h.eps;
-}
-template <class Hyperparameters>
-FUSEDREG_HD double eps_of(const Hyperparameters&, long) {
-  return 0;
-}
-
 template <class Rule, class A>
 FUSEDREG_HD void fill_constants(StepConstants<Rule, A>& c, const Group<Rule>& group, const double* before,
                                 const double* after, double inv_grad_scale, double clip_coef) {
   fill_gradient(c.gradient, group.common, group.penalties, inv_grad_scale, clip_coef);
   const double tau = Rule::fill(c.rule, group.common.lr, group.rule, before, after);
-  fill_prox(c.prox, group.common, group.penalties, Rule::kHasMetric, tau, eps_of(group.rule, 0));
+  fill_prox(c.prox, group.common, group.penalties, Rule::kHasMetric, tau);
 }
-
-// finish, for a rule that has one.
-template <class Rule, class A>
-FUSEDREG_HD auto finish(const A& w, A* state, const typename Rule::template Constants<A>& c, int)
-    -> decltype(Rule::finish(w, state, c)) {
-  return Rule::finish(w, state, c);
-}
-template <class Rule, class A>
-FUSEDREG_HD void finish(const A&, A*, const typename Rule::template Constants<A>&, long) {}
 
 template <class Rule_, StateMask kStates_, ProxKind kProx, bool kPenalized>
 struct Update {
@@ -70,7 +50,6 @@ struct Update {
     w = w * c.gradient.w_scale;                                                   // 4, decoupled decay
     const Metric<A> metric = Rule::template step<kStates_>(w, g, state, c.rule);  // 5
     w = prox<kProx>(w, w_old, metric, c.prox);                                    // 6
-    finish<Rule>(w, state, c.rule, 0);
   }
 };
 

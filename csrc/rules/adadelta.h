@@ -2,13 +2,13 @@
 #pragma once
 
 #include "../maths/update.h"
+#include "step_count.h"
 
 namespace fusedreg {
 
-struct Adadelta {
+struct Adadelta : StepCount {
   static constexpr const char* kName = "adadelta";
   static constexpr std::array kStates = {"square_avg", "acc_delta"};
-  static constexpr std::array kScalarStates = {"step"};
   static constexpr std::array<StateMask, 1> kVariants = {0b11};
   static constexpr bool kHasMetric = true;
 
@@ -37,11 +37,6 @@ struct Adadelta {
     c.one_minus_rho = static_cast<A>(1 - h.rho);
     c.eps = static_cast<A>(h.eps);
     return lr;
-  }
-
-  template <class AsStored>
-  FUSEDREG_HD static void next(double, const Hyperparameters&, double* scalar_states, AsStored&&) {
-    scalar_states[0] += 1;
   }
 
   template <StateMask, class A>

@@ -2,13 +2,13 @@
 #pragma once
 
 #include "../maths/update.h"
+#include "step_count.h"
 
 namespace fusedreg {
 
-struct Adagrad {
+struct Adagrad : StepCount {
   static constexpr const char* kName = "adagrad";
   static constexpr std::array kStates = {"sum"};
-  static constexpr std::array kScalarStates = {"step"};
   static constexpr std::array<StateMask, 1> kVariants = {0b1};
   static constexpr bool kHasMetric = true;
 
@@ -34,11 +34,6 @@ struct Adagrad {
     c.step_size = static_cast<A>(decayed_lr);
     c.eps = static_cast<A>(h.eps);
     return decayed_lr;
-  }
-
-  template <class AsStored>
-  FUSEDREG_HD static void next(double, const Hyperparameters&, double* scalar_states, AsStored&&) {
-    scalar_states[0] += 1;
   }
 
   template <StateMask, class A>

@@ -3,27 +3,19 @@
 #pragma once
 
 #include "../maths/update.h"
+#include "betas.h"
+#include "step_count.h"
 
 namespace fusedreg {
 
-struct Adam {
+struct Adam : StepCount {
   static constexpr const char* kName = "adam";
   static constexpr std::array kStates = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq"};
-  static constexpr std::array kScalarStates = {"step"};
   static constexpr StateMask kPlain = 0b011, kAmsgrad = 0b111;
   static constexpr std::array kVariants = {kPlain, kAmsgrad};
   static constexpr bool kHasMetric = true;
 
-  struct Hyperparameters {
-    double beta1 = 0, beta2 = 0, eps = 0;
-
-    template <class Bind>
-    FUSEDREG_HD void bind(Bind&& bind) {
-      bind("beta1", beta1);
-      bind("beta2", beta2);
-      bind("eps", eps);
-    }
-  };
+  using Hyperparameters = Betas;
 
   template <class A>
   struct Constants {
@@ -42,11 +34,6 @@ struct Adam {
     c.inv_sqrt_bias_correction2 = static_cast<A>(1 / sqrt(1 - pow(h.beta2, t)));
     c.eps = static_cast<A>(h.eps);
     return lr;  // over d, in the prox: m_hat is unbiased already, so without its bias correction
-  }
-
-  template <class AsStored>
-  FUSEDREG_HD static void next(double, const Hyperparameters&, double* scalar_states, AsStored&&) {
-    scalar_states[0] += 1;
   }
 
   template <StateMask kMask, class A>

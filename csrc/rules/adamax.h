@@ -3,26 +3,18 @@
 #pragma once
 
 #include "../maths/update.h"
+#include "betas.h"
+#include "step_count.h"
 
 namespace fusedreg {
 
-struct Adamax {
+struct Adamax : StepCount {
   static constexpr const char* kName = "adamax";
   static constexpr std::array kStates = {"exp_avg", "exp_inf"};
-  static constexpr std::array kScalarStates = {"step"};
   static constexpr std::array<StateMask, 1> kVariants = {0b11};
   static constexpr bool kHasMetric = true;
 
-  struct Hyperparameters {
-    double beta1 = 0, beta2 = 0, eps = 0;
-
-    template <class Bind>
-    FUSEDREG_HD void bind(Bind&& bind) {
-      bind("beta1", beta1);
-      bind("beta2", beta2);
-      bind("eps", eps);
-    }
-  };
+  using Hyperparameters = Betas;
 
   template <class A>
   struct Constants {
@@ -38,11 +30,6 @@ struct Adamax {
     c.beta2 = static_cast<A>(h.beta2);
     c.eps = static_cast<A>(h.eps);
     return lr;
-  }
-
-  template <class AsStored>
-  FUSEDREG_HD static void next(double, const Hyperparameters&, double* scalar_states, AsStored&&) {
-    scalar_states[0] += 1;
   }
 
   template <StateMask, class A>

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "../maths/update.h"
+#include "betas.h"
 
 namespace fusedreg {
 
@@ -13,14 +14,12 @@ struct NAdam {
   static constexpr std::array<StateMask, 1> kVariants = {0b11};
   static constexpr bool kHasMetric = true;
 
-  struct Hyperparameters {
-    double beta1 = 0, beta2 = 0, eps = 0, momentum_decay = 0;
+  struct Hyperparameters : Betas {
+    double momentum_decay = 0;
 
     template <class Bind>
     FUSEDREG_HD void bind(Bind&& bind) {
-      bind("beta1", beta1);
-      bind("beta2", beta2);
-      bind("eps", eps);
+      Betas::bind(bind);
       bind("momentum_decay", momentum_decay);
     }
 

@@ -3,26 +3,18 @@
 #pragma once
 
 #include "../maths/update.h"
+#include "betas.h"
+#include "step_count.h"
 
 namespace fusedreg {
 
-struct RAdam {
+struct RAdam : StepCount {
   static constexpr const char* kName = "radam";
   static constexpr std::array kStates = {"exp_avg", "exp_avg_sq"};
-  static constexpr std::array kScalarStates = {"step"};
   static constexpr std::array<StateMask, 1> kVariants = {0b11};
   static constexpr bool kHasMetric = true;
 
-  struct Hyperparameters {
-    double beta1 = 0, beta2 = 0, eps = 0;
-
-    template <class Bind>
-    FUSEDREG_HD void bind(Bind&& bind) {
-      bind("beta1", beta1);
-      bind("beta2", beta2);
-      bind("eps", eps);
-    }
-  };
+  using Hyperparameters = Betas;
 
   template <class A>
   struct Constants {
@@ -49,11 +41,6 @@ struct RAdam {
     c.eps = static_cast<A>(h.eps);
     c.is_rectified = static_cast<A>(is_rectified);
     return tau;
-  }
-
-  template <class AsStored>
-  FUSEDREG_HD static void next(double, const Hyperparameters&, double* scalar_states, AsStored&&) {
-    scalar_states[0] += 1;
   }
 
   template <StateMask, class A>

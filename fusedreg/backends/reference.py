@@ -54,13 +54,12 @@ def add_penalty_gradients(g: Tensor, w: Tensor, group: Group) -> Tensor:
     return g
 
 
-def step_size(w_old: Tensor, step: Step, group: Group) -> tuple[Scalar | Tensor, Tensor]:
-    """The prox's kappa, and where the metric says nothing of the weight."""
-    nowhere = torch.zeros_like(w_old, dtype=torch.bool)
+def step_size(w_old: Tensor, step: Step, group: Group) -> Scalar | Tensor:
+    """The prox's kappa."""
     if group["penalty_mode"] == "decoupled":
-        return group["lr"], nowhere
+        return group["lr"]
     if step.metric is None:
-        return step.tau, nowhere
+        return step.tau
     ratio = torch.ones_like(step.metric) if step.safeguard is None else step.metric / step.safeguard
     slope = group["l1"] + group["l2"] * w_old.abs()
     if fades := MCP_GAMMA.is_on(group) and L1.is_on(group):
@@ -68,15 +67,14 @@ def step_size(w_old: Tensor, step: Step, group: Group) -> tuple[Scalar | Tensor,
     d = torch.maximum(step.metric, slope / 2 * ratio)  # the product before the quotient would leave the range
     if fades:
         d = torch.maximum(d, like(d, 2 * step.tau / group["mcp_gamma"]))
-    return step.tau / d, step.metric <= 50 * group.get("eps", 0.0) * ratio
+    return step.tau / d
 
 
 def prox(z: Tensor, w_old: Tensor, step: Step, group: Group) -> Tensor:
     """Stage 6: the proxes of all penalties, one after the other, in the metric of the step."""
     if not isinstance(group["lr"], Tensor) and group["lr"] == 0:
         return z  # no weight moves
-    kappa, is_blind = step_size(w_old, step, group)
-    x, problem = z, Prox(z, kappa, w_old, group, is_blind)
+    x, problem = z, Prox(z, step_size(w_old, step, group), w_old, group)
     for penalty in PENALTIES:
         if penalty.is_on(group) and (penalty.is_constraint or group["penalty_mode"] != "subgradient"):
             x = penalty.prox(x, problem)
@@ -98,9 +96,7 @@ def update(
     g = add_penalty_gradients(g, w, group)
     decay = group["lr"] * group["weight_decay"] if group.get("decoupled_weight_decay", False) else 0.0
     step = spec.step(w * (1 - decay), g, state, scalars, group)
-    w = prox(step.w, w, step, group)
-    finished = {} if step.finish is None else step.finish(w)
-    return step._replace(w=w, state={**step.state, **finished})
+    return step._replace(w=prox(step.w, w, step, group))
 
 
 # -- the backend

@@ -17,7 +17,7 @@ from .spec import Group, Penalty, Prox, like, strength
 
 def _prox(x: Tensor, problem: Prox) -> Tensor:
     is_dear = gain(x, problem) <= like(x, problem.group["l0"])  # a NaN is not
-    return torch.where(is_dear & ~problem.is_blind, torch.zeros_like(x), x)
+    return torch.where(is_dear, torch.zeros_like(x), x)
 
 
 def _value(w: Tensor, group: Group) -> Tensor:

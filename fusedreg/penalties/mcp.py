@@ -25,12 +25,12 @@ def minimax_concave(w: Tensor, group: Group) -> Tensor:
 
 def gain(x: Tensor, problem: Prox) -> Tensor:
     """By how much the objective of stage 6, but for the L0 penalty, is lower at ``x`` than at 0."""
-    z, kappa, _, group, _ = problem
+    z, kappa, _, group = problem
     return x * (2 * z - x) / (2 * kappa) - minimax_concave(x, group) - L2.value(x, group)
 
 
 def _prox(x: Tensor, problem: Prox) -> Tensor:
-    z, kappa, _, group, _ = problem
+    z, kappa, _, group = problem
     l1, gamma = group["l1"], group["mcp_gamma"]
     # The L2 penalty is one with the quadratic, of which it changes the place and the step size.
     shrink = 1 + kappa * group["l2"]

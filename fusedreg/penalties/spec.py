@@ -71,8 +71,6 @@ class Prox(NamedTuple):
     w_old: Tensor
     """The weight before the step."""
     group: Group
-    is_blind: Tensor
-    """Whether the metric says nothing of the weight, element by element: it never saw a gradient."""
 
 
 @dataclass(frozen=True)

@@ -103,8 +103,6 @@ class ScalarState:
     is_step: bool = True
     """As torch has its step counts: float32, or the default dtype if that is float64, on the CPU unless the group is
     capturable or fused. Otherwise float64, and beside a parameter that is on a GPU: no step waits to read it."""
-    is_beside: bool = False
-    """Of one that is as a step count: whether it always is on its parameter's device."""
 
 
 class Step(NamedTuple):
@@ -118,8 +116,6 @@ class Step(NamedTuple):
     """d, element by element, for an adaptive rule."""
     safeguard: Tensor | None = None
     """What the metric's floor is held against, where that is not the metric itself: d is scaled up as it would be."""
-    finish: Callable[[Tensor], dict[str, Tensor]] | None = None
-    """``finish(w)``: new values of states that depend on what the prox has made of the weight."""
 
 
 class Scalars(NamedTuple):

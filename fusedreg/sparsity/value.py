@@ -49,5 +49,7 @@ def penalty(optimizer: FusedRegOptimizer) -> Tensor:
                 w = torch.view_as_real(w.resolve_conj()) if w.is_complex() else w
                 total = totals[partitions[param]]
                 total += each.value(w.to(dtype), group).sum().to(total.device)
-    whole = SumOverProcesses(partitions.values(), norm_group).add_up(list(totals.items()))
-    return torch.as_tensor(whole, dtype=dtype, device=device)
+    over_processes = SumOverProcesses(partitions.values(), norm_group)
+    if not over_processes.is_needed:  # nor float64, which some devices do not have
+        return torch.stack(list(totals.values())).sum()
+    return torch.as_tensor(over_processes.add_up(list(totals.items())), dtype=dtype, device=device)

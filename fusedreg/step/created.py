@@ -77,7 +77,7 @@ class Created:
         now = own.get(declared.name)
         is_fused = bool(group.get("fused"))
         if declared.is_step:
-            on_device = on_device or is_fused or bool(group.get("capturable")) or declared.is_beside
+            on_device = on_device or is_fused or bool(group.get("capturable"))
         else:
             on_device = on_device or param.is_cuda
         device = param.device if on_device else torch.device("cpu")

@@ -6,7 +6,9 @@ shards; what is replicated counts once. See docs/distributed.md.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from types import FrameType
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -79,6 +81,20 @@ def check_norm_is_whole(optimizer: str, groups: list[dict[str, Any]], state: dic
                 "max_grad_norm does not work with _apply_optimizer_in_backward, which steps each parameter before all "
                 "gradients are there: each would be clipped by its own norm (allowed: max_grad_norm=None; clip_value)"
             )
+    # It leaves no mark on the optimizer that it makes, nor on the parameters: only the one who calls tells.
+    if norm_group is None and _is_called_from("torch.distributed.optim.zero_redundancy_optimizer"):
+        raise RuntimeError(
+            "max_grad_norm needs the process group over which ZeroRedundancyOptimizer deals out the parameters: each "
+            "rank would clip by the norm of its own (allowed: ZeroRedundancyOptimizer(model.parameters(), "
+            f"functools.partial({optimizer}, norm_group=torch.distributed.group.WORLD), max_grad_norm=...))"
+        )
+
+
+def _is_called_from(module: str) -> bool:
+    frame: FrameType | None = sys._getframe() if module in sys.modules else None
+    while frame is not None and frame.f_globals.get("__name__") != module:
+        frame = frame.f_back
+    return frame is not None
 
 
 class SumOverProcesses:

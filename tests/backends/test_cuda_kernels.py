@@ -72,7 +72,12 @@ def compile_unit(unit: str, architecture: str, folder: Path) -> Compiled:
 @pytest.fixture(scope="module")
 def compilations(request, tmp_path_factory) -> Iterator[dict[str, Future[Compiled]]]:
     """Those that this run's tests ask for, on all processors, in the order of the tests."""
-    items = [item for item in request.session.items if item.path == request.path]
+    takes_slow = request.config.getoption("slow")
+    items = [
+        item
+        for item in request.session.items
+        if item.path == request.path and (takes_slow or not item.get_closest_marker("slow"))
+    ]
     names = dict.fromkeys(item.callspec.params["compiled"] for item in items)
     pool = ThreadPoolExecutor(os.cpu_count())
     yield {
@@ -82,7 +87,17 @@ def compilations(request, tmp_path_factory) -> Iterator[dict[str, Future[Compile
     pool.shutdown(cancel_futures=True)
 
 
-@pytest.fixture(scope="module", params=[f"{unit}-sm_{number}" for number in (80, 90, 100) for unit in UNITS])
+# Each rule for one architecture, and a few for each; all of all is minutes more.
+TARGETS = [
+    pytest.param(
+        f"{unit}-sm_{number}", marks=() if number == 90 or unit in ("squares", "adam", "sgd") else pytest.mark.slow
+    )
+    for number in (80, 90, 100)
+    for unit in UNITS
+]
+
+
+@pytest.fixture(scope="module", params=TARGETS)
 def compiled(request, compilations) -> Compiled:
     return compilations[request.param].result()
 

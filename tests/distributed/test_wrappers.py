@@ -255,6 +255,62 @@ def test_flat_parameters_need_their_group() -> None:
         assert has_changed
 
 
+def with_a_norm_from_the_second_step_on(kind: str) -> list[Tensor | str]:
+    """The norms of two steps, or the error in place of one."""
+    model, norm_group = make_model(), None
+    if kind == "fsdp2":
+        model = _shard(model, mesh=init_device_mesh("cpu", (2,)))
+    elif kind == "norm_group":  # each rank a half of the layers
+        model, norm_group = model[distributed.get_rank() :: 2], distributed.group.WORLD
+    else:
+        model = FullyShardedDataParallel(model, device_id=torch.device("cpu"), use_orig_params=True)
+    optimizer = FusedRegAdam(model.parameters(), lr=0.0, norm_group=norm_group)
+    found: list[Tensor | str] = []
+    for _ in range(2):
+        for param in model.parameters():
+            param.grad = torch.ones_like(param)
+        try:
+            optimizer.step()
+            found.append(optimizer.grad_norm)
+        except RuntimeError as error:
+            found.append(str(error))
+        optimizer.param_groups[0]["max_grad_norm"] = 1e9
+    return found
+
+
+@pytest.mark.parametrize("kind", ["fsdp2", "norm_group", "fsdp1"])
+def test_a_norm_that_is_switched_on_later_is_the_models_too(kind) -> None:
+    elements = sum(param.numel() for param in make_model().parameters())
+    for first, second in worlds.run(2, with_a_norm_from_the_second_step_on, kind):
+        assert first is None
+        if kind == "fsdp1":
+            assert "norm_group=model.process_group" in second
+        else:
+            assert second.item() == pytest.approx(elements**0.5, rel=1e-12)
+
+
+def with_zero_and_no_group() -> tuple[str, bool]:
+    """The error's message, and whether the step changed anything."""
+    model = make_model()
+    zero = deprecated("torch.distributed.optim").ZeroRedundancyOptimizer
+    optimizer = zero(model.parameters(), FusedRegAdam, max_grad_norm=0.05)
+    loss_of(model(make_batch(0))).backward()
+    before = [param.detach().clone() for param in model.parameters()]
+    message = ""
+    try:
+        optimizer.step()
+    except RuntimeError as error:
+        message = str(error)
+    changed = not all(map(torch.equal, before, (param.detach() for param in model.parameters())))
+    return message, changed or bool(optimizer.optim.state)
+
+
+def test_zero_needs_its_group() -> None:
+    for message, has_changed in worlds.run(2, with_zero_and_no_group):
+        assert "functools.partial(FusedRegAdam, norm_group=torch.distributed.group.WORLD)" in message
+        assert not has_changed
+
+
 def with_mixed_precision(reduce_dtype: torch.dtype) -> tuple[str, Tensor]:
     policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=reduce_dtype)
     model = _shard(make_model().float(), mesh=init_device_mesh("cpu", (2,)), mp_policy=policy)

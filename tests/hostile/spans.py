@@ -520,7 +520,6 @@ class Stages:
     gamma: float
     lower: float
     upper: float
-    eps: float
     has_floor: bool
 
     @classmethod
@@ -531,8 +530,7 @@ class Stages:
         lower, upper = float(group["lower"]), float(group["upper"])
         tau = float(group["lr"]) if mode == "decoupled" else bounds.tau
         d = bounds.d if mode == "proximal" else None
-        eps = float(group.get("eps", 0.0))
-        return cls(bounds.z, d, bounds.safeguard, tau, l1, l2, l0, gamma, lower, upper, eps, bounds.has_floor)
+        return cls(bounds.z, d, bounds.safeguard, tau, l1, l2, l0, gamma, lower, upper, bounds.has_floor)
 
     @property
     def shrinks(self) -> bool:
@@ -574,17 +572,7 @@ def prox_in_metric(stages: Stages, w_old: Span) -> Span:
         d = d.maximum(stages.of_arithmetic(2 * stages.tau / stages.gamma))
     # Its size grows with d, which stands in it twice: both ends alone, one after the other, say more than the interval.
     at_ends = either(*(minimisers(stages, Span(end, end, d.nan, d.arithmetic)) for end in d.ends))
-    x = select((d.lo > 0) & (d.hi < INF), at_ends, minimisers(stages, d))
-    if stages.l0 == 0 or not stages.has_floor:
-        return x
-    known = dataclasses.replace(stages, l0=0.0)
-    kept = either(*(minimisers(known, Span(end, end, d.nan, d.arithmetic)) for end in d.ends))
-    kept = select((d.lo > 0) & (d.hi < INF), kept, minimisers(known, d))
-    held_against, limit = stages.safeguard or stages.d, stages.of_arithmetic(50 * stages.eps)
-    if stages.safeguard is not None:  # in the code both sides are multiplied by d / safeguard
-        ratio = stages.d / stages.safeguard
-        limit, held_against = limit * ratio, either(stages.d, held_against * ratio)
-    return decided(held_against.hi <= limit.lo, held_against.lo > limit.hi, kept, x)
+    return select((d.lo > 0) & (d.hi < INF), at_ends, minimisers(stages, d))
 
 
 def minimisers(stages: Stages, d: Span | None) -> Span:

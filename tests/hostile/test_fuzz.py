@@ -345,7 +345,7 @@ def test_the_intervals_are_narrow(cls, variant, mode) -> None:
         cls.spec.name, before.w, g, before.state, before.scalars, before.options(), coefficient
     )
     for span, old in ((weight, before.w), *((bounds.state[name], before.state[name]) for name in bounds.state)):
-        width = (span.hi - span.lo) / (old.abs().max() * torch.finfo(torch.float32).eps)
+        largest = max(old.abs().max(), span.hi.abs().max())  # before or after: a state may begin small
+        width = (span.hi - span.lo) / (largest * torch.finfo(torch.float32).eps)
         assert not span.nan.any()
-        # In eps; Adadelta squares a quotient of roots. A state that is all zeros in between would be a mistake too.
-        assert 0.01 < width.max() < 32
+        assert 0.01 < width.max() < 24  # in eps; a state that is all zeros in between would be a mistake too

@@ -46,7 +46,6 @@ def update_constants(
 ) -> dict[str, Any]:
     return dict(
         step=rule.step,
-        finish=rule.finish,
         prox=kernels.prox,
         RULE_CONSTANTS=rule.constants,
         RULE_STATES=len(rule.state_names),
@@ -65,8 +64,6 @@ def prepare_constants(rule: Rule, clips: bool) -> dict[str, Any]:
         next_scalars=rule.next_scalars,
         fill=rule.fill,
         HAS_METRIC=rule.has_metric,
-        # The place of its eps, its metric where no gradient has come; -1 where it has none.
-        EPS=len(COMMON_FIELDS) + rule.field_names.index("eps") if "eps" in rule.field_names else -1,
         GROUP_FIELDS=group_fields(rule),
         CLIP=clips,
         BLOCK=NORM_BLOCK,

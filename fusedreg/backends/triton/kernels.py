@@ -75,7 +75,6 @@ class StepConstants(NamedTuple):
     firm_up_to: Any
     firm_shrink: Any
     l0: Any
-    blind_d: Any
     lower: Any
     upper: Any
     freezes: Any
@@ -123,7 +122,6 @@ def prox(z, w_old, d, floor_ratio, c, STAGES: tl.constexpr):
 def prox_with_stages(z, w_old, d, floor_ratio, c):
     """With the minimax concave penalty, the box, the L0 penalty and frozen zeros. First the best x that is not zero, by
     the firm threshold; then whether zero is better."""
-    is_blind = d <= c.blind_d * floor_ratio
     # The floor is half of the penalty's slope at w_old; and the metric that keeps the problem convex.
     fading = c.l1 - c.inv_gamma * tl.abs(w_old)
     floor = 0.5 * (tl.where(fading > 0, fading, 0.0) + c.l2 * tl.abs(w_old))
@@ -143,7 +141,7 @@ def prox_with_stages(z, w_old, d, floor_ratio, c):
     beyond = size * (pull - size * ridge) - c.height
     within = size * (pull - 2 * threshold - size * curvature)
     is_zero = tl.where(size > c.knee, beyond, within) <= c.l0  # not where one is a NaN
-    x = tl.where(is_blind, x, tl.where(is_zero, 0.0, x))
+    x = tl.where(is_zero, 0.0, x)
     return tl.where((w_old == 0) & (z == z), tl.where(c.freezes != 0, 0.0, x), x)  # a NaN is to be seen
 
 
@@ -172,7 +170,6 @@ def prepare_kernel(
     next_scalars: tl.constexpr,
     fill: tl.constexpr,
     HAS_METRIC: tl.constexpr,
-    EPS: tl.constexpr,
     GROUP_FIELDS: tl.constexpr,
     CLIP: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -252,7 +249,6 @@ def prepare_kernel(
         firm_shrink=tl.where(is_firm, 1 / curvature, shrink),
         # Where the problem is convex, x is not worse than zero.
         l0=tl.where((l0 != 0) | (is_firm == 0), 2 * tau * l0, float("-inf")),
-        blind_d=tl.where(in_metric, 50 * read(group, EPS), float("-inf")) if EPS >= 0 else float("-inf"),
         lower=lower,
         upper=upper,
         freezes=freezes,
@@ -351,7 +347,6 @@ def update_block(
     c,
     rule_constants,
     step,
-    finish,
     prox,
     STATES: tl.constexpr,
     STAGES: tl.constexpr,
@@ -368,7 +363,6 @@ def update_block(
     w = w_old * c.w_scale  # 4, decoupled decay
     w, state, d, floor_ratio = step(w, g, state, rule_constants, STATES)  # 5
     w = prox(w, w_old, d, floor_ratio, c, STAGES)  # 6
-    state = finish(w, state, rule_constants)
 
     tl.store(w_at, w, mask=mask)
     for i in tl.static_range(len(state_at)):
@@ -383,7 +377,6 @@ def update_kernel(
     chunks,
     constants,
     step: tl.constexpr,
-    finish: tl.constexpr,
     prox: tl.constexpr,
     RULE_CONSTANTS: tl.constexpr,
     RULE_STATES: tl.constexpr,
@@ -420,9 +413,7 @@ def update_kernel(
     full = count // BLOCK * BLOCK
     for start in range(0, full, BLOCK):
         at = start + element
-        update_block(w + at, g + at, moved(state, at), None, c, rule_constants, step, finish, prox, STATES, STAGES, A)
+        update_block(w + at, g + at, moved(state, at), None, c, rule_constants, step, prox, STATES, STAGES, A)
     if full < count:
         at = full + element
-        update_block(
-            w + at, g + at, moved(state, at), at < count, c, rule_constants, step, finish, prox, STATES, STAGES, A
-        )
+        update_block(w + at, g + at, moved(state, at), at < count, c, rule_constants, step, prox, STATES, STAGES, A)

@@ -16,11 +16,6 @@ def count_steps(group, before, states_at):
     return (before[0] + 1,)
 
 
-@triton.jit
-def nothing_to_finish(w, state, constants):
-    return state
-
-
 class Rule(NamedTuple):
     """As RuleSpec and csrc/rules/NAME.h have it; a test compares the names."""
 
@@ -44,8 +39,6 @@ class Rule(NamedTuple):
     next_scalars: Any = count_steps
     """``next_scalars(group, before, states_at)``: the scalar states after a step. By default they are one step count.
     With ``states_at``, ``as_stored`` rounds a number to what a scalar state is stored in."""
-    finish: Any = nothing_to_finish
-    """``finish(w, state, constants)``: the states, those moved that depend on what the prox has made of the weight."""
 
 
 def places(fields: tuple[str, ...]) -> Iterator[tl.constexpr]:
