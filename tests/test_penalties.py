@@ -73,7 +73,7 @@ def problems(names: tuple[str, ...]) -> Prox:
     z = torch.where(torch.arange(N) % 2 == 0, z * torch.where(near == 0, 1.0, near), z * decades(-3, 3))
     w_old = torch.randn(N, dtype=torch.float64)
     w_old[::7] = 0
-    return Prox(z, kappa, w_old, group, torch.zeros(N, dtype=torch.bool))
+    return Prox(z, kappa, w_old, group)
 
 
 def solve(names: tuple[str, ...], problem: Prox) -> torch.Tensor:
