@@ -25,8 +25,8 @@ def radam(w: Tensor, g: Tensor, state: Mapping[str, Tensor], scalars: Scalars, g
     longest = 2 / (1 - beta2) - 1
     length = longest - 2 * t * beta2**t / (1 - beta2**t)
     if length <= 5:  # too few to go by: a step of gradient descent, with no metric
-        no_floor = torch.full_like(w, torch.inf)
-        return Step(w - lr * m_hat, new_state, lr, metric=torch.ones_like(w), safeguard=no_floor)
+        one = torch.ones_like(w)  # below zero, no floor acts
+        return Step(w - lr * m_hat, new_state, lr, metric=one, safeguard=-one)
     rectification = ((length - 4) * (length - 2) * longest / ((longest - 4) * (longest - 2) * length)) ** 0.5
     d = (exp_avg_sq.sqrt() + group["eps"]) / (1 - beta2**t) ** 0.5
     tau = lr * rectification
