@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from .l0 import L0
 from .l1 import L1
 from .l2 import L2
 from .mcp import MCP_GAMMA
-from .spec import PENALTY_MODES, Group, Option, Penalty, Prox, is_number, on_gpu
+from .spec import PENALTY_MODES, Group, Option, Penalty, Prox, as_python, on_gpu
 
 __all__ = [
     "MAX_GRAD_NORM",
@@ -26,6 +26,7 @@ __all__ = [
     "Penalty",
     "Prox",
     "Regularizers",
+    "as_python",
     "check_together",
     "compiled_fields",
     "has_stages",
@@ -54,7 +55,7 @@ CLIP_VALUE = Option(
     """clamps every gradient element to ``[-clip_value, clip_value]``, as ``clip_grad_value_``, without writing
     ``p.grad``.""",
     "None or a number >= 0",
-    lambda value: value is None or (is_number(value) and float(value) >= 0.0),
+    lambda value: value is None or (isinstance(value, (int, float)) and value >= 0.0),
 )
 # One number for the whole optimizer; it stands in every group so that state dicts carry it.
 MAX_GRAD_NORM = Option(
@@ -64,7 +65,7 @@ MAX_GRAD_NORM = Option(
     """scales all gradients down to this total norm, as ``clip_grad_norm_`` after ``clip_grad_value_``, without writing
     ``p.grad``. One number for the whole optimizer; ``inf`` only measures.""",
     "None or a number > 0",
-    lambda value: value is None or (is_number(value) and float(value) > 0.0),
+    lambda value: value is None or (isinstance(value, (int, float)) and value > 0.0),
 )
 
 OPTIONS: tuple[Option, ...] = (*(each.option for each in PENALTIES), PENALTY_MODE, CLIP_VALUE, MAX_GRAD_NORM)
@@ -80,7 +81,7 @@ class Regularizers(TypedDict, total=False):
     upper: float | Tensor
     l0: float | Tensor
     freeze_zeros: bool
-    penalty_mode: str
+    penalty_mode: Literal["proximal", "decoupled", "subgradient"]
     clip_value: float | Tensor | None
     max_grad_norm: float | Tensor | None
     backend: str
