@@ -89,7 +89,7 @@ gpu-check: ## on a machine with a GPU: builds in place, tests, measures
 
 $(VENV)/.torch:
 	$(PYTHON) -m venv $(VENV) || { echo "make: no virtual environment; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
-	$(PIP) --upgrade pip "setuptools>=64" wheel ninja
+	$(PIP) --upgrade pip "setuptools>=77" wheel ninja
 	$(PIP) "$(TORCH)"
 	touch $@
 

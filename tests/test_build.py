@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -107,12 +108,18 @@ def test_without_a_fitting_extension_it_says_so_once_and_works(built_with, words
     assert words in asked_for.stderr
 
 
-def setup_py(tmp_path: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    for name in ("setup.py", "pyproject.toml", "README.md"):
-        shutil.copy(ROOT / name, tmp_path / name)
-    shutil.copytree(ROOT / "requirements", tmp_path / "requirements")
-    shutil.copytree(ROOT / "fusedreg", tmp_path / "fusedreg", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
-    return run(sys.executable, "setup.py", "build_ext", "--inplace", cwd=tmp_path, **environment)
+def copy_of_the_sources(folder: Path) -> None:
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE", "MANIFEST.in"):
+        shutil.copy(ROOT / name, folder / name)
+    for name in ("requirements", "csrc", "fusedreg"):
+        ignored = shutil.ignore_patterns("*.so", "_built_with.py", "__pycache__")
+        shutil.copytree(ROOT / name, folder / name, ignore=ignored)
+
+
+def setup_py(tmp_path: Path, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    copy_of_the_sources(tmp_path)
+    command = command or ("build_ext", "--inplace")
+    return run(sys.executable, "setup.py", *command, cwd=tmp_path, **environment)
 
 
 def test_building_without_a_compiler_says_what_to_do(tmp_path) -> None:
@@ -130,6 +137,40 @@ def test_building_without_torch_says_what_to_do(tmp_path) -> None:
     assert failed.returncode != 0
     assert "pip install --no-build-isolation ." in " ".join(failed.stderr.split())
     assert "Traceback" not in failed.stderr
+
+
+def test_building_with_a_compiler_that_fails_says_what_to_do(tmp_path) -> None:
+    compiler = tmp_path / "c++"
+    compiler.write_text('#!/bin/sh\ncase "$*" in *-c*) echo "no such standard" >&2; exit 1;; *) exec c++ "$@";; esac\n')
+    compiler.chmod(0o755)
+    failed = setup_py(tmp_path, CXX=str(compiler), FUSEDREG_NO_CUDA="1")
+    assert failed.returncode != 0
+    assert "fusedreg: compiling" in failed.stdout
+    assert "is there and could not compile it" in " ".join(failed.stderr.split())
+    assert "Traceback" not in failed.stderr
+
+
+def test_a_wheel_leaves_nothing_in_the_source_folder(tmp_path) -> None:
+    sources, wheels = tmp_path / "sources", tmp_path / "wheels"
+    sources.mkdir()
+    copy_of_the_sources(sources)
+    before = sorted(sources.rglob("*"))
+    pip = (sys.executable, "-m", "pip", "wheel", "--no-build-isolation", "--no-deps", "-w", str(wheels), str(sources))
+    done = run(*pip, cwd=tmp_path, FUSEDREG_NO_EXTENSION="1")
+    assert done.returncode == 0, done.stderr
+    assert sorted(sources.rglob("*")) == before
+    assert len(list(wheels.iterdir())) == 1
+
+
+def test_a_source_distribution_holds_every_source(tmp_path) -> None:
+    done = setup_py(tmp_path, "sdist", FUSEDREG_NO_EXTENSION="1")
+    assert done.returncode == 0, done.stderr
+    (archive,) = (tmp_path / "dist").iterdir()
+    with tarfile.open(archive) as file:
+        held = {name.partition("/")[2] for name in file.getnames()}
+    sources = {str(path.relative_to(tmp_path)) for path in (tmp_path / "csrc").rglob("*") if path.is_file()}
+    assert sources <= held
+    assert any(path.endswith(".cu") for path in sources)
 
 
 @needs_cpp
