@@ -1,4 +1,4 @@
-"""``python -m fusedreg info`` and ``python -m fusedreg parity``."""
+"""``fusedreg info`` and ``fusedreg parity``, or ``python -m fusedreg info``."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def check_parity(console: Console) -> int:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m fusedreg", description="What fusedreg can do on this machine.")
+    parser = argparse.ArgumentParser(prog="fusedreg", description="What fusedreg can do on this machine.")
     commands = parser.add_subparsers(dest="command", required=True)
     for name, command in (("info", info), ("parity", check_parity)):
         commands.add_parser(name, help=command.__doc__).set_defaults(command=command)

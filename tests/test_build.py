@@ -103,6 +103,10 @@ def test_without_a_fitting_extension_it_says_so_once_and_works(built_with, words
     assert "Using backend 'reference'" in fallen_back.stderr
     assert [float(x) for x in fallen_back.stdout.strip("[]\n").split(",")] == pytest.approx(trained(), rel=1e-6)
 
+    if built_with is None:
+        (tmp_path / "setup.py").touch()
+        assert "run Python in another folder" in run(sys.executable, "-c", TRAIN, cwd=tmp_path).stderr
+        (tmp_path / "setup.py").unlink()
     asked_for = run(sys.executable, "-c", TRAIN.replace("l1=0.1", "l1=0.1, backend='cpp'"), cwd=tmp_path)
     assert "RuntimeError: backend 'cpp' cannot run: " in asked_for.stderr
     assert words in asked_for.stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -15,6 +16,11 @@ from .base import Entry, Plan, StepScalars, make_columns, objects_held
 from .memory import rejection_of_memory
 
 REBUILD = "rebuild it with `pip install --no-build-isolation --force-reinstall --no-deps .` in fusedreg's source folder"
+SOURCES = Path(__file__).parents[2]
+BUILD_OR_LEAVE = (
+    "if you have installed it, run Python in another folder, or `fusedreg info`; to use these sources, "
+    "`pip install --no-build-isolation --editable .`"
+)
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.complex64, torch.complex128)
 
 
@@ -24,6 +30,11 @@ def load_extension(name: str = "_C") -> tuple[ModuleType | None, str | None]:
     try:
         built_with = importlib.import_module("fusedreg._built_with")
     except ImportError:
+        if (SOURCES / "setup.py").exists():
+            return (
+                None,
+                f"Python runs in fusedreg's source folder {SOURCES}, in which nothing was built: {BUILD_OR_LEAVE}",
+            )
         return None, f"the compiled extension is not there: {REBUILD}"
     reason = built_with.NOT_BUILT.get(name)
     if reason is not None:
