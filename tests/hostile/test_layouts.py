@@ -36,10 +36,13 @@ def view_with_sentinels(values: torch.Tensor, offset: int) -> tuple[torch.Tensor
     return buffer, view
 
 
-@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
-@pytest.mark.parametrize("configuration", CONFIGURATIONS)
+# How 16 bits are read and written is the same in all rules.
+@pytest.mark.parametrize(
+    ("configuration", "dtype"),
+    [(name, dtype) for name in CONFIGURATIONS for dtype in DTYPES if dtype == "fp32" or name in ("adam", "sgd")],
+)
 def test_every_length_and_misalignment_around_the_vector_width(configuration, dtype, instruction_set) -> None:
-    cls, flags = CONFIGURATIONS[configuration]
+    (cls, flags), dtype = CONFIGURATIONS[configuration], DTYPES[dtype]
     lengths_and_offsets = [(length, (7 * length) % 17) for length in range(131)]
     steps, buffers, results = 2, [], {}
     weights = [torch.randn(length, dtype=torch.float64).to(dtype) for length, _ in lengths_and_offsets]
