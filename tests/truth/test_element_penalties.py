@@ -125,7 +125,7 @@ def test_minimax_concave_needs_a_floor_that_fades_with_it(monkeypatch) -> None:
 
     def step_size(w_old, step, group):
         floor = (group["l1"] + group["l2"] * w_old.abs()) / 2
-        return step.tau / torch.maximum(step.metric, floor), torch.zeros_like(w_old, dtype=torch.bool)
+        return step.tau / torch.maximum(step.metric, floor)
 
     strengths, solver, options = [(5.0, 0.0)], SOLVERS["adam"], {"backend": "reference", "mcp_gamma": 3.0}
     right = minimise(diabetes(), strengths, solver, steps=3000, **options)

@@ -260,15 +260,12 @@ def test_the_minimax_concave_penalty_moves_a_weight_without_gradients_by_at_most
 
 
 @pytest.mark.parametrize("flavour", FLAVOURS)
-def test_the_l0_penalty_takes_no_weight_that_never_saw_a_gradient(flavour, backend) -> None:
-    """Its metric is eps, by which every weight is worth less than l0. Once it has seen one, it is judged."""
+def test_the_l0_penalty_takes_what_never_saw_a_gradient(flavour, backend) -> None:
+    """Its metric is eps, by which no weight is worth an l0: it goes at once. The others are judged by what they do."""
     cls, options = FLAVOURS[flavour]
     model = UnusedRow()
     optimizer = cls(model.parameters(), lr=LR, l0=1e-3, backend=backend, **options)
     seen = trajectory(model, optimizer, steps=3)
-    assert (seen[1:] == seen[0]).all()
+    assert (seen[0] != 0).all()
+    assert (seen[1:] == 0).all()
     assert (model.embedding.weight[:9] != 0).float().mean() > 0.5
-    optimizer.zero_grad()
-    (1e-5 * model.embedding.weight[9]).sum().backward()
-    optimizer.step()
-    assert (model.untouched() == 0).float().mean() > 0.5
