@@ -27,7 +27,7 @@ test: $(VENV)/.test ## the tests; PYTEST="-k parity -x" are arguments for pytest
 TRITON_HOSTILE := tests/test_edges.py tests/hostile -k "triton or fuzz or rounding or extremes or prox_follows"
 test-triton: $(VENV)/.triton ## the Triton backend without a GPU, compiled and interpreted; HOSTILE=1: hostile input too
 	$(BIN)/python -m pytest tests/backends/test_triton_*.py tests/test_registry.py $(PYTEST)
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/backends/test_triton.py tests/test_edges.py tests/test_constraints.py -k triton $(PYTEST)
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/backends/test_triton.py tests/test_edges.py tests/test_constraints.py tests/distributed -k "triton or several-meshes" $(PYTEST)
 	$(if $(HOSTILE),TRITON_INTERPRET=1 $(BIN)/python -m pytest $(TRITON_HOSTILE) $(PYTEST))
 
 # The suites that reach the farthest into the extension.

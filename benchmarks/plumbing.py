@@ -46,7 +46,8 @@ def row(name: str, before: Callable[[], object]) -> list[str]:
     torchs = twin(rule, problem.params, fused=True)
     for either in (optimizer, torchs):
         either.step()
-    (plan,) = optimizer._current_plans()  # the update below works on the gradients that it has read
+    assert optimizer._plans is not None
+    (plan,) = optimizer._plans.plans  # the update below works on the gradients that it has read
     scalars = StepScalars()
     parts = {
         "torch": torchs.step,

@@ -13,18 +13,19 @@ PYBIND11_MODULE(_C, module) {
 
   py::class_<Columns>(module, "Columns")
       .def(py::init([](std::vector<std::string> field_names, py::list params, std::vector<int> groups,
-                       py::list state_dicts, py::list states, py::list scalar_states, py::dict optimizer_state) {
-             return Columns{std::move(field_names),    std::move(params), std::move(groups),
-                            std::move(state_dicts),    std::move(states), std::move(scalar_states),
-                            std::move(optimizer_state)};
+                       py::list state_dicts, py::list states, py::list scalar_states, py::dict optimizer_state,
+                       bool sharded) {
+             return Columns{
+                 std::move(field_names), std::move(params),        std::move(groups),          std::move(state_dicts),
+                 std::move(states),      std::move(scalar_states), std::move(optimizer_state), sharded};
            }),
            py::arg("field_names"), py::arg("params"), py::arg("groups"), py::arg("state_dicts"), py::arg("states"),
-           py::arg("scalar_states"), py::arg("optimizer_state"));
+           py::arg("scalar_states"), py::arg("optimizer_state"), py::arg("sharded"));
 
   py::class_<cpu::Plan>(module, "Plan")
       .def(py::init<const std::string&, const Columns&>(), py::arg("rule"), py::arg("columns"))
       .def("set_groups", &cpu::Plan::set_groups)
-      .def("refresh", &cpu::Plan::refresh)
+      .def("refresh", &cpu::Plan::refresh, py::arg("gradients") = py::none())
       .def("sum_of_squares", &cpu::Plan::sum_of_squares)
       .def("update", &cpu::Plan::update);
 
@@ -34,7 +35,7 @@ PYBIND11_MODULE(_C, module) {
            }),
            py::arg("rule"), py::arg("columns"), py::arg("scalars_on_host"))
       .def("set_groups", &Tables::set_groups)
-      .def("refresh", &Tables::refresh)
+      .def("refresh", &Tables::refresh, py::arg("gradients") = py::none())
       .def("tables", &Tables::tables)
       .def("move_scalar_states", &Tables::move_scalar_states)
       .def("finish_update", &Tables::finish_update);

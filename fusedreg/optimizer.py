@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
+from . import backends
 from .backends import StepScalars
 from .checkpoints import bring_up_to_date, restore_scalar_states
 from .hyperparameters import (
@@ -32,7 +33,7 @@ from .rules.spec import RuleSpec
 from .step.checks import check_graph_capture
 from .step.created import Created
 from .step.norm import clip
-from .step.plan import Plans, make_plans
+from .step.plan import Gradients, Plans, make_plans
 
 
 def _with_hooks(bare: Callable[..., Any]) -> Callable[..., Any]:
@@ -69,6 +70,7 @@ class FusedRegOptimizer(Optimizer):
     _step_supports_amp_scaling = True
 
     _backend: str = "auto"
+    _norm_group: Any = None
     _grad_norm: float | Tensor | None = None  # float64 where it is a tensor
     _scalars_on_device = False
 
@@ -86,7 +88,7 @@ class FusedRegOptimizer(Optimizer):
 
     def _set_regularizers(self, keywords: Any) -> None:
         """Takes the keywords beside the twin's. Called before the twin's ``__init__``, which adds the param groups."""
-        self._regularizers, self._backend = read_keywords(type(self), keywords)
+        self._regularizers, self._backend, self._norm_group = read_keywords(type(self), keywords)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As ``torch.optim.Optimizer.add_param_group``; the group may set its own strengths.
@@ -117,7 +119,7 @@ class FusedRegOptimizer(Optimizer):
     # -- checkpoints
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_backend": self._backend}
+        return {**super().__getstate__(), "_backend": self._backend, "_norm_group": self._norm_group}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # Here, not in load_state_dict: its pre-hooks may still change what is loaded.
@@ -194,11 +196,16 @@ class FusedRegOptimizer(Optimizer):
 
         # Until they are known to fit this step there are none: whatever raises, the next step makes new ones.
         plans, self._plans = self._plans, None
+        # A mode sees torch's operations and none of ours: it would trace, or count, a step that does nothing.
+        is_watched = torch._C._len_torch_dispatch_stack() > 0
+        if is_watched:
+            plans = None
+        gradients = Gradients()
         if self._hyperparameters is None:
             self._hyperparameters = Hyperparameters(self.spec, self.defaults)
         hyperparameters = self._hyperparameters
         changed = hyperparameters.refresh(self.param_groups)
-        if plans is not None and plans.follow(self.param_groups, self.state, hyperparameters, changed):
+        if plans is not None and plans.follow(self.param_groups, self.state, hyperparameters, changed, gradients):
             is_taken = self._prepare(plans, step, found_inf)
         else:
             with Created(self.spec, self.state) as created:
@@ -209,9 +216,11 @@ class FusedRegOptimizer(Optimizer):
                     self.state,
                     hyperparameters,
                     created,
-                    backend=self._backend,
+                    gradients,
+                    backend=backends.for_dispatch_modes(self._backend) if is_watched else self._backend,
                     differentiable=self.defaults["differentiable"],
                     scalars_on_device=self._scalars_on_device,
+                    norm_group=self._norm_group,
                 )
                 is_taken = self._prepare(plans, step, found_inf)
         self._plans = plans
@@ -229,7 +238,7 @@ class FusedRegOptimizer(Optimizer):
         if any(plan.stays_on_device for plan in plans.plans):
             self._check_graph_capture()
         max_grad_norm = self.param_groups[0][MAX_GRAD_NORM.name] if self.param_groups else None
-        self._grad_norm = None if max_grad_norm is None else clip(plans.plans, step, max_grad_norm, self._grad_norm)
+        self._grad_norm = None if max_grad_norm is None else clip(plans, step, max_grad_norm, self._grad_norm)
         return True
 
     def _check_graph_capture(self) -> None:

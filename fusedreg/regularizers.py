@@ -7,13 +7,21 @@ import inspect
 import textwrap
 from typing import Any
 
+import torch
+
 from . import backends
 from .hyperparameters import check_group, read_old_name
 from .penalties import OPTIONS
 from .rules.spec import RuleSpec
 
+# The keywords that are no group options.
+OF_THE_OPTIMIZER = ("backend", "norm_group")
+
 BACKEND_DOC = """``"auto"``, or the name of a backend that must be used: ``"cpp"``, ``"cuda"``, ``"triton"``,
 ``"reference"``. One for the whole optimizer."""
+
+NORM_GROUP_DOC = """the ranks whose optimizers hold different parameters of one model, where these are not DTensors
+(ZeRO, pipeline stages, FSDP1): ``max_grad_norm`` is then over all of them. See docs/distributed.md."""
 
 DOC = """\
 {twin} with L1, L2 and gradient clipping fused into its one update pass.
@@ -39,33 +47,41 @@ Whatever raises, no parameter, state or step count has changed.
 """
 
 
-def read_keywords(cls: Any, keywords: dict[str, Any]) -> tuple[dict[str, Any], str]:
-    """The options, with defaults for those that are not given, and the name of the backend.
+def read_keywords(cls: Any, keywords: dict[str, Any]) -> tuple[dict[str, Any], str, Any]:
+    """The options, with defaults for those that are not given, the name of the backend, and the norm's group.
 
     Raises:
-        TypeError: a keyword that nobody knows; the message names the nearest one that there is.
+        TypeError: a keyword that nobody knows; the message names the nearest one that there is. A group that is none.
         ValueError, RuntimeError: a value that is not allowed, a backend that cannot run here.
     """
     keywords = dict(keywords)
     read_old_name(keywords)
-    backend = keywords.pop("backend", "auto")
+    backend, norm_group = keywords.pop("backend", "auto"), keywords.pop("norm_group", None)
     defaults = {option.name: option.default for option in OPTIONS}
     for name in keywords:
         if name not in defaults:
-            known = [*defaults, "backend", *inspect.signature(cls).parameters]
+            known = [*defaults, *OF_THE_OPTIMIZER, *inspect.signature(cls).parameters]
             nearest = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {nearest[0]!r}?" if nearest else f"; it knows {', '.join((*defaults, 'backend'))}"
+            hint = (
+                f"; did you mean {nearest[0]!r}?"
+                if nearest
+                else f"; it knows {', '.join((*defaults, *OF_THE_OPTIMIZER))}"
+            )
             raise TypeError(f"{cls.__name__}.__init__() got an unexpected keyword argument {name!r}{hint}")
     backends.check_name(backend)
+    if norm_group is not None and not isinstance(norm_group, torch.distributed.ProcessGroup):
+        raise TypeError(
+            f"Invalid norm_group: a {type(norm_group).__name__} (allowed: None, a ProcessGroup of this rank)"
+        )
     options = {**defaults, **keywords}
     check_group(cls.spec, options)
-    return options, backend
+    return options, backend, norm_group
 
 
 def write_docs(name: str, spec: RuleSpec, rest: str | None) -> str:
     """A class's docstring: what all say, and behind it what only this one has to say."""
     options = [(option.name, option.type, option.doc) for option in (*spec.options, *OPTIONS)]
-    options.append(("backend", "str", BACKEND_DOC))
+    options += [("backend", "str", BACKEND_DOC), ("norm_group", "ProcessGroup, optional", NORM_GROUP_DOC)]
     lines = [f"{name} ({kind}): {' '.join(doc.split())}" for name, kind, doc in options]
     twin = spec.twin
     inert = [key for key in ("foreach", "fused") if twin and key in inspect.signature(twin).parameters]

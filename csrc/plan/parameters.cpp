@@ -37,6 +37,12 @@ void bump_version(const at::Tensor& tensor) {
 
 bool is_plain(const at::Tensor& tensor) { return !tensor.is_conj() && !tensor.is_neg(); }
 
+// What has none: a subclass that keeps its numbers elsewhere, zeros that are only known to be such, freed storage.
+bool has_memory(const at::Tensor& tensor) {
+  return !tensor.unsafeGetTensorImpl()->is_python_dispatch() && !tensor._is_zerotensor() &&
+         (tensor.const_data_ptr() != nullptr || tensor.numel() == 0);
+}
+
 // Of a few numbers each: a call of memcmp costs more than the comparison.
 bool same(at::IntArrayRef a, const std::vector<std::int64_t>& b) {
   if (a.size() != b.size()) return false;
@@ -71,6 +77,15 @@ bool holds(PyObject* dict, const Items& items) {
 
 Parameters::~Parameters() = default;
 
+const at::Tensor& Parameters::local_of(PyObject* dtensor) {
+  static PyObject* const name = PyUnicode_InternFromString("_local_tensor");
+  PyObject* const local = PyObject_GetAttr(dtensor, name);
+  if (local == nullptr) throw py::error_already_set();
+  Py_DECREF(local);  // the DTensor holds it
+  if (!THPVariable_Check(local)) throw std::invalid_argument("a part of a DTensor is not a tensor");
+  return THPVariable_Unpack(local);
+}
+
 Parameters::Parameters(const RuleInfo& rule, const Columns& columns)
     : rule_(rule),
       scalar_state_count_(rule.scalar_states.size()),
@@ -91,6 +106,7 @@ Parameters::Parameters(const RuleInfo& rule, const Columns& columns)
     Entry& entry = entries_.emplace_back();
     entry.param_object = columns.params[i].ptr();
     if (!THPVariable_Check(entry.param_object)) throw std::invalid_argument("a parameter is not a tensor");
+    entry.sharded = columns.sharded;
     const at::Tensor& param = entry.param();
     if (!is_supported(param.scalar_type())) {
       throw std::invalid_argument("a plan takes floating point and complex tensors");
@@ -112,7 +128,9 @@ Parameters::Parameters(const RuleInfo& rule, const Columns& columns)
     }
     for (std::size_t k = 0; k < its_states.size(); ++k) {
       if (its_states[k].is_none()) continue;
-      entry.state[k] = its_states[k].cast<at::Tensor>();
+      entry.state_objects[k] = py::handle(its_states[k]).ptr();
+      if (!THPVariable_Check(entry.state_objects[k])) throw std::invalid_argument("a state is not a tensor");
+      entry.state[k] = entry.sharded ? local_of(entry.state_objects[k]) : THPVariable_Unpack(entry.state_objects[k]);
       entry.data.state[k] = entry.state[k].data_ptr();
       entry.needed |= StateMask{1} << k;
     }
@@ -175,20 +193,29 @@ void Parameters::prefetch(std::size_t i) const {
   for (std::size_t k = 0; k < scalar_state_count_; ++k) touch(entry.scalar_states[k].tensor.unsafeGetTensorImpl());
 }
 
-bool Parameters::refresh_gradients() {
+bool Parameters::refresh_gradients(const py::object& gradients) {
   if (!holds(optimizer_state_, optimizer_state_items_)) return false;
+  const bool are_given = !gradients.is_none();
+  const auto given = are_given ? py::reinterpret_borrow<py::list>(gradients) : py::list();
+  if (are_given && given.size() != entries_.size()) throw std::invalid_argument("not one gradient a parameter");
   // Outside of InferenceMode, torch lets nobody write what was made inside.
   const bool may_write_inference = c10::InferenceMode::is_enabled();
   for (std::size_t i = 0; i < entries_.size(); ++i) {
     prefetch(i);
-    if (!bind(entries_[i], may_write_inference)) return false;
+    Entry& entry = entries_[i];
+    if (are_given) {
+      PyObject* const grad = PyList_GET_ITEM(given.ptr(), i);
+      entry.grad = THPVariable_Check(grad) ? THPVariable_Unpack(grad) : at::Tensor();
+    } else {
+      entry.grad = entry.param().unsafeGetTensorImpl()->grad();  // Tensor::grad() looks for reasons to warn first
+    }
+    if (!bind(entry, may_write_inference)) return false;
   }
   return true;
 }
 
 bool Parameters::bind(Entry& entry, bool may_write_inference) {
   const at::Tensor& param = entry.param();
-  entry.grad = param.unsafeGetTensorImpl()->grad();  // Tensor::grad() looks for reasons to warn first
   const at::Tensor& grad = entry.grad;
   if (grad.defined() != entry.active) return false;
   if (!entry.active) return true;
@@ -200,13 +227,16 @@ bool Parameters::bind(Entry& entry, bool may_write_inference) {
       !holds(entry.state_dict, entry.state_items)) {
     return false;
   }
-  if (!has_same_shape(grad) || grad.device() != param.device() || grad.layout() != at::kStrided) return false;
+  if (!has_same_shape(grad) || grad.device() != param.device() || grad.layout() != at::kStrided || !has_memory(grad)) {
+    return false;
+  }
   bool fast = entry.is_dense && same(grad.strides(), entry.strides) && is_plain(grad);
   bool fits = true;
   for_each_state(entry.needed, [&](std::size_t k) {
     const at::Tensor& state = entry.state[k];
     fits = fits && has_same_shape(state) && state.data_ptr() == entry.data.state[k] &&
-           (may_write_inference || !state.is_inference());
+           (may_write_inference || !state.is_inference()) &&
+           (!entry.sharded || local_of(entry.state_objects[k]).is_same(state));
     fast = fast && same(state.strides(), entry.strides);
   });
   if (!fits) return false;
@@ -256,6 +286,9 @@ void Parameters::finish_update() {
     // Raw pointers bypass autograd's check of in-place changes; the version counters keep it honest.
     bump_version(entry.param());
     for_each_state(entry.needed, [&](std::size_t k) { bump_version(entry.state[k]); });
+    if (!entry.sharded) continue;
+    bump_version(THPVariable_Unpack(entry.param_object));  // a DTensor counts for itself, too
+    for_each_state(entry.needed, [&](std::size_t k) { bump_version(THPVariable_Unpack(entry.state_objects[k])); });
   }
 }
 

@@ -20,7 +20,8 @@ namespace py = pybind11;
 
 // What a plan is made from: one item a parameter, with or without a gradient. `state_dicts[i]` is opt.state[params[i]],
 // or None where the parameter has no gradient. `states[i]` and `scalar_states[i]` are the tensors that the rule needs
-// under the group's options, in the rule's order, with None for those that it does not need.
+// under the group's options, in the rule's order, with None for those that it does not need. `sharded`: parameters and
+// states are DTensors, and the plan works on the part of them that this process holds.
 // All of these objects, opt.state and its items too, are borrowed: the caller holds them as long as the plan lives. A
 // reference from here is one that Python's garbage collector cannot see, and would keep a cycle for ever.
 struct __attribute__((visibility("hidden"))) Columns {
@@ -29,6 +30,7 @@ struct __attribute__((visibility("hidden"))) Columns {
   std::vector<int> groups;
   py::list state_dicts, states, scalar_states;
   py::dict optimizer_state;
+  bool sharded;
 };
 
 // It holds what does not change from step to step, checks in every step that this still is so, and says when it is not:
@@ -57,11 +59,13 @@ class __attribute__((visibility("hidden"))) Parameters {  // hidden, as pybind11
   struct Entry {
     // The object, not the tensor behind it: torch.utils.swap_tensors exchanges that, where nobody else holds it.
     PyObject* param_object;
-    const at::Tensor& param() const { return THPVariable_Unpack(param_object); }
+    bool sharded;
+    const at::Tensor& param() const { return sharded ? local_of(param_object) : THPVariable_Unpack(param_object); }
     int group;
     DType dtype;
     bool active;           // has a gradient
     StateMask needed = 0;  // which states the rule needs; the others are undefined tensors and null pointers
+    PyObject* state_objects[kMaxStates] = {};
     at::Tensor state[kMaxStates];
     ScalarState scalar_states[kMaxScalarStates];
     // What it looked like when the plan was made: another place or layout in memory needs Python's checks again.
@@ -78,7 +82,8 @@ class __attribute__((visibility("hidden"))) Parameters {  // hidden, as pybind11
   };
 
   // False: something that the plan rests on has changed, nothing was touched.
-  bool refresh_gradients();
+  // `gradients`: a plain tensor or None for each parameter, in place of its own gradient; or None, which reads those.
+  bool refresh_gradients(const py::object& gradients);
 
   // Takes the groups' hyperparameters, in the order of `field_names`.
   void take_groups(const std::vector<std::vector<double>>& groups);
@@ -101,6 +106,9 @@ class __attribute__((visibility("hidden"))) Parameters {  // hidden, as pybind11
   std::vector<std::vector<double>> groups_;  // the rule's fields, in its order
 
  private:
+  // The part of a DTensor that this process holds.
+  static const at::Tensor& local_of(PyObject* dtensor);
+
   // False: the entry is not what it was, or not as the kernels need it.
   bool bind(Entry& entry, bool may_write_inference);
   void stage(Entry& entry, const at::Tensor& grad);

@@ -16,7 +16,7 @@ class __attribute__((visibility("hidden"))) Tables : public Parameters {
 
   // With zeros for what only the device knows: nothing that a scalar state is moved by may be there.
   void set_groups(const std::vector<std::vector<double>>& groups) { take_groups(groups); }
-  bool refresh() { return refresh_gradients(); }
+  bool refresh(const py::object& gradients) { return refresh_gradients(gradients); }
 
   // Of this step. `rows`: kRowColumns columns, with an item for each parameter that has a gradient. `sets`: the
   // scalar sets, of kSetWidth numbers each; parameters of the same group with the same scalar states share one.

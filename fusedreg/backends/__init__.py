@@ -23,6 +23,7 @@ __all__ = [
     "TritonBackend",
     "check_name",
     "choose",
+    "for_dispatch_modes",
     "log_once",
 ]
 
@@ -70,6 +71,20 @@ def choose(name: str, spec: RuleSpec, param: Tensor, states: list[Tensor], diffe
     for reason in reasons:
         log_once(f"{reason}. Using backend {backend.name!r}.")
     return backend
+
+
+def for_dispatch_modes(name: str) -> str:
+    """The backend for a step under a ``TorchDispatchMode``, in place of the one called ``name``.
+
+    Raises:
+        RuntimeError: a backend asked for by name, whose operations a mode would not see.
+    """
+    if name not in ("auto", "reference"):
+        raise RuntimeError(
+            f"backend {name!r} cannot run: a TorchDispatchMode (make_fx, FakeTensorMode, a counter) is active, and "
+            "does not see what it does (allowed: backend='auto', which takes 'reference' there)"
+        )
+    return "reference"
 
 
 def log_once(message: str) -> None:

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 
 from ..hyperparameters import compiled_field_names
 from ..rules.spec import RuleSpec
+from .memory import is_dtensor
 
 
 @dataclass
@@ -61,7 +61,7 @@ def objects_held(entries: list[Entry], state: dict[Any, Any]) -> tuple[Any, ...]
 
 
 def make_columns(extension: ModuleType, spec: RuleSpec, entries: list[Entry], state: dict[Any, Any]) -> Any:
-    """The entries as a compiled plan takes them (csrc/plan/parameters.h)."""
+    """The entries, all sharded or none, as a compiled plan takes them (csrc/plan/parameters.h)."""
     return extension.Columns(
         field_names=compiled_field_names(spec),
         params=[entry.param for entry in entries],
@@ -70,11 +70,12 @@ def make_columns(extension: ModuleType, spec: RuleSpec, entries: list[Entry], st
         states=[entry.states for entry in entries],
         scalar_states=[entry.scalar_states for entry in entries],
         optimizer_state=state,
+        sharded=is_dtensor(entries[0].param),
     )
 
 
 class Plan(Protocol):
-    """The entries of one optimizer that one backend works on, all on one device."""
+    """Entries of one optimizer that one backend works on, all on one device; DTensors are not mixed with others."""
 
     stays_on_device: bool
     """The host waits for nothing: AMP's scalars, hyperparameters that are tensors, scalar states and the norm are read
@@ -84,8 +85,12 @@ class Plan(Protocol):
         """Takes new hyperparameters, which need the same states: the groups, and their numbers in the order of
         ``compiled_field_names``. Those that are tensors on a GPU come as such."""
 
-    def refresh(self) -> bool:
-        """Reads the gradients; False if something that the plan rests on has changed. Moves nothing."""
+    def refresh(self, gradients: list[Tensor | None] | None = None) -> bool:
+        """Reads the gradients; False if something that the plan rests on has changed. Moves nothing.
+
+        Args:
+            gradients: one an entry, as ``memory.read_gradient`` returns it, in place of ``param.grad``.
+        """
 
     def sum_of_squares(self, step: StepScalars) -> float | Tensor:
         """Of the gradients after stages 1 and 2. A tensor may hold it in parts."""
@@ -108,22 +113,3 @@ class Backend(Protocol):
     def make_plan(self, spec: RuleSpec, entries: list[Entry], differentiable: bool, state: dict[Any, Any]) -> Plan:
         """``state`` is the optimizer's: a plan that is kept must see when something in it is replaced."""
         ...
-
-
-def rejection_of_memory(
-    param: Tensor, states: list[Tensor], device_type: str, dtypes: tuple[torch.dtype, ...]
-) -> str | None:
-    """Why a backend that works on plain memory of ``device_type`` cannot take a parameter, or None."""
-    if param.device.type != device_type:
-        return f"it runs on {device_type.upper()} parameters, and one is on {param.device}"
-    if param.dtype not in dtypes:
-        return f"it has no kernel for {param.dtype} parameters"
-    if param.layout != torch.strided or type(param).__torch_dispatch__ is not Tensor.__torch_dispatch__:
-        return f"it needs plain memory, and one parameter is a {type(param).__name__} of layout {param.layout}"
-    for state in states:
-        if state.dtype != param.dtype or state.shape != param.shape or state.device != param.device:
-            return (
-                f"it needs state of the parameter's dtype, shape and device, and one is {state.dtype} of "
-                f"{tuple(state.shape)} on {state.device} beside {param.dtype} of {tuple(param.shape)}"
-            )
-    return None

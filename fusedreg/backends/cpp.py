@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from ..rules.spec import RuleSpec
-from .base import Entry, Plan, StepScalars, make_columns, objects_held, rejection_of_memory
+from .base import Entry, Plan, StepScalars, make_columns, objects_held
+from .memory import rejection_of_memory
 
 REBUILD = "rebuild it with `pip install --no-build-isolation --force-reinstall --no-deps .` in fusedreg's source folder"
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.complex64, torch.complex128)
@@ -53,8 +54,8 @@ class CppPlan(Plan):
         self._held = objects_held(entries, state)
         self._plan = extension.Plan(spec.name, make_columns(extension, spec, entries, state))
 
-    def refresh(self) -> bool:
-        return self._plan.refresh()
+    def refresh(self, gradients: list[Tensor | None] | None = None) -> bool:
+        return self._plan.refresh(gradients)
 
     def set_groups(self, groups: list[dict[str, Any]], numbers: list[tuple[float | Tensor, ...]]) -> None:
         self._plan.set_groups(numbers)

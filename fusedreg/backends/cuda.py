@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from ..rules.spec import RuleSpec
-from .base import Entry, Plan, rejection_of_memory
+from .base import Entry, Plan
 from .cpp import DTYPES, load_extension
 from .device_plan import DevicePlan, Kernels, Launch, StepTables
+from .memory import rejection_of_memory
 
 
 class CudaKernels(Kernels):

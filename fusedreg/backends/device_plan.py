@@ -176,9 +176,9 @@ class DevicePlan(Plan):
         kept.append(value.detach().to(self._device, dtype, non_blocking=True))
         return encode_address(kept[-1])
 
-    def refresh(self) -> bool:
+    def refresh(self, gradients: list[Tensor | None] | None = None) -> bool:
         self._step = None  # of a step that was not taken
-        return self._made_by.refresh()
+        return self._made_by.refresh(gradients)
 
     # -- a step
 

@@ -8,7 +8,7 @@ return new ones.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -19,6 +19,7 @@ from ..penalties import PENALTIES, Prox
 from ..penalties.spec import Group, Scalar
 from ..rules.spec import RuleSpec, Step
 from .base import Entry, Plan, StepScalars
+from .memory import is_dtensor, local
 
 # -- the stages
 
@@ -120,6 +121,7 @@ class ReferencePlan(Plan):
         self.entries = entries
         self.differentiable = differentiable
         self.groups: list[dict[str, Any]] = []
+        self.gradients: list[Tensor | None] = []
         self.fresh = True
 
     def set_groups(self, groups: list[dict[str, Any]], numbers: list[tuple[float | Tensor, ...]]) -> None:
@@ -133,38 +135,38 @@ class ReferencePlan(Plan):
         keep = self._keeps_tensors(group)
         return {key: _scalar(value, keep) for key, value in group.items() if key not in ("params", "param_names")}
 
-    def refresh(self) -> bool:
+    def refresh(self, gradients: list[Tensor | None] | None = None) -> bool:
+        self.gradients = [entry.param.grad for entry in self.entries] if gradients is None else gradients
         # Good for one step: its gradients were checked when it was made, and it has nothing worth keeping.
         fresh, self.fresh = self.fresh, False
         return fresh
 
-    def _gradient(self, entry: Entry) -> Tensor:
-        grad = entry.param.grad
-        assert grad is not None
-        return _real(grad).to(arithmetic_dtype(grad.dtype))
-
-    def _active(self) -> list[Entry]:
-        return [entry for entry in self.entries if entry.state is not None]
+    def _active(self) -> Iterator[tuple[Entry, Tensor]]:
+        """The entries that have a gradient, with it, in the arithmetic dtype."""
+        for entry, grad in zip(self.entries, self.gradients, strict=True):
+            if entry.state is not None and grad is not None:
+                yield entry, _real(grad).to(arithmetic_dtype(grad.dtype))
 
     def sum_of_squares(self, step: StepScalars) -> Tensor:
         total = torch.zeros((), device="cpu")
         with self._grad_mode():
-            for entry in self._active():
-                g = clip_gradient_value(self._gradient(entry), self.groups[entry.group], step.inv_grad_scale)
+            for entry, grad in self._active():
+                g = clip_gradient_value(grad, self.groups[entry.group], step.inv_grad_scale)
                 widest = torch.float32 if g.device.type == "mps" else torch.float64
                 total = total.to(g.device) + g.to(widest).square().sum()
         return total
 
     def update(self, step: StepScalars) -> None:
         with self._grad_mode():
-            for entry in self._active():
-                self._update(entry, step)
+            for entry, grad in self._active():
+                self._update(entry, grad, step)
+        self.gradients = []
 
     def _grad_mode(self) -> AbstractContextManager[None]:
         return torch.enable_grad() if self.differentiable else torch.no_grad()
 
-    def _update(self, entry: Entry, step: StepScalars) -> None:
-        param, group = entry.param, self.groups[entry.group]
+    def _update(self, entry: Entry, grad: Tensor, step: StepScalars) -> None:
+        param, group = local(entry.param), self.groups[entry.group]
 
         def operand(tensor: Tensor) -> Tensor:
             tensor = _real(tensor)
@@ -174,12 +176,12 @@ class ReferencePlan(Plan):
         def scalar(tensor: Tensor) -> Scalar:
             return tensor.clone() if self._keeps_tensors(group) else tensor.item()
 
-        states = _named(self.spec.states, entry.states)
+        states = {name: local(state) for name, state in _named(self.spec.states, entry.states).items()}
         scalars = _named(self.spec.scalar_states, entry.scalar_states)
         result = update(
             self.spec,
             operand(param),
-            self._gradient(entry),
+            grad,
             {name: operand(tensor) for name, tensor in states.items()},
             {name: scalar(tensor) for name, tensor in scalars.items()},
             group,
@@ -191,6 +193,8 @@ class ReferencePlan(Plan):
         _real_view(target).copy_(result.w)
         for name, tensor in result.state.items():
             _real_view(states[name]).copy_(tensor)
+        if is_dtensor(entry.param):  # it counts in-place changes for itself, too
+            torch.autograd.graph.increment_version([entry.param, *_named(self.spec.states, entry.states).values()])
         for name, value in result.scalars.items():
             scalars[name].copy_(value) if isinstance(value, Tensor) else scalars[name].fill_(value)
 

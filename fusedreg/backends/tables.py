@@ -17,6 +17,7 @@ from ..hyperparameters import compiled_field_names
 from ..rules.spec import COMMON, RuleSpec
 from .base import Entry, make_columns, objects_held
 from .cpp import load_extension
+from .memory import is_plain, local
 
 MAX_STATES, MAX_SCALAR_STATES = 3, 2  # of any rule
 
@@ -45,8 +46,9 @@ class Tables(Protocol):
     def set_groups(self, groups: list[dict[str, Any]], numbers: list[list[float]]) -> None:
         """As ``Plan.set_groups``, with 0 for numbers that only the device knows: no scalar state is moved by them."""
 
-    def refresh(self) -> bool:
-        """Reads the gradients; False if something that a plan rests on has changed."""
+    def refresh(self, gradients: list[Tensor | None] | None) -> bool:
+        """As ``Plan.refresh``."""
+        ...
 
     def tables(self) -> tuple[bytes, bytes]:
         """Of this step: rows and sets."""
@@ -77,8 +79,8 @@ class CompiledTables(Tables):
     def set_groups(self, groups: list[dict[str, Any]], numbers: list[list[float]]) -> None:
         self._tables.set_groups(numbers)
 
-    def refresh(self) -> bool:
-        return self._tables.refresh()
+    def refresh(self, gradients: list[Tensor | None] | None) -> bool:
+        return self._tables.refresh(gradients)
 
     def tables(self) -> tuple[bytes, bytes]:
         return self._tables.tables()
@@ -119,19 +121,19 @@ class PythonTables(Tables):
         dicts = [self._state, *(entry.state for entry in self._active if entry.state is not None)]
         return (
             [(id(key), id(value)) for each in dicts for key, value in each.items()],
-            [(each.data_ptr(), each.shape, each.dtype) for written in self._written for each in written],
-            [entry.param.stride() for entry in self._active],
+            [(local(each).data_ptr(), each.shape, each.dtype) for written in self._written for each in written],
+            [local(entry.param).stride() for entry in self._active],
         )
 
-    def refresh(self) -> bool:
-        grads = [entry.param.grad for entry in self._entries]
+    def refresh(self, gradients: list[Tensor | None] | None) -> bool:
+        grads = [entry.param.grad for entry in self._entries] if gradients is None else gradients
         if any((grad is None) != (entry.state is None) for entry, grad in zip(self._entries, grads, strict=True)):
             return False
         if self._observe() != self._rests_on:
             return False
         for (param, *_), grad in zip(self._written, _there(grads), strict=True):
-            known = (torch.strided, param.shape, param.dtype, param.device)
-            if (grad.layout, grad.shape, grad.dtype, grad.device) != known:
+            known = (local(param).shape, param.dtype, param.device)
+            if not is_plain(grad) or (grad.shape, grad.dtype, grad.device) != known:
                 return False
         # Outside of InferenceMode, torch lets nobody write what was made inside.
         if not torch.is_inference_mode_enabled() and any(
@@ -144,16 +146,16 @@ class PythonTables(Tables):
         return True
 
     def _bind(self, entry: Entry, written: list[Tensor], grad: Tensor) -> None:
-        param = entry.param
-        tensors = [param, grad, *entry.states]
+        param = local(entry.param)
+        tensors = [param, grad, *(None if each is None else local(each) for each in entry.states)]
         if not (
             torch.ops.aten.is_non_overlapping_and_dense(param)
-            and _is_plain(param)
-            and _is_plain(grad)
-            and all(each.stride() == param.stride() for each in (*written, grad))
+            and _is_as_stored(param)
+            and _is_as_stored(grad)
+            and all(each.stride() == param.stride() for each in _there(tensors))
         ):
             tensors = [None if each is None else _copy(each) for each in tensors]
-            self._staged += zip(written, _there([tensors[W], *tensors[STATE:]]), strict=True)
+            self._staged += zip(map(local, written), _there([tensors[W], *tensors[STATE:]]), strict=True)
         pointers = [0 if each is None else each.data_ptr() for each in tensors]
         self._pointers.append(pointers + [0] * (NUMEL - len(pointers)))
         self._grads += _there([tensors[G]])
@@ -161,7 +163,7 @@ class PythonTables(Tables):
     def tables(self) -> tuple[bytes, bytes]:
         index_of: dict[tuple[int, ...], int] = {}
         set_index = [index_of.setdefault(self._set_of(entry), len(index_of)) for entry in self._active]
-        numels = [entry.param.numel() * (2 if entry.param.is_complex() else 1) for entry in self._active]
+        numels = [local(entry.param).numel() * (2 if entry.param.is_complex() else 1) for entry in self._active]
         columns = [*([row[i] for row in self._pointers] for i in range(NUMEL)), numels, set_index]
         rows = array("q", [number for column in columns for number in column])
         return rows.tobytes(), array("q", [number for each in index_of for number in each]).tobytes()
@@ -200,7 +202,9 @@ class PythonTables(Tables):
         self._staged, self._grads = [], []
         # Raw pointers bypass autograd's check of in-place changes; the version counters keep it honest. A tensor that
         # was made in InferenceMode has none.
-        written = [each for its in self._written for each in its if not each.is_inference()]
+        written = {
+            each for its in self._written for one in its for each in (one, local(one)) if not each.is_inference()
+        }
         torch.autograd.graph.increment_version(written)
 
 
@@ -208,7 +212,7 @@ def _there(tensors: Any) -> list[Tensor]:
     return [each for each in tensors if each is not None]
 
 
-def _is_plain(tensor: Tensor) -> bool:
+def _is_as_stored(tensor: Tensor) -> bool:
     return not tensor.is_conj() and not tensor.is_neg()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import torch
 from torch import Tensor
 from typing_extensions import TypedDict
 
@@ -65,7 +66,7 @@ OPTIONS: tuple[Option, ...] = (*(each.option for each in PENALTIES), PENALTY_MOD
 
 
 class Regularizers(TypedDict, total=False):
-    """The keywords as type checkers see them: ``OPTIONS``, and the backend, which is the optimizer's."""
+    """The keywords as type checkers see them: ``OPTIONS``, and what is the optimizer's own."""
 
     l1: float | Tensor
     l2: float | Tensor
@@ -74,6 +75,7 @@ class Regularizers(TypedDict, total=False):
     clip_value: float | Tensor | None
     max_grad_norm: float | Tensor | None
     backend: str
+    norm_group: torch.distributed.ProcessGroup | None
 
 
 def check_together(group: Group) -> None:

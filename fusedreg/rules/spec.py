@@ -142,6 +142,10 @@ class RuleSpec:
     def needed_scalar_states(self, group: Group) -> tuple[str, ...]:
         return tuple(state.name for state in self.scalar_states if state.needed(group))
 
+    def counts_first_step(self, group: Group) -> bool:
+        """Whether a parameter's first step is another than those that follow: there is a momentum that begins."""
+        return any(state.accompanies is not None and state.needed(group) for state in self.scalar_states)
+
 
 def has_momentum(group: Group) -> bool:
     return group["momentum"] != 0

@@ -7,6 +7,8 @@ import operator
 import torch
 from torch import Tensor
 
+from ..backends.memory import has_freed_memory, local
+
 
 def memory_extent(tensor: Tensor) -> int:
     """How many elements lie between a tensor's first and last, both included."""
@@ -47,18 +49,24 @@ def check_states(param: Tensor, states: list[Tensor], scalar_states: list[Tensor
         raise RuntimeError("Inplace update to inference tensor outside InferenceMode is not allowed")
 
 
-def check_gradient(param: Tensor, optimizer: str) -> None:
-    """Raises if a step cannot be taken on ``param`` with ``param.grad``, before anything has changed."""
-    grad = param.grad
-    assert grad is not None
+def check_gradient(param: Tensor, grad: Tensor, optimizer: str) -> None:
+    """Raises if a step cannot be taken on ``param``, before anything has changed.
+
+    Args:
+        grad: ``param.grad``, or what was read of it (backends/memory.py).
+    """
     if not (param.is_floating_point() or param.is_complex()):
         raise ValueError(f"Invalid parameter: its dtype is {param.dtype} (allowed: floating point and complex)")
     if grad.layout != torch.strided:
         raise RuntimeError(f"{optimizer} does not support sparse gradients, and one has layout {grad.layout}")
+    param = local(param)
     for what in ("device", "dtype", "shape"):
         ours, theirs = getattr(param, what), getattr(grad, what)
         if ours != theirs:
             raise ValueError(f"Invalid gradient: its {what} is {theirs}, its parameter's {ours} (allowed: the same)")
+    for name, tensor in (("parameter", param), ("gradient", grad)):
+        if has_freed_memory(tensor):
+            raise ValueError(f"Invalid {name}: its memory was freed, its shape is {tuple(tensor.shape)}")
     if overlaps_itself(param):
         raise ValueError(
             f"Invalid parameter: elements of it share memory, shape {tuple(param.shape)}, strides {param.stride()} "
@@ -79,9 +87,10 @@ def parameters_that_share_memory(params: list[Tensor]) -> list[tuple[Tensor, Ten
     """Pairs of parameters whose ranges of memory intersect."""
     spans = []
     for param in params:
-        if param.numel() > 0:
-            begin = param.data_ptr()
-            spans.append((begin, begin + memory_extent(param) * param.element_size(), param))
+        memory = local(param)
+        if memory.numel() > 0:
+            begin = memory.data_ptr()
+            spans.append((begin, begin + memory_extent(memory) * memory.element_size(), param))
     spans.sort(key=operator.itemgetter(0, 1))
     found = []
     farthest_end, its_param = 0, None

@@ -1,4 +1,4 @@
-"""Stage 3: the norm over all plans, and what they need to clip with it."""
+"""Stage 3: the norm over all plans and processes, and what the plans need to clip with it."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from ..backends import DeviceNorm, Plan, StepScalars
+from ..backends import DeviceNorm, StepScalars
 from ..backends.reference import clip_coefficient
 from ..penalties import on_gpu
+from .plan import Plans
 
 
 def clip(
-    plans: list[Plan], step: StepScalars, max_grad_norm: float | Tensor, last_norm: float | Tensor | None
+    plans: Plans, step: StepScalars, max_grad_norm: float | Tensor, last_norm: float | Tensor | None
 ) -> float | Tensor:
     """Takes the norm, and puts what the plans need to clip with it into ``step``.
 
@@ -24,7 +25,10 @@ def clip(
     Returns:
         The norm. A tensor, float64, may be written by the plans only when they take the step.
     """
-    sums = [plan.sum_of_squares(step) for plan in plans]
+    sums = [part.plan.sum_of_squares(step) for part in plans.parts]
+    if plans.over_processes is not None:
+        by_partition = [(part.partition, value) for part, value in zip(plans.parts, sums, strict=True)]
+        sums = [plans.over_processes.add_up(by_partition)]
     if all(isinstance(value, float) for value in sums):
         norm, bound = math.sqrt(sum(cast(list[float], sums))), float(max_grad_norm)
         # Infinity measures, also what is not finite. Otherwise NaN stays.
@@ -40,13 +44,13 @@ def clip(
     squares = parts[0] if len(parts) == 1 else torch.cat(parts)
     limit = max_grad_norm if on_gpu(max_grad_norm) else float(max_grad_norm)
     result = last_norm
-    if any(plan.stays_on_device for plan in plans):
+    if any(plan.stays_on_device for plan in plans.plans):
         # One buffer for all steps, so that a CUDA graph writes where `grad_norm` reads.
         if not isinstance(last_norm, Tensor) or last_norm.device != device:
             last_norm = torch.zeros((), dtype=torch.float64, device=device)
         step.norm = DeviceNorm(squares, limit, last_norm)
         result = last_norm
-    if not all(plan.stays_on_device for plan in plans):
+    if not all(plan.stays_on_device for plan in plans.plans):
         total = squares.sum().sqrt()
         measures = not isinstance(limit, Tensor) and limit == math.inf
         step.clip_coef = 1.0 if measures else clip_coefficient(total, limit)

@@ -3,31 +3,69 @@
 from __future__ import annotations
 
 import operator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .. import backends
 from ..backends import Entry, Plan
+from ..backends.memory import is_dtensor, needs_reading, read_gradient
 from ..hyperparameters import Hyperparameters, check_complex
+from ..penalties import MAX_GRAD_NORM
 from ..rules.spec import RuleSpec
 from .checks import check_gradient, check_states, parameters_that_share_memory
 from .created import Created
+from .partition import NormOverProcesses, Partition, check_norm_is_whole, partition_of
 
 Groups = list[dict[str, Any]]
+
+
+class Gradients(dict[int, "Tensor | None"]):
+    """The gradients of a step that are not read from ``param.grad`` by the plans, by the parameter's ``id``.
+
+    Each is read once a step, in the order of the groups: reading may be a collective, and ranks must agree on those.
+    """
+
+    def read(self, params: list[Tensor]) -> None:
+        for param in params:
+            if id(param) not in self:
+                self[id(param)] = read_gradient(param)
+
+
+class Part(NamedTuple):
+    """A plan, and what it does not know of its parameters."""
+
+    plan: Plan
+    partition: Partition | None
+    read: list[int] | None
+    """The parameters' keys in ``Gradients``, where the plan is given those."""
+
+    def refresh(self, gradients: Gradients) -> bool:
+        return self.plan.refresh() if self.read is None else self.plan.refresh([gradients[key] for key in self.read])
 
 
 class Plans:
     """The plans of an optimizer, and what they rest on."""
 
-    def __init__(self, plans: list[Plan], groups: Groups, state: dict[Any, Any], demands: list[Any]) -> None:
-        self.plans = plans
+    def __init__(self, parts: list[Part], groups: Groups, state: dict[Any, Any], demands: list[Any]) -> None:
+        self.parts = parts
+        self.plans = [part.plan for part in parts]
+        self.over_processes: NormOverProcesses | None = None
         self._state = state
         self._params = [list(group["params"]) for group in groups]
+        read = {key for part in parts for key in part.read or ()}
+        self._read = [param for params in self._params for param in params if id(param) in read]
         self._demands = demands
 
-    def follow(self, groups: Groups, state: dict[Any, Any], hyperparameters: Hyperparameters, changed: bool) -> bool:
+    def follow(
+        self,
+        groups: Groups,
+        state: dict[Any, Any],
+        hyperparameters: Hyperparameters,
+        changed: bool,
+        gradients: Gradients,
+    ) -> bool:
         """Takes this step's hyperparameters and gradients; False if new plans are needed. Moves nothing."""
         if state is not self._state or len(groups) != len(self._params):
             return False
@@ -40,7 +78,8 @@ class Plans:
                 return False
             for plan in self.plans:
                 plan.set_groups(groups, hyperparameters.numbers)
-        return all([plan.refresh() for plan in self.plans])
+        gradients.read(self._read)
+        return all([part.refresh(gradients) for part in self.parts])
 
 
 def make_plans(
@@ -50,44 +89,71 @@ def make_plans(
     state: dict[Any, Any],
     hyperparameters: Hyperparameters,
     created: Created,
+    gradients: Gradients,
     *,
     backend: str,
     differentiable: bool,
     scalars_on_device: bool,
+    norm_group: Any,
 ) -> Plans:
     """Checks everything, and only then creates state.
 
     Args:
         optimizer: the name of its class, for errors.
+        gradients: what was read of this step's gradients; the others are read into it.
+        norm_group: the ``ProcessGroup`` whose ranks hold different parameters, or None.
     """
-    chosen = _choose_backends(optimizer, spec, groups, state, backend, differentiable)
+    params = [param for group in groups for param in group["params"]]
+    if differentiable:
+        if any(map(is_dtensor, params)):
+            raise RuntimeError("differentiable=True does not work on DTensors (allowed: differentiable=False)")
+    else:
+        gradients.read([param for param in params if needs_reading(param)])
+    partitions = {param: partition_of(param) for param in params}
+    max_grad_norm = groups[0][MAX_GRAD_NORM.name] if groups else None
+    if max_grad_norm is not None:
+        check_norm_is_whole(optimizer, groups, state, norm_group)
+    chosen = _choose_backends(optimizer, spec, groups, state, gradients, backend, differentiable)
     # Below, only memory can run out, or a signal come.
-    entries: dict[tuple[str, torch.device], list[Entry]] = {}
+    entries: dict[tuple[str, torch.device, Partition | None, bool], list[Entry]] = {}
     watched: list[Entry] = []
     for index, group in enumerate(groups):
         for param in group["params"]:
             if param in chosen:
                 entry = Entry(param, index, *created.state_of(param, group, scalars_on_device))
-                entries.setdefault((chosen[param], param.device), []).append(entry)
+                key = (chosen[param], param.device, partitions[param], id(param) in gradients)
+                entries.setdefault(key, []).append(entry)
             else:
                 watched.append(Entry(param, index, None))
     for entry in watched:
-        # By a fast backend, which looks fastest whether a gradient has come; one of the same device, if there is.
-        same_device = [key for key in entries if key[1] == entry.param.device]
-        key = next(iter(same_device), ("reference", entry.param.device))
+        # By a fast backend, which looks fastest whether a gradient has come; one of the same kind, if there is.
+        kind = (entry.param.device, partitions[entry.param] is None, id(entry.param) in gradients)
+        alike = [key for key in entries if (key[1], key[2] is None, key[3]) == kind]
+        key = next(iter(alike), ("reference", kind[0], partitions[entry.param], kind[2]))
         entries.setdefault(key, []).append(entry)
-    plans = [
-        backends.BACKENDS[name].make_plan(spec, some, differentiable, state) for (name, _), some in entries.items()
-    ]
-    for plan in plans:
+    parts = []
+    for (name, _, partition, is_read), some in entries.items():
+        plan = backends.BACKENDS[name].make_plan(spec, some, differentiable, state)
         plan.set_groups(groups, hyperparameters.numbers)
-        if not plan.refresh():
+        part = Part(plan, partition, [id(entry.param) for entry in some] if is_read else None)
+        if not part.refresh(gradients):
             raise RuntimeError("fusedreg made a plan that does not fit its own optimizer; please report this")
-    return Plans(plans, groups, state, hyperparameters.demands)
+        parts.append(part)
+    plans = Plans(parts, groups, state, hyperparameters.demands)
+    if max_grad_norm is not None:
+        over_processes = NormOverProcesses(partitions.values(), norm_group)
+        plans.over_processes = over_processes if over_processes.is_needed else None
+    return plans
 
 
 def _choose_backends(
-    optimizer: str, spec: RuleSpec, groups: Groups, state: dict[Any, Any], backend: str, differentiable: bool
+    optimizer: str,
+    spec: RuleSpec,
+    groups: Groups,
+    state: dict[Any, Any],
+    gradients: Gradients,
+    backend: str,
+    differentiable: bool,
 ) -> dict[Tensor, str]:
     """The name of the backend of every parameter that has a gradient."""
     chosen: dict[Tensor, str] = {}
@@ -95,14 +161,21 @@ def _choose_backends(
         check_complex(group)
         needed, scalars = spec.needed_states(group), spec.needed_scalar_states(group)
         for param in group["params"]:
-            if param.grad is None:
+            grad = gradients.get(id(param), param.grad)
+            if grad is None:
                 continue
-            check_gradient(param, optimizer)
+            if param in chosen and spec.counts_first_step(group):
+                raise ValueError(
+                    f"Invalid params: one of shape {tuple(param.shape)} is listed twice, and its momentum would begin "
+                    "twice (allowed: each parameter once)"
+                )
+            check_gradient(param, grad, optimizer)
             own = state.get(param, {})
             states = [own[name] for name in needed if own.get(name) is not None]
             check_states(param, states, [own[name] for name in scalars if isinstance(own.get(name), Tensor)])
             chosen[param] = backends.choose(backend, spec, param, states, differentiable).name
-    for pair in parameters_that_share_memory([param for param, name in chosen.items() if name != "reference"]):
+    listed = [param for group in groups for param in group["params"]]  # twice, some
+    for pair in parameters_that_share_memory([each for each in listed if chosen.get(each, "reference") != "reference"]):
         # They are updated one after the other, as torch does, not side by side.
         if backend != "auto":
             raise RuntimeError(

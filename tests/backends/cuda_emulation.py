@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch.utils import cpp_extension
 
-from fusedreg.backends.base import Entry, Plan, rejection_of_memory
+from fusedreg.backends.base import Entry, Plan
 from fusedreg.backends.cpp import DTYPES
 from fusedreg.backends.cuda import CudaKernels
 from fusedreg.backends.device_plan import DevicePlan
+from fusedreg.backends.memory import rejection_of_memory
 from fusedreg.rules.spec import RuleSpec
 
 ROOT = Path(__file__).parents[2]

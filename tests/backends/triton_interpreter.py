@@ -9,8 +9,9 @@ import os
 
 import torch
 
-from fusedreg.backends.base import Entry, Plan, rejection_of_memory
+from fusedreg.backends.base import Entry, Plan
 from fusedreg.backends.cpp import DTYPES
+from fusedreg.backends.memory import rejection_of_memory
 from fusedreg.backends.triton import make_plan, rejection_of_rule, why_not_triton
 from fusedreg.rules.spec import RuleSpec
 

@@ -36,8 +36,9 @@ from twin_pairs import (
 from typing_extensions import Unpack, get_type_hints
 
 from fusedreg.penalties import OPTIONS, Regularizers
+from fusedreg.regularizers import OF_THE_OPTIMIZER
 
-OURS = [*(option.name for option in OPTIONS), "backend"]
+OURS = [*(option.name for option in OPTIONS), *OF_THE_OPTIMIZER]
 every_optimizer = pytest.mark.parametrize(("cls", "flags"), OPTIMIZER_VARIANTS, ids=IDS)
 
 
@@ -113,7 +114,7 @@ def test_kinship(cls) -> None:
 def test_keys_of_groups_and_defaults(cls) -> None:
     ours, theirs = cls(make_params()), TWINS[cls](make_params())
     for our_keys, their_keys in ((ours.defaults, theirs.defaults), (ours.param_groups[0], theirs.param_groups[0])):
-        assert set(our_keys) - set(their_keys) == set(OURS) - {"backend"}
+        assert set(our_keys) - set(their_keys) == set(OURS) - set(OF_THE_OPTIMIZER)
         assert {k: v for k, v in theirs.defaults.items()}.items() <= our_keys.items()
         assert set(their_keys) <= set(our_keys)
 

@@ -1,0 +1,142 @@
+"""How parameters are spread over processes, and the sum of squares over all of them.
+
+A rank sees its part of the model, and the norm is the model's. What is sharded is added up over the ranks that hold the
+shards; what is replicated counts once. See docs/distributed.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+from ..backends.memory import is_dtensor
+
+
+class Partition(NamedTuple):
+    """How a DTensor lies on its mesh."""
+
+    mesh: Any
+    """A ``DeviceMesh``."""
+    sharded: tuple[bool, ...]
+    """For each dimension of the mesh, whether its ranks hold different elements. Otherwise all hold the same."""
+
+
+def partition_of(param: Any) -> Partition | None:
+    """None for what is not a DTensor.
+
+    Raises:
+        ValueError: a parameter that is only known as a sum over ranks.
+    """
+    if not is_dtensor(param):
+        return None
+    if any(placement.is_partial() for placement in param.placements):
+        raise ValueError(
+            f"Invalid parameter: its placements are {param.placements} (allowed: Shard and Replicate; redistribute it)"
+        )
+    return Partition(param.device_mesh, tuple(not placement.is_replicate() for placement in param.placements))
+
+
+def check_norm_is_whole(optimizer: str, groups: list[dict[str, Any]], state: dict[Any, Any], norm_group: Any) -> None:
+    """Raises where a norm over this optimizer's parameters would be one of a part of the model, and nobody said so."""
+    for param in (param for group in groups for param in group["params"]):
+        # What torch marks a FlatParameter, and the views of it, with.
+        if getattr(param, "_fsdp_flattened", False) and norm_group is None:
+            raise RuntimeError(
+                "max_grad_norm needs the process group over which FullyShardedDataParallel shards the parameters: each "
+                f"rank would clip by the norm of its own shard (allowed: {optimizer}(model.parameters(), "
+                "max_grad_norm=..., norm_group=model.process_group))"
+            )
+        if any(each.state is state for each in getattr(param, "_in_backward_optimizers", ())):
+            raise RuntimeError(
+                "max_grad_norm does not work with _apply_optimizer_in_backward, which steps each parameter before all "
+                "gradients are there: each would be clipped by its own norm (allowed: max_grad_norm=None; clip_value)"
+            )
+
+
+class NormOverProcesses:
+    """Adds up sums of squares over processes. Every rank makes the same calls, whatever gradients it has."""
+
+    def __init__(self, partitions: Iterable[Partition | None], norm_group: Any) -> None:
+        """
+        Args:
+            partitions: of all parameters of the optimizer, in the same order on every rank.
+            norm_group: the ``ProcessGroup`` whose ranks hold different parameters, or None.
+        """
+        self._partitions = list(dict.fromkeys((None, *partitions)))
+        self._norm_group = norm_group
+        self._reductions = list(self._plan_reductions())
+        self._is_counted = [norm_group is None or _counts_here(each, norm_group) for each in self._partitions]
+
+    @property
+    def is_needed(self) -> bool:
+        return self._norm_group is not None or bool(self._reductions)
+
+    def _plan_reductions(self) -> Iterator[tuple[Any, list[int], list[bool]]]:
+        """The all-reduces over meshes: the group, the partitions, and whether this rank's sum of each counts.
+
+        One for each dimension of a mesh over which something is sharded. What is replicated there is taken from the
+        first rank, so that all ranks come to the same bits.
+        """
+        of_mesh: dict[Any, list[int]] = {}
+        for i, partition in enumerate(self._partitions):
+            if partition is not None:
+                of_mesh.setdefault(partition.mesh, []).append(i)
+        for mesh, places in of_mesh.items():
+            coordinate = mesh.get_coordinate()
+            if coordinate is None:  # this rank holds nothing of it
+                continue
+            for dim in range(mesh.ndim):
+                sharded = [cast(Partition, self._partitions[i]).sharded[dim] for i in places]
+                if any(sharded):
+                    yield mesh.get_group(dim), places, [each or coordinate[dim] == 0 for each in sharded]
+
+    def add_up(self, sums: Sequence[tuple[Partition | None, float | Tensor]]) -> float | Tensor:
+        """The sum over all ranks, the same to the bit on each; a float where all are.
+
+        Nothing waits for a GPU.
+
+        Args:
+            sums: of squares, over this rank's gradients, and how the parameters that they are of are spread.
+        """
+        device = next((value.device for _, value in sums if isinstance(value, Tensor)), None)
+        squares: list[float | Tensor] = [0.0] * len(self._partitions)
+        for partition, value in sums:
+            i = self._partitions.index(partition)
+            squares[i] += value.to(device, torch.float64).sum() if isinstance(value, Tensor) else value
+        for group, places, counts in self._reductions:
+            own = [squares[i] if is_counted else 0.0 for i, is_counted in zip(places, counts, strict=True)]
+            for i, reduced in zip(places, _all_reduce(own, group, device), strict=True):
+                squares[i] = reduced
+        total = sum(each for each, counts in zip(squares, self._is_counted, strict=True) if counts)
+        return total if self._norm_group is None else _all_reduce([total], self._norm_group, device)[0]
+
+
+def _counts_here(partition: Partition | None, norm_group: Any) -> bool:
+    """Whether this rank's sum is one of those that ``norm_group`` adds up.
+
+    A DTensor's sum is known to all ranks of its mesh, and one of them brings it in.
+    """
+    if partition is None:
+        return True
+    ranks = torch.distributed.get_process_group_ranks(norm_group)
+    return torch.distributed.get_rank() == min(set(ranks) & set(partition.mesh.mesh.flatten().tolist()))
+
+
+def _all_reduce(numbers: list[float | Tensor], group: Any, device: torch.device | None) -> list[float | Tensor]:
+    """The sums over a group's ranks, 0-dim tensors on ``device``, floats where that is None."""
+    if device is None:
+        own = torch.tensor(numbers, dtype=torch.float64, device="cpu")
+    else:
+        scalars = [
+            each if isinstance(each, Tensor) else torch.full((), each, dtype=torch.float64, device=device)
+            for each in numbers
+        ]
+        own = torch.stack(scalars)
+    # Through the group's own device, where it has another: NCCL takes nothing that is on the CPU.
+    through = {each.type for each in group._device_types}
+    reduced = own if own.device.type in through else own.to(min(through))
+    torch.distributed.all_reduce(reduced, group=group)
+    return reduced.tolist() if device is None else list(reduced.to(device).unbind())
