@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .penalties import PENALTIES
+from .penalties import PENALTIES, TARGETS
 
 _NORM_LAYERS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
@@ -51,7 +51,8 @@ def param_groups(
         is_bias = name.rpartition(".")[2] == "bias"
         (exempt if is_bias or param.ndim < 2 or id(param) in in_norm_layer else weights).append(param)
     strengths = {"l1": l1, "l2": l2, "weight_decay": weight_decay}
-    off = {"weight_decay": 0.0, **{penalty.name: penalty.option.default for penalty in PENALTIES}}
+    for_weights = (*(penalty.option for penalty in PENALTIES), *TARGETS)
+    off = {"weight_decay": 0.0, **{option.name: option.default for option in for_weights}}
     groups = [
         {"params": weights, **options, **{key: value for key, value in strengths.items() if value is not None}},
         {"params": exempt, **options, **off},

@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "../maths/score.h"
 #include "../maths/states.h"
 #include "../maths/storage.h"
 #include "../plan/rule_info.h"
@@ -31,6 +32,11 @@ using UpdateKernel = void (*)(const Pointers&, const DTypes&, std::int64_t begin
 using SquaresKernel = double (*)(const void* g, std::int64_t begin, std::int64_t count, double inv_grad_scale,
                                  double clip_value);
 
+// The keys of at most kTileElements weights, KeyOf<A> each; returns the largest. `constants` are a StepConstants<Rule, A>,
+// and `at` needs no gradient.
+using ScoreKernel = std::uint64_t (*)(const Pointers& at, const DTypes&, std::int64_t begin, std::int64_t count,
+                                      const void* constants, void* keys);
+
 // A rule with its kernels; each is a translation unit of its own.
 struct Rule {
   RuleInfo info;
@@ -38,6 +44,7 @@ struct Rule {
   void (*fill)(void* constants, DType arithmetic, const double* fields, const double* scalar_states,
                double inv_grad_scale, double clip_coef);
   UpdateKernel (*update)(Isa isa, DType arithmetic, const double* fields, StateMask states);
+  ScoreKernel (*score)(Isa isa, DType arithmetic, StateMask states, bool in_metric);
 };
 
 // Defined by the units that setup.py writes, from rules/registry.h.

@@ -38,12 +38,17 @@ struct Adagrad {
   FUSEDREG_HD static void next(const Hyperparameters&, double* scalar_states) { scalar_states[0] += 1; }
 
   template <StateMask, class A>
+  FUSEDREG_HD static Metric<A> metric(const A* state, const Constants<A>& c) {
+    return {square_root(state[0]) + c.eps};
+  }
+
+  template <StateMask kMask, class A>
   FUSEDREG_HD static Metric<A> step(A& w, A g, A* state, const Constants<A>& c) {
     A& sum = state[0];
     sum = sum + g * g;
-    const A d = square_root(sum) + c.eps;
-    w = w - c.step_size * (g / d);
-    return {d};
+    const Metric<A> its_metric = metric<kMask>(state, c);
+    w = w - c.step_size * (g / its_metric.d);
+    return its_metric;
   }
 };
 

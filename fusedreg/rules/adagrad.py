@@ -14,12 +14,16 @@ from ..penalties import Regularizers
 from .spec import Group, Hyperparameter, RuleSpec, Scalar, ScalarState, Step, TensorState
 
 
+def adagrad_metric(state: Mapping[str, Tensor], scalars: Mapping[str, Scalar], group: Group) -> Tensor:
+    return state["sum"].sqrt() + group["eps"]
+
+
 def adagrad(w: Tensor, g: Tensor, state: Mapping[str, Tensor], scalars: Mapping[str, Scalar], group: Group) -> Step:
     """Duchi, Hazan and Singer, "Adaptive Subgradient Methods", https://jmlr.org/papers/v12/duchi11a.html."""
     t = scalars["step"] + 1
     lr = group["lr"] / (1 + (t - 1) * group["lr_decay"])
     sum_ = state["sum"] + g * g
-    d = sum_.sqrt() + group["eps"]
+    d = adagrad_metric({"sum": sum_}, {"step": t}, group)
     return Step(w - lr * g / d, {"sum": sum_}, {"step": t}, tau=lr, metric=d)
 
 
@@ -32,6 +36,7 @@ class FusedRegAdagrad(FusedRegOptimizer, torch.optim.Adagrad):
     spec = RuleSpec(
         "adagrad",
         adagrad,
+        metric=adagrad_metric,
         states=(TensorState("sum", initial=lambda group: group["initial_accumulator_value"]),),
         scalar_states=(ScalarState("step"),),
         hyperparameters=(

@@ -104,6 +104,7 @@ class Step(NamedTuple):
     """What the metric's floor is held against, where that is not the metric itself: d is scaled up as it would be."""
 
 
+OracleMetric = Callable[[Mapping[str, Tensor], Mapping[str, Scalar], Group], Tensor]
 OracleStep = Callable[[Tensor, Tensor, Mapping[str, Tensor], Mapping[str, Scalar], Group], Step]
 
 
@@ -117,6 +118,9 @@ class RuleSpec:
     states that the group's options need, as they were, and returns new ones."""
     states: tuple[TensorState, ...]
     scalar_states: tuple[ScalarState, ...] = ()
+    metric: OracleMetric | None = None
+    """``metric(state, scalars, group)``: d, element by element, of the step that has left these states, which is the
+    ``Step.metric`` that ``step`` returns. None for a rule without one."""
     hyperparameters: tuple[Hyperparameter, ...] = ()
     """The rule's own, in the order of its header; those of ``COMMON`` are understood."""
     twin: type[torch.optim.Optimizer] | None = None
