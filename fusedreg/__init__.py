@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .checkpoints import torch_twin
 from .groups import param_groups
 from .optimizer import FusedRegOptimizer
 from .rules.registry import *  # noqa: F403
@@ -19,5 +20,6 @@ __all__ = [
     "param_groups",
     "penalty",
     "sparsity_report",
+    "torch_twin",
     *(cls.__name__ for cls in _OPTIMIZERS),
 ]

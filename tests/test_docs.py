@@ -1,7 +1,8 @@
 """Every Python snippet in README.md and docs/ runs as it is printed, and prints what stands behind it.
 
 A page's snippets run one after the other, in one namespace. A comment before a snippet may say otherwise:
-``<!-- not run: REASON -->``, or ``<!-- needs CUDA -->``; after ``<!-- prints -->`` its output is compared.
+``<!-- not run: REASON -->``, ``<!-- needs CUDA -->``, ``<!-- on two ranks -->``. After ``<!-- prints -->`` its output
+is compared.
 docs/triton.md prints the kernels as they are, and every script that a page names exists.
 """
 
@@ -15,10 +16,11 @@ from typing import Any
 
 import pytest
 import torch
+import worlds
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-NOT_RUN, NEEDS_CUDA, PRINTS = "not run: ", "needs CUDA", "prints"
+NOT_RUN, NEEDS_CUDA, ON_TWO_RANKS, PRINTS = "not run: ", "needs CUDA", "on two ranks", "prints"
 SNIPPET = re.compile(
     r"(?:<!-- (?P<mark>[^\n]*) -->\n+)?^```python\n(?P<code>.*?)^```\n(?:\n*^```text\n(?P<output>.*?)^```\n)?",
     flags=re.DOTALL | re.MULTILINE,
@@ -74,12 +76,26 @@ def _as_a_reader(tmp_path, monkeypatch):
 def test_snippets_run(page: Path, capsys) -> None:
     namespace: dict[str, Any] = {}
     for snippet in SNIPPETS[page]:
-        if snippet.mark.startswith(NOT_RUN) or snippet.mark == NEEDS_CUDA:
+        if snippet.mark.startswith(NOT_RUN) or snippet.mark in (NEEDS_CUDA, ON_TWO_RANKS):
             continue
         capsys.readouterr()
         snippet.run(namespace)
         if snippet.mark == PRINTS:
             assert_same_output(capsys.readouterr().out, snippet.output)
+
+
+def run_on_a_rank(snippets: list[Snippet]) -> None:
+    namespace: dict[str, Any] = {}
+    for snippet in snippets:
+        snippet.run(namespace)
+
+
+RANKED = {page: [each for each in some if each.mark == ON_TWO_RANKS] for page, some in SNIPPETS.items()}
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if RANKED[page]], ids=page_id)
+def test_snippets_run_on_two_ranks(page: Path) -> None:
+    worlds.run(2, run_on_a_rank, RANKED[page])
 
 
 CUDA_SNIPPETS = [snippet for some in SNIPPETS.values() for snippet in some if snippet.mark == NEEDS_CUDA]
@@ -95,11 +111,12 @@ def test_snippets_are_found_and_their_marks_known() -> None:
     for page, snippets in SNIPPETS.items():
         assert len(snippets) == page.read_text().count("```python"), page_id(page)
         for snippet in snippets:
-            is_known = snippet.mark in ("", NEEDS_CUDA, PRINTS) or len(snippet.mark) > len(NOT_RUN)
+            is_known = snippet.mark in ("", NEEDS_CUDA, ON_TWO_RANKS, PRINTS) or len(snippet.mark) > len(NOT_RUN)
             assert is_known, f"{page_id(page)}:{snippet.line}: {snippet.mark}"
             assert (snippet.mark == PRINTS) == bool(snippet.output), f"{page_id(page)}:{snippet.line}"
     assert len(SNIPPETS[ROOT / "README.md"]) >= 2
     assert CUDA_SNIPPETS
+    assert len(RANKED[ROOT / "docs" / "distributed.md"]) >= 9
 
 
 def test_outputs_are_compared() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
@@ -67,3 +68,19 @@ def test_sparsity_report_of_nothing_and_of_empty_tensors() -> None:
     assert sparsity_report([]).fraction == 0.0
     report = sparsity_report([torch.zeros(0, 4), torch.tensor(0.0)])
     assert (report.numel, report.zeros) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("strengths", "named"),
+    [({"l1": 0.1}, "l1=0.1 acts"), ({"l2": 0.2, "weight_decay": 0.3}, "l2=0.2, weight_decay=0.3 acts"), ({}, "every")],
+)
+def test_strengths_that_act_on_nothing_are_told(strengths: dict[str, float], named: str) -> None:
+    with pytest.warns(UserWarning, match=f"{named}.*on nothing: all parameters are exempt") as warned:
+        (exempt,) = param_groups(nn.Sequential(nn.LayerNorm(3), nn.PReLU()), **strengths)
+    assert len(exempt["params"]) == 3
+    assert warned[0].filename == __file__
+
+
+def test_nothing_is_told_where_nothing_was_asked() -> None:
+    param_groups(nn.LayerNorm(3), l1=0.0)
+    assert param_groups(nn.ReLU(), l1=0.1) == []

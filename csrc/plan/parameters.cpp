@@ -54,6 +54,33 @@ bool holds(PyObject* dict, const Items& items) {
   return true;
 }
 
+// What a DTensor calls its parts.
+struct Names {
+  PyObject* const local_tensor = PyUnicode_InternFromString("_local_tensor");
+  PyObject* const spec = PyUnicode_InternFromString("_spec");
+  PyObject* const mesh = PyUnicode_InternFromString("mesh");
+  PyObject* const placements = PyUnicode_InternFromString("placements");
+};
+
+const Names& names() {
+  static const Names names;
+  return names;
+}
+
+// An attribute that the object itself holds.
+PyObject* borrow_attribute(PyObject* object, PyObject* name) {
+  PyObject* const value = PyObject_GetAttr(object, name);
+  if (value == nullptr) throw py::error_already_set();
+  Py_DECREF(value);
+  return value;
+}
+
+bool are_equal(PyObject* a, PyObject* b) {
+  const int answer = PyObject_RichCompareBool(a, b, Py_EQ);
+  if (answer < 0) throw py::error_already_set();
+  return answer == 1;
+}
+
 }  // namespace
 
 DType dtype_of(const at::Tensor& tensor) {
@@ -77,10 +104,7 @@ void bump_version(const at::Tensor& tensor) {
 Parameters::~Parameters() = default;
 
 const at::Tensor& Parameters::local_of(PyObject* dtensor) {
-  static PyObject* const name = PyUnicode_InternFromString("_local_tensor");
-  PyObject* const local = PyObject_GetAttr(dtensor, name);
-  if (local == nullptr) throw py::error_already_set();
-  Py_DECREF(local);  // the DTensor holds it
+  PyObject* const local = borrow_attribute(dtensor, names().local_tensor);
   if (!THPVariable_Check(local)) throw std::invalid_argument("a part of a DTensor is not a tensor");
   return THPVariable_Unpack(local);
 }
@@ -192,6 +216,23 @@ void Parameters::prefetch(std::size_t i) const {
   for (std::size_t k = 0; k < scalar_state_count_; ++k) touch(entry.scalar_states[k].tensor.unsafeGetTensorImpl());
 }
 
+bool Parameters::read_gradient(Entry& entry) {
+  // Tensor::grad() looks for reasons to warn first
+  entry.grad = THPVariable_Unpack(entry.param_object).unsafeGetTensorImpl()->grad();
+  if (!entry.sharded || !entry.grad.defined()) return true;
+  const auto grad = py::reinterpret_steal<py::object>(THPVariable_Wrap(entry.grad));
+  if (Py_TYPE(grad.ptr()) != Py_TYPE(entry.param_object)) return false;
+  PyObject* const ours = borrow_attribute(entry.param_object, names().spec);
+  PyObject* const theirs = borrow_attribute(grad.ptr(), names().spec);
+  if (ours != theirs &&
+      !(are_equal(borrow_attribute(ours, names().mesh), borrow_attribute(theirs, names().mesh)) &&
+        are_equal(borrow_attribute(ours, names().placements), borrow_attribute(theirs, names().placements)))) {
+    return false;
+  }
+  entry.grad = local_of(grad.ptr());
+  return true;
+}
+
 bool Parameters::refresh_gradients(const py::object& gradients) {
   if (!holds(optimizer_state_, optimizer_state_items_)) return false;
   const bool are_given = !gradients.is_none();
@@ -205,8 +246,8 @@ bool Parameters::refresh_gradients(const py::object& gradients) {
     if (are_given) {
       PyObject* const grad = PyList_GET_ITEM(given.ptr(), i);
       entry.grad = THPVariable_Check(grad) ? THPVariable_Unpack(grad) : at::Tensor();
-    } else {
-      entry.grad = entry.param().unsafeGetTensorImpl()->grad();  // Tensor::grad() looks for reasons to warn first
+    } else if (!read_gradient(entry)) {
+      return false;
     }
     if (!bind(entry, may_write_inference)) return false;
   }

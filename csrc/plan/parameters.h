@@ -87,7 +87,8 @@ class __attribute__((visibility("hidden"))) Parameters {  // hidden, as pybind11
   };
 
   // False: something that the plan rests on has changed, nothing was touched.
-  // `gradients`: a plain tensor or None for each parameter, in place of its own gradient; or None, which reads those.
+  // `gradients`: a plain tensor or None for each parameter, in place of its own gradient; or None, which reads those,
+  // and of DTensors those that are spread over processes as their parameters are.
   bool refresh_gradients(const py::object& gradients);
 
   // Takes the groups' hyperparameters, in the order of `field_names`.
@@ -113,6 +114,9 @@ class __attribute__((visibility("hidden"))) Parameters {  // hidden, as pybind11
  private:
   // The part of a DTensor that this process holds.
   static const at::Tensor& local_of(PyObject* dtensor);
+
+  // False: a DTensor's gradient is spread over processes otherwise than it is.
+  static bool read_gradient(Entry& entry);
 
   // False: the entry is not what it was, or not as the kernels need it.
   bool bind(Entry& entry, bool may_write_inference);

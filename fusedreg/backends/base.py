@@ -89,7 +89,8 @@ class Plan(Protocol):
         """Reads the gradients; False if something that the plan rests on has changed. Moves nothing.
 
         Args:
-            gradients: one an entry, as ``memory.read_gradient`` returns it, in place of ``param.grad``.
+            gradients: one an entry, as ``memory.read_gradient`` returns it, in place of ``param.grad``. Without them, a
+                DTensor's gradient that would have to be redistributed is something that has changed.
         """
 
     def sum_of_squares(self, step: StepScalars) -> float | Tensor:

@@ -8,6 +8,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from ..backends.memory import local
+from ..flat_parameters import is_flat, whole_parameters
+from ..step.partition import sum_over_shards
+
 
 @dataclass(frozen=True)
 class TensorSparsity:
@@ -85,25 +89,42 @@ class SparsityReport:
 def sparsity_report(model_or_params: nn.Module | Iterable[Tensor] | Iterable[tuple[str, Tensor]]) -> SparsityReport:
     """Counts exact zeros, empty rows and empty columns, per tensor and in all.
 
+    Of DTensors and of FSDP1's parameters the whole is counted, not a rank's part, and each rank gets the same report.
+    That is a collective: every rank that has a part calls it. DTensors are counted where they lie; FSDP1's are
+    gathered, one wrapped module at a time.
+
     Args:
-        model_or_params: a module, its ``parameters()``, its ``named_parameters()``, or any iterable of tensors.
+        model_or_params: a module, its ``parameters()``, its ``named_parameters()``, or any iterable of tensors. FSDP1's
+            parameters need the module, which alone knows what they were.
+
+    Raises:
+        ValueError: a parameter of FSDP1 without its module; a DTensor that is only known as a sum over ranks, or of
+            which this rank has no part.
     """
-    if isinstance(model_or_params, nn.Module):
-        model_or_params = model_or_params.named_parameters()
+    named = whole_parameters(model_or_params) if isinstance(model_or_params, nn.Module) else model_or_params
     report = SparsityReport()
-    for i, item in enumerate(model_or_params):
+    for i, item in enumerate(named):
         name, tensor = item if isinstance(item, tuple) else (str(i), item)
-        is_zero = tensor.detach() == 0
-        matrix = is_zero.flatten(start_dim=1) if is_zero.ndim >= 2 else None
-        by_column = is_zero.transpose(0, 1).flatten(start_dim=1) if is_zero.ndim >= 2 else None
-        report.tensors.append(
-            TensorSparsity(
-                name=name,
-                shape=tuple(tensor.shape),
-                numel=tensor.numel(),
-                zeros=int(is_zero.sum()),
-                empty_rows=None if matrix is None else int(matrix.all(dim=1).sum()),
-                empty_columns=None if by_column is None else int(by_column.all(dim=1).sum()),
+        if not isinstance(model_or_params, nn.Module) and is_flat(tensor):
+            raise ValueError(
+                f"Invalid parameter: {name!r} is a part of what FullyShardedDataParallel has shared out (allowed: the "
+                "module that it wraps)"
             )
+        report.tensors.append(
+            TensorSparsity(name, tuple(tensor.shape), tensor.numel(), *_zeros_and_empty_rows_and_columns(tensor))
         )
     return report
+
+
+def _zeros_and_empty_rows_and_columns(tensor: Tensor) -> tuple[int, int | None, int | None]:
+    nonzero = local(tensor.detach()) != 0
+
+    def empty(dim: int) -> int | None:
+        if tensor.ndim < 2:
+            return None
+        counts = nonzero.movedim(dim, 0).flatten(start_dim=1).sum(dim=1)
+        is_empty = sum_over_shards(counts, tensor, lambda sharded: sharded != dim) == 0
+        return int(sum_over_shards(is_empty.sum(), tensor, lambda sharded: sharded == dim))
+
+    zeros = tensor.numel() - int(sum_over_shards(nonzero.sum(), tensor))
+    return zeros, empty(0), empty(1)

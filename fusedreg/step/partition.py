@@ -6,13 +6,14 @@ shards; what is replicated counts once. See docs/distributed.md.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from ..backends.memory import is_dtensor
+from ..flat_parameters import is_flat
 
 
 class Partition(NamedTuple):
@@ -39,11 +40,35 @@ def partition_of(param: Any) -> Partition | None:
     return Partition(param.device_mesh, tuple(not placement.is_replicate() for placement in param.placements))
 
 
+def sum_over_shards(values: Tensor, tensor: Any, is_summed: Callable[[int], bool] = lambda dim: True) -> Tensor:
+    """Sums of a tensor's parts, added up over the ranks that hold the parts; of what is not a DTensor as they are.
+
+    Args:
+        values: of this rank's part.
+        tensor: of which they are.
+        is_summed: whether they are added up over ranks that hold other parts of a dimension of ``tensor``.
+
+    Raises:
+        ValueError: a DTensor that is only known as a sum over ranks, or of which this rank has no part.
+    """
+    partition = partition_of(tensor)
+    if partition is None:
+        return values
+    mesh = partition.mesh
+    if mesh.get_coordinate() is None:
+        raise ValueError(
+            f"Invalid tensor: this rank has no part of it (allowed: one on a mesh with this rank, not {mesh})"
+        )
+    for dim, placement in enumerate(tensor.placements):
+        if partition.sharded[dim] and is_summed(placement.dim):
+            values = cast(Tensor, _all_reduce([values], mesh.get_group(dim), values.device)[0])
+    return values
+
+
 def check_norm_is_whole(optimizer: str, groups: list[dict[str, Any]], state: dict[Any, Any], norm_group: Any) -> None:
     """Raises where a norm over this optimizer's parameters would be one of a part of the model, and nobody said so."""
     for param in (param for group in groups for param in group["params"]):
-        # What torch marks a FlatParameter, and the views of it, with.
-        if getattr(param, "_fsdp_flattened", False) and norm_group is None:
+        if is_flat(param) and norm_group is None:
             raise RuntimeError(
                 "max_grad_norm needs the process group over which FullyShardedDataParallel shards the parameters: each "
                 f"rank would clip by the norm of its own shard (allowed: {optimizer}(model.parameters(), "
@@ -56,7 +81,7 @@ def check_norm_is_whole(optimizer: str, groups: list[dict[str, Any]], state: dic
             )
 
 
-class NormOverProcesses:
+class SumOverProcesses:
     """Adds up sums of squares over processes. Every rank makes the same calls, whatever gradients it has."""
 
     def __init__(self, partitions: Iterable[Partition | None], norm_group: Any) -> None:
@@ -148,7 +173,7 @@ def _through(own: Tensor, group: Any, operation: str = "sum") -> Tensor:
 
 
 def _all_reduce(numbers: list[float | Tensor], group: Any, device: torch.device | None) -> list[float | Tensor]:
-    """The sums over a group's ranks, 0-dim tensors on ``device``, floats where that is None."""
+    """The sums over a group's ranks, tensors of one shape on ``device``, floats where that is None."""
     if device is None:
         own = torch.tensor(numbers, dtype=torch.float64, device="cpu")
     else:

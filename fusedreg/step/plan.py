@@ -16,7 +16,7 @@ from ..penalties import MAX_GRAD_NORM
 from ..rules.spec import RuleSpec
 from .checks import check_gradient, check_states, parameters_that_share_memory
 from .created import Created
-from .partition import NormOverProcesses, Partition, check_norm_is_whole, partition_of
+from .partition import SumOverProcesses, Partition, check_norm_is_whole, partition_of
 
 Groups = list[dict[str, Any]]
 
@@ -39,10 +39,14 @@ class Part(NamedTuple):
     plan: Plan
     partition: Partition | None
     read: list[int] | None
-    """The parameters' keys in ``Gradients``, where the plan is given those."""
+    """The parameters' keys in ``Gradients``, where the plan may have to be given those."""
 
     def refresh(self, gradients: Gradients) -> bool:
         return self.plan.refresh() if self.read is None else self.plan.refresh([gradients[key] for key in self.read])
+
+    def refresh_as_it_is(self) -> bool:
+        """False where gradients must be read first, or something has changed."""
+        return (self.read is None or self.partition is not None) and self.plan.refresh()
 
 
 class Plans:
@@ -51,7 +55,7 @@ class Plans:
     def __init__(self, parts: list[Part], groups: Groups, state: dict[Any, Any], demands: list[Any]) -> None:
         self.parts = parts
         self.plans = [part.plan for part in parts]
-        self.over_processes: NormOverProcesses | None = None
+        self.over_processes: SumOverProcesses | None = None
         self._state = state
         self._params = [list(group["params"]) for group in groups]
         read = {key for part in parts for key in part.read or ()}
@@ -78,8 +82,12 @@ class Plans:
                 return False
             for plan in self.plans:
                 plan.set_groups(groups, hyperparameters.numbers)
+        # A list: whether there is a collective to come must not depend on the order of the parts.
+        others = [part for part in self.parts if not part.refresh_as_it_is()]
+        if not others:
+            return True
         gradients.read(self._read)
-        return all([part.refresh(gradients) for part in self.parts])
+        return all([part.read is not None and part.refresh(gradients) for part in others])
 
 
 def make_plans(
@@ -141,7 +149,7 @@ def make_plans(
         parts.append(part)
     plans = Plans(parts, groups, state, hyperparameters.demands)
     if max_grad_norm is not None:
-        over_processes = NormOverProcesses(partitions.values(), norm_group)
+        over_processes = SumOverProcesses(partitions.values(), norm_group)
         plans.over_processes = over_processes if over_processes.is_needed else None
     return plans
 

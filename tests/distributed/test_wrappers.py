@@ -309,6 +309,30 @@ def test_gradients_that_are_under_way(first_is_plain) -> None:
         assert plain.equal(under_way)
 
 
+def with_grad_scaler(cls: type, options: dict[str, Any]) -> tuple[Tensor, float]:
+    """One gradient of the second step is infinite, on the second rank."""
+    mesh = init_device_mesh("cpu", (2,))
+    param = nn.Parameter(distribute_tensor(torch.ones(5, 3), mesh, [Shard(0)]))
+    optimizer, scaler = cls([param], lr=0.1, **options), torch.amp.GradScaler("cpu", init_scale=8.0)
+    for step in range(STEPS):
+        scaler.scale(torch.ones(()))
+        grad = torch.full((5, 3), 8.0 * (step + 1))
+        if step == 1:
+            grad[4, 2] = torch.inf
+        param.grad = distribute_tensor(grad, mesh, [Shard(0)])
+        scaler.step(optimizer)
+        scaler.update()
+    return param.full_tensor().detach(), scaler.get_scale()
+
+
+def test_a_gradient_that_overflows_on_one_rank_skips_the_step_on_all() -> None:
+    theirs = worlds.run(2, with_grad_scaler, torch.optim.Adam, {"fused": True})
+    ours = worlds.run(2, with_grad_scaler, FusedRegAdam, {"max_grad_norm": 1e9})
+    assert [scale for _, scale in ours] == [scale for _, scale in theirs] == [4.0, 4.0]
+    for (our_weights, _), (their_weights, _) in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(our_weights, their_weights)
+
+
 def with_refused_gradients() -> list[str]:
     mesh, other = init_device_mesh("cpu", (2,)), init_device_mesh("cpu", (1, 2))
     messages = []

@@ -105,10 +105,9 @@ def _rank(rank: int, world_size: int, work: bytes, folder: str, timeout: float, 
                 timeout=timedelta(seconds=timeout),
             )
             function, args = pickle.loads(work)
-            answer = (True, function(*args))
+            message = pickle.dumps((True, function(*args)))
             distributed.barrier()  # nobody leaves while another still reads from it
             distributed.destroy_process_group()
-            message = pickle.dumps(answer)
         except BaseException:
             message = pickle.dumps((False, traceback.format_exc()))
         faulthandler.cancel_dump_traceback_later()
