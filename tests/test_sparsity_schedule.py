@@ -344,15 +344,15 @@ def test_a_layer_that_would_be_emptied_keeps_its_best_weight_and_says_so_once(co
 
 @needs_cpp
 def test_a_renewal_allocates_nothing_of_parameter_size(two_threads) -> None:
-    params = make_params(((2000, 1500), (64, 64)))
+    params = make_params(((4000, 1500), (64, 64)))
     optimizer = FusedRegAdam(params, sparsity=0.9)
     run(optimizer, params, 2)
     schedule = SparsitySchedule(optimizer, 1)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         schedule.step()
-    assert int((params[0] == 0).sum()) > 2_000_000
-    peak = max(abs(event.cpu_memory_usage) for event in profile.key_averages())
-    assert peak < 3_000_000  # of 12,000,000 bytes: the counts of 2^16 bins, a few times
+    assert int((params[0] == 0).sum()) > 5_000_000
+    allocated = max(abs(event.cpu_memory_usage) for event in profile.key_averages())
+    assert allocated < 4_000_000  # a parameter has 24,000,000 bytes: the counts of 2^16 bins, a few times
 
 
 def test_autograd_notices_that_weights_were_zeroed(counting) -> None:
@@ -384,6 +384,7 @@ def empty_units(param: torch.Tensor, unit) -> torch.Tensor:
 def test_the_smallest_units_go_whole(cls, variant, unit) -> None:
     params = make_params(((24, 20), (12, 6, 3, 3), (9, 5)))
     params[1].data = params[1].data.to(memory_format=torch.channels_last)
+    params[2].data.mul_(2)  # or it would be emptied
     optimizer = cls(params, **{"lr": 1e-3, **variant_of(cls, variant)}, sparsity=0.5, sparsity_unit=unit)
     run(optimizer, params, 3)
     before = [sums_of_units(exact_scores(optimizer, p, optimizer.param_groups[0]), unit) for p in params]
@@ -416,6 +417,44 @@ def test_equal_units_end_at_the_target() -> None:
     optimizer = FusedRegSGD([param], lr=0.1, sparsity=0.4, sparsity_unit="rows")
     at_once(optimizer)
     assert empty_units(param, "rows").tolist() == [True] * 4 + [False] * 6
+
+
+# -- which weights
+
+
+def test_exempt_weights_have_no_target() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(4, 5), nn.Linear(5, 3), nn.Embedding(7, 2))
+    names = {id(param): name for name, param in model.named_parameters()}
+
+    def spared(exempt) -> list[str]:
+        weights, others = param_groups(model, sparsity=0.9, l1=0.1, exempt=exempt)
+        assert (others["sparsity"], others["l1"], others["weight_decay"]) == (None, 0.0, 0.0)
+        assert len(weights["params"]) + len(others["params"]) == len(names)
+        return [names[id(param)] for param in others["params"] if param.ndim > 1]
+
+    assert spared([]) == []
+    assert spared(["3.*"]) == ["3.weight"]
+    assert spared(["[02].weight"]) == ["0.weight", "2.weight"]
+    assert spared([nn.Embedding]) == ["4.weight"]
+    assert spared([nn.Linear, "0.weight"]) == ["0.weight", "2.weight", "3.weight"]
+    assert spared([model[2]]) == ["2.weight"]
+    assert spared((model[3].weight, model[0])) == ["0.weight", "3.weight"]
+
+
+@pytest.mark.parametrize(
+    ("exempt", "error", "message"),
+    [
+        (["head.*"], ValueError, "the model has no parameter that 'head.*' means"),
+        ([nn.Conv2d], ValueError, "the model has no parameter that <class .*Conv2d'> means"),
+        ([nn.Linear(2, 2)], ValueError, "the model has no parameter that Linear"),
+        ([torch.zeros(2)], ValueError, r"the model has no parameter that a tensor of shape \(2,\) means"),
+        ([3], TypeError, "Invalid exempt: a int in it"),
+        ("0.weight", TypeError, "Invalid exempt: a str"),
+    ],
+)
+def test_what_is_not_there_cannot_be_exempt(exempt, error, message) -> None:
+    with pytest.raises(error, match=message):
+        param_groups(nn.Sequential(nn.Linear(4, 3)), sparsity=0.9, exempt=exempt)
 
 
 # -- what is refused

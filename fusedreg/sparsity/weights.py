@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..backends.memory import is_dtensor, local
 from ..backends.reference import arithmetic_dtype
+from ..flat_parameters import is_flat
 from ..optimizer import FusedRegOptimizer
 from ..rules.spec import RuleSpec
 from ..step.partition import Partition, partition_of
@@ -66,7 +67,7 @@ def weights_of(optimizer: FusedRegOptimizer, groups: list[dict[str, Any]]) -> It
     """What some of an optimizer's groups hold. Parameters that require no gradient are left out.
 
     Raises:
-        ValueError: a complex parameter, or one that is only known as a sum over ranks.
+        ValueError: a complex parameter, one that is only known as a sum over ranks, or one of FSDP1.
     """
     for group in groups:
         numbers = {key: _on_host(value) for key, value in group.items() if key != "params"}
@@ -75,6 +76,11 @@ def weights_of(optimizer: FusedRegOptimizer, groups: list[dict[str, Any]]) -> It
             name = name or f"a parameter of shape {tuple(param.shape)}"
             if param.is_complex():
                 raise ValueError(f"Invalid sparsity value: {group['sparsity']} for complex weights, {name}")
+            if is_flat(param):
+                raise ValueError(
+                    f"Invalid sparsity value: {group['sparsity']} for a parameter of FullyShardedDataParallel, of which "
+                    "each rank would rank its own part (allowed: torch.distributed.fsdp.fully_shard)"
+                )
             if param.requires_grad:
                 tensor, offsets = local(param).detach(), (0,) * param.ndim
                 if is_dtensor(param):
