@@ -6,13 +6,16 @@ FUSEDREG_HD std::uint64_t score_elements(const A* w, const A* const (&state)[kMa
                                          const typename Rule::template Constants<A>& constants, KeyOf<A>* keys,
                                          std::index_sequence<kI...>) {
   const auto c = constants;  // a copy, which no store can be to
-  KeyOf<A> largest = 0;
+  const A* s[kMaxStates] = {};
+  ((s[kI] = state[kI]), ...);
+#pragma GCC ivdep
   for (std::int64_t i = 0; i < count; ++i) {
     A values[kMaxStates] = {};
-    ((values[kI] = state[kI][i]), ...);
+    ((values[kI] = s[kI][i]), ...);
     keys[i] = score_key<Rule, kStates, kInMetric>(w[i], values, c);
-    largest = keys[i] > largest ? keys[i] : largest;
   }
+  KeyOf<A> largest = 0;  // in a loop of its own: both are vectorised
+  for (std::int64_t i = 0; i < count; ++i) largest = keys[i] > largest ? keys[i] : largest;
   return largest;
 }
 

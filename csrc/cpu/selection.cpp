@@ -192,9 +192,10 @@ void Selection::zero(std::uint64_t key, std::int64_t position, const std::vector
         visit_dtype(parameter.dtypes.w, [&](auto element) {
           using T = decltype(element);
           T* const w = static_cast<T*>(parameter.at.w) + begin;
+          using Key = std::decay_t<decltype(*keys)>;
           for (std::int64_t i = 0; i < count; ++i) {
-            // Few go each time: what is zero already is not written again.
-            if (keys[i] > key || keys[i] == 0) continue;
+            // Not zero already, and not above: few are, each time, and one comparison is well predicted.
+            if (static_cast<Key>(keys[i] - 1) >= key) continue;
             if (keys[i] == key && parameter.position(begin + i) >= position) continue;
             if (begin + i != kept[chunk.tensor]) w[i] = T{};
           }

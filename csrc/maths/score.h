@@ -18,7 +18,8 @@ FUSEDREG_HD KeyOf<A> score_key(A w, const A* state, const typename Rule::templat
   A score = absolute(w);
   if constexpr (kInMetric) score = absolute(square_root(Rule::template metric<kStates>(state, c).d) * score);
   const KeyOf<A> key = bit_cast<KeyOf<A>>(score);
-  return w == A(0) ? 0 : key > 0 ? key : 1;
+  const KeyOf<A> at_least_one = key != 0 ? key : 1;
+  return w != A(0) ? at_least_one : 0;
 }
 
 }  // namespace fusedreg
