@@ -32,10 +32,10 @@ using UpdateKernel = void (*)(const Pointers&, const DTypes&, std::int64_t begin
 using SquaresKernel = double (*)(const void* g, std::int64_t begin, std::int64_t count, double inv_grad_scale,
                                  double clip_value);
 
-// The keys of at most kTileElements weights, KeyOf<A> each; returns the largest. `constants` are a StepConstants<Rule, A>,
-// and `at` needs no gradient.
-using ScoreKernel = std::uint64_t (*)(const Pointers& at, const DTypes&, std::int64_t begin, std::int64_t count,
-                                      const void* constants, void* keys);
+// The keys of at most kTileElements weights, KeyOf<A> each, and what is in each block of them. `constants` are a
+// StepConstants<Rule, A>, and `at` needs no gradient.
+using ScoreKernel = void (*)(const Pointers& at, const DTypes&, std::int64_t begin, std::int64_t count,
+                             const void* constants, void* keys, KeysInBlock* blocks);
 
 // A rule with its kernels; each is a translation unit of its own.
 struct Rule {

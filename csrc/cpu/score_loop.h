@@ -1,12 +1,25 @@
 // The loop that scores a tile of weights. Included once per instruction set, by each_isa.h, behind update_loop.h.
 namespace fusedreg::cpu::FUSEDREG_ISA {
 
+template <class Key>
+FUSEDREG_HD KeysInBlock describe_block(const Key* keys, std::int64_t count) {
+  Key least = ~Key(0), largest = 0;
+  std::uint32_t zeros = 0;
+  for (std::int64_t i = 0; i < count; ++i) {
+    const Key before = keys[i] - 1;  // of a 0 the largest there is
+    least = before < least ? before : least;
+    largest = keys[i] > largest ? keys[i] : largest;
+    zeros += keys[i] == 0;
+  }
+  return {std::uint64_t{least} + 1, largest, zeros};
+}
+
 template <class Rule, StateMask kStates, bool kInMetric, class A, std::size_t... kI>
-FUSEDREG_HD std::uint64_t score_elements(const A* w, const A* const (&state)[kMaxStates], std::int64_t count,
-                                         const typename Rule::template Constants<A>& constants, KeyOf<A>* keys,
-                                         std::index_sequence<kI...>) {
+FUSEDREG_HD void score_elements(const A* w, const A* const (&state)[kMaxStates], std::int64_t count,
+                                const typename Rule::template Constants<A>& constants, KeyOf<A>* keys,
+                                KeysInBlock* blocks, std::index_sequence<kI...>) {
   const auto c = constants;  // a copy, which no store can be to
-  const A* s[kMaxStates] = {};
+  [[maybe_unused]] const A* s[kMaxStates] = {};
   ((s[kI] = state[kI]), ...);
 #pragma GCC ivdep
   for (std::int64_t i = 0; i < count; ++i) {
@@ -14,15 +27,16 @@ FUSEDREG_HD std::uint64_t score_elements(const A* w, const A* const (&state)[kMa
     ((values[kI] = s[kI][i]), ...);
     keys[i] = score_key<Rule, kStates, kInMetric>(w[i], values, c);
   }
-  KeyOf<A> largest = 0;  // in a loop of its own: both are vectorised
-  for (std::int64_t i = 0; i < count; ++i) largest = keys[i] > largest ? keys[i] : largest;
-  return largest;
+  for (; count >= kKeysInBlock; count -= kKeysInBlock, keys += kKeysInBlock) {
+    *blocks++ = describe_block(keys, kKeysInBlock);
+  }
+  if (count > 0) *blocks = describe_block(keys, count);
 }
 
 template <class Rule, StateMask kStates, bool kInMetric, class A, std::size_t... kI>
-FUSEDREG_TARGET std::uint64_t score_streams(const Pointers& at, const DTypes& dtypes, std::int64_t begin,
-                                            std::int64_t count, const void* constants, void* keys,
-                                            std::index_sequence<kI...> states) {
+FUSEDREG_TARGET void score_streams(const Pointers& at, const DTypes& dtypes, std::int64_t begin, std::int64_t count,
+                                   const void* constants, void* keys, KeysInBlock* blocks,
+                                   std::index_sequence<kI...> states) {
   A tiles[1 + kMaxStates][kTileElements];
   const auto open = [&](const void* stream, DType dtype, A* tile) -> const A* {
     if (dtype == dtype_of<A>()) return static_cast<const A*>(stream) + begin;
@@ -32,15 +46,15 @@ FUSEDREG_TARGET std::uint64_t score_streams(const Pointers& at, const DTypes& dt
   const A* state[kMaxStates] = {};
   ((state[kI] = open(at.state[kI], dtypes.state[kI], tiles[1 + kI])), ...);
   const auto& c = static_cast<const StepConstants<Rule, A>*>(constants)->rule;
-  return score_elements<Rule, kStates, kInMetric>(open(at.w, dtypes.w, tiles[0]), state, count, c,
-                                                  static_cast<KeyOf<A>*>(keys), states);
+  score_elements<Rule, kStates, kInMetric>(open(at.w, dtypes.w, tiles[0]), state, count, c,
+                                           static_cast<KeyOf<A>*>(keys), blocks, states);
 }
 
 template <class Rule, StateMask kStates, bool kInMetric, class A>
-std::uint64_t score_tile(const Pointers& at, const DTypes& dtypes, std::int64_t begin, std::int64_t count,
-                         const void* constants, void* keys) {
-  constexpr StateMask kRead = kInMetric ? kStates : 0;
-  return score_streams<Rule, kStates, kInMetric, A>(at, dtypes, begin, count, constants, keys, states_in<kRead>());
+void score_tile(const Pointers& at, const DTypes& dtypes, std::int64_t begin, std::int64_t count,
+                const void* constants, void* keys, KeysInBlock* blocks) {
+  constexpr auto kRead = states_in<kInMetric ? kStates : 0>();
+  score_streams<Rule, kStates, kInMetric, A>(at, dtypes, begin, count, constants, keys, blocks, kRead);
 }
 
 template <class Rule, class A, std::size_t... kI>

@@ -23,9 +23,10 @@ class __attribute__((visibility("hidden"))) Selection {
   // `wide`: keys have 64 bits, as some parameter is float64; otherwise 32.
   Selection(const std::string& rule, const py::list& parameters, bool wide);
 
-  // Adds to counts[digit] the keys whose bits above the digit are `prefix`; `shift` bits are below it. int64, kBins.
-  // Returns the largest key of each parameter, 0 where there is none.
-  std::vector<std::uint64_t> count(int shift, std::uint64_t prefix, const at::Tensor& counts) const;
+  // Adds to counts[digit] the keys whose bits above the digit are `prefix` and whose digit is below `end`; `shift` bits
+  // are below the digit. int64, kBins. A small `end` is fast. Returns the largest key of each parameter, 0 where there
+  // is none.
+  std::vector<std::uint64_t> count(int shift, std::uint64_t prefix, std::int64_t end, const at::Tensor& counts) const;
 
   // Likewise of the positions of the weights whose key is `key`.
   void count_positions(std::uint64_t key, int shift, std::uint64_t prefix, const at::Tensor& counts) const;
@@ -52,13 +53,15 @@ class __attribute__((visibility("hidden"))) Selection {
     std::int64_t position(std::int64_t place) const;
   };
 
-  // Calls body(keys, place of the first, count, largest) for each tile of a chunk, with 32 or 64 bits a key.
+  // Calls body(keys, place of the first, count, what is in them) for each block of keys in a chunk; they have 32 bits,
+  // or 64.
   template <class Body>
-  void for_each_tile(const Chunk& chunk, const Body& body) const;
+  void for_each_block(const Chunk& chunk, const Body& body) const;
 
-  // Adds up body(keys, place of the first, count, parameter, counts) over all tiles, and returns the largest keys.
+  // Adds up body(keys, place of the first, count, what is in them, parameter, counts) over all blocks, and returns the
+  // largest keys.
   template <class Body>
-  std::vector<std::uint64_t> count_tiles(const at::Tensor& counts, const Body& body) const;
+  std::vector<std::uint64_t> count_blocks(const at::Tensor& counts, const Body& body) const;
 
   bool wide_;
   WorkList work_list_{kChunkElements};

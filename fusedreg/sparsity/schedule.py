@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ..optimizer import FusedRegOptimizer
-from .selection import zero_smallest, zero_smallest_units
+from .selection import Hint, zero_smallest, zero_smallest_units
 from .units import Unit, units_in
 from .weights import Weights, weights_of
 
@@ -67,6 +67,7 @@ class SparsitySchedule:
         """How often ``step`` was called."""
         self._set(total_steps, begin, end, every)
         self._said: set[int] = set()
+        self._hints: dict[tuple[float, Unit | None], Hint] = {}
         self._pools()
 
     def _set(self, total_steps: int, begin: float, end: float, every: int) -> None:
@@ -113,7 +114,8 @@ class SparsitySchedule:
             if share <= 0 or not weights:
                 continue
             if unit is None:
-                emptied = zero_smallest(weights, share, is_exact=is_last)
+                hint = self._hints.setdefault((target, unit), Hint())
+                emptied = zero_smallest(weights, share, hint, is_exact=is_last)
             else:
                 emptied = zero_smallest_units(weights, unit, share)
             self._say(emptied, "weight" if unit is None else "unit", target)

@@ -1,7 +1,8 @@
 """Every weight's rank among all, counted without being written down: what target sparsity selects by.
 
-A rank is a key and, where keys are equal, a position. The key is the score ``sqrt(d) * |w|`` as the unsigned number that
-its bits are, so that a NaN comes last; 0 is a weight that is zero, and no other. The position is the number of the
+A rank is a key and, where keys are equal, a position. The key is the score, ``d * w^2`` for a rule with a metric d (1 where
+no step has said what it is) and ``|w|`` for others, as the unsigned number that its bits are, so that a NaN comes last; 0 is
+a weight that is zero, and no other. The position is the number of the
 element among all weights that are selected together, whichever process holds it and however it lies in memory.
 
 Two classes count: ``CppScores`` in C++ on the CPU, ``TorchScores`` with torch, a chunk at a time, on any device.
@@ -45,11 +46,12 @@ class Scores(Protocol):
 
     weights: list[Weights]
 
-    def count(self, shift: int, prefix: int, counts: Tensor) -> list[int]:
+    def count(self, shift: int, prefix: int, end: int, counts: Tensor) -> list[int]:
         """Adds to ``counts`` the keys that are ``prefix`` above a digit of 16 bits, by that digit.
 
         Args:
             shift: how many bits are below the digit.
+            end: only smaller digits are counted; a small number is fast.
             counts: int64, on the CPU, of ``BINS`` elements.
 
         Returns:
@@ -108,8 +110,8 @@ class CppScores(Scores):
             layout,
         )
 
-    def count(self, shift: int, prefix: int, counts: Tensor) -> list[int]:
-        return self._selection.count(shift, prefix, counts)
+    def count(self, shift: int, prefix: int, end: int, counts: Tensor) -> list[int]:
+        return self._selection.count(shift, prefix, end, counts)
 
     def count_positions(self, key: int, shift: int, prefix: int, counts: Tensor) -> None:
         self._selection.count_positions(key, shift, prefix, counts)
@@ -153,7 +155,9 @@ class TorchScores(Scores):
             score = w.abs()
             if self._states:
                 states = {name: state[begin : begin + size] for name, state in self._states.items()}
-                score = (weights.metric(states).sqrt() * score).abs()
+                score = (weights.metric(states) * score * score).abs()
+            elif weights.spec.metric is not None:
+                score = score * score
             if self._is_wide:
                 score = score.double()
             bits = score.view(torch.int64 if self._is_wide else torch.int32).to(torch.int64)
@@ -166,11 +170,11 @@ class TorchScores(Scores):
             places = places // size
         return positions
 
-    def count(self, shift: int, prefix: int, counts: Tensor) -> list[int]:
+    def count(self, shift: int, prefix: int, end: int, counts: Tensor) -> list[int]:
         largest = 0
         for _, keys in self._chunks():
             largest = max(largest, int(keys.max()))
-            _count_digits(keys, shift, prefix, counts)
+            _count_digits(keys, shift, prefix, counts, end)
         return [largest]
 
     def count_positions(self, key: int, shift: int, prefix: int, counts: Tensor) -> None:
@@ -201,9 +205,10 @@ class TorchScores(Scores):
             self.weights[0].tensor.copy_(self._w.view(self.weights[0].tensor.shape))
 
 
-def _count_digits(numbers: Tensor, shift: int, prefix: int, counts: Tensor) -> None:
+def _count_digits(numbers: Tensor, shift: int, prefix: int, counts: Tensor, end: int = BINS) -> None:
     leading = numbers >> shift
-    digits = leading[leading >> 16 == prefix] & (BINS - 1)
+    first = prefix << 16
+    digits = leading[(leading >= first) & (leading < first + end)] - first
     counts += torch.bincount(digits, minlength=BINS).to(counts.device)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -23,18 +24,32 @@ from .weights import Weights
 _COARSE_BITS = {32: 16, 64: 32}
 
 
-def zero_smallest(weights: Sequence[Weights], share: float, *, is_exact: bool) -> list[Weights]:
+@dataclass
+class Hint:
+    """Where the rank was in the last selection, and how far it had moved: the next is likely not far behind."""
+
+    digit: int = BINS
+    moved: int = BINS
+
+    @property
+    def end(self) -> int:
+        """A digit that is likely larger than the rank's."""
+        return min(self.digit + 2 * max(self.moved, 0) + 16, BINS)
+
+
+def zero_smallest(weights: Sequence[Weights], share: float, hint: Hint, *, is_exact: bool) -> list[Weights]:
     """Makes the weights with the smallest scores zero; what is zero already counts.
 
     Args:
         weights: they are ranked together.
         share: of them all that is to be zero; rounded to a number of weights.
+        hint: makes it fast, and is renewed; it changes nothing.
         is_exact: otherwise the scores are looked at to 7 bits behind the exponent, and as many fewer go as that takes.
 
     Returns:
         Those that would have become empty, and so keep their best weight, and those that are empty.
     """
-    return _Elements(weights).zero(share, is_exact)
+    return _Elements(weights, hint).zero(share, is_exact)
 
 
 def zero_smallest_units(weights: Sequence[Weights], unit: Unit, share: float) -> list[Weights]:
@@ -69,8 +84,9 @@ def _smallest(scores: list[Tensor], goal: int, kept: list[int | None]) -> list[T
 
 
 class _Elements:
-    def __init__(self, weights: Sequence[Weights]) -> None:
+    def __init__(self, weights: Sequence[Weights], hint: Hint) -> None:
         self._weights = list(weights)
+        self._hint = hint
         self._bits = 64 if any(each.tensor.dtype == torch.float64 for each in weights) else 32
         sizes = [each.param.numel() for each in weights]
         self._size = sum(sizes)
@@ -104,10 +120,16 @@ class _Elements:
         goal = min(goal, self._size - len(excluded))
         below, prefix = 0, 0
         for shift in range(self._bits - 16, -1, -16):
-            counts = self._count_keys(shift, prefix, excluded)
+            is_first = shift == self._bits - 16
+            counts = self._count_keys(shift, prefix, self._hint.end if is_first else BINS, excluded)
+            if is_first and int(counts.sum()) < goal:
+                counts = self._count_keys(shift, prefix, BINS, excluded)
             if goal <= 0:
                 return Rank(0, 0)
             digit, before, within = _find(counts, goal - below)
+            if is_first:
+                self._hint.moved = digit - self._hint.digit if self._hint.digit < BINS else BINS
+                self._hint.digit = digit
             prefix = prefix << 16 | digit
             if below + before + within == goal:
                 return Rank((prefix + 1) << shift, 0)
@@ -126,13 +148,14 @@ class _Elements:
             below += before
         raise AssertionError("two weights have one position")
 
-    def _count_keys(self, shift: int, prefix: int, excluded: dict[Weights, Rank]) -> Tensor:
+    def _count_keys(self, shift: int, prefix: int, end: int, excluded: dict[Weights, Rank]) -> Tensor:
         largest: dict[Weights, int] = {}
 
         def count(scores: Scores, counts: Tensor) -> None:
-            largest.update(zip(scores.weights, scores.count(shift, prefix, counts), strict=True))
+            largest.update(zip(scores.weights, scores.count(shift, prefix, end, counts), strict=True))
 
-        counts = self._count(count, shift, prefix, (each.key for each in excluded.values()))
+        numbers = (each.key for each in excluded.values() if each.key >> shift & BINS - 1 < end)
+        counts = self._count(count, shift, prefix, numbers)
         if not self._largest:
             for partition, places, _ in self._scores:
                 own = torch.tensor([largest.get(self._weights[i], 0) for i in places], dtype=torch.int64, device="cpu")
