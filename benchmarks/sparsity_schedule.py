@@ -2,9 +2,8 @@
 
     python benchmarks/sparsity_schedule.py [--elements 25_000_000] [--threads N]
 
-On the way to 90 % zeros in 4000 steps: where the schedule begins, at half of its span, and at its last renewals, of which
-the very last is exact.
-"""
+On the way to 90 % zeros in 4000 steps: where the schedule begins, at half of its span, and at its last renewals, of
+which the very last is exact."""
 
 from __future__ import annotations
 
@@ -74,7 +73,9 @@ def main() -> None:
         rows.append([name, f"{1e3 * step:.1f}", *cells])
     headers = ["milliseconds", "a step", *(f"a renewal, {place}" for place in PLACES), "the last"]
     caption = "In brackets: of the ten steps between two renewals."
-    Grid(f"{arguments.elements:,} weights, every {EVERY} steps, to {TARGET:.0%} zeros", headers, rows, caption).show(console)
+    Grid(f"{arguments.elements:,} weights, every {EVERY} steps, to {TARGET:.0%} zeros", headers, rows, caption).show(
+        console
+    )
 
 
 if __name__ == "__main__":

@@ -87,7 +87,7 @@ void load_tile(A*, const void*, DType, std::int64_t, std::int64_t);
 #include "cpu/score_loop.h"
 using namespace fusedreg;
 template void cpu::{isa}::score_tile<Adam, Adam::kPlain, true, float>(
-    const Pointers&, const cpu::DTypes&, std::int64_t, std::int64_t, const void*, void*, KeysInBlock*);
+    const Pointers&, const cpu::DTypes&, std::int64_t, std::int64_t, const void*, void*, cpu::ScoredTile&);
 """,
         tmp_path,
     )

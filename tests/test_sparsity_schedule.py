@@ -1,4 +1,4 @@
-"""SparsitySchedule against a sort: the weights with the smallest scores, as many as the schedule says, and no others."""
+"""SparsitySchedule against a sort: the weights with the smallest scores go, as many as the schedule says."""
 
 from __future__ import annotations
 
@@ -48,7 +48,8 @@ def exact_scores(optimizer, param, group) -> torch.Tensor:
     score = w.abs()
     if spec.metric is not None and state:
         states = {name: state[name].double() for name in spec.needed_states(group)}
-        score = score * spec.metric(states, {n: float(state[n]) for n in spec.needed_scalar_states(group)}, group).sqrt()
+        scalars = {name: float(state[name]) for name in spec.needed_scalar_states(group)}
+        score = score * spec.metric(states, scalars, group).sqrt()
     return torch.where(w == 0, 0.0, score)
 
 
@@ -502,7 +503,7 @@ def test_what_else_is_refused() -> None:
         SparsitySchedule(FusedRegAdam(make_params(), sparsity=0.5, sparsity_unit="columns"), 100)
     with pytest.raises(ValueError, match=r"Invalid sparsity_unit value: 4 .* \(allowed: a number that divides 10\)"):
         SparsitySchedule(FusedRegAdam(make_params(((10, 3),)), sparsity=0.5, sparsity_unit=4), 100)
-    with pytest.raises(ValueError, match="Invalid sparsity value: 0.5 for complex weights"):
+    with pytest.raises(ValueError, match=r"Invalid sparsity value: 0\.5 for complex weights"):
         SparsitySchedule(FusedRegAdam(make_params(((3, 3),), torch.complex64), sparsity=0.5), 100)
 
 

@@ -32,10 +32,19 @@ using UpdateKernel = void (*)(const Pointers&, const DTypes&, std::int64_t begin
 using SquaresKernel = double (*)(const void* g, std::int64_t begin, std::int64_t count, double inv_grad_scale,
                                  double clip_value);
 
-// The keys of at most kTileElements weights, KeyOf<A> each, and what is in each block of them. `constants` are a
-// StepConstants<Rule, A>, and `at` needs no gradient.
+// What a tile of keys holds. Most blocks have nothing below a key that is looked for, and need no further look.
+constexpr std::int64_t kKeysInBlock = 32;
+
+struct ScoredTile {
+  std::uint64_t largest;
+  std::int64_t zeros;
+  std::uint64_t least[kTileElements / kKeysInBlock];  // of each block, the keys that are 0 aside
+};
+
+// The keys of at most kTileElements weights, KeyOf<A> each, and what is in them. `constants` are a StepConstants<Rule,
+// A>, and `at` needs no gradient.
 using ScoreKernel = void (*)(const Pointers& at, const DTypes&, std::int64_t begin, std::int64_t count,
-                             const void* constants, void* keys, KeysInBlock* blocks);
+                             const void* constants, void* keys, ScoredTile& tile);
 
 // A rule with its kernels; each is a translation unit of its own.
 struct Rule {

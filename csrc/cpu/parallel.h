@@ -16,8 +16,8 @@ constexpr std::int64_t kChunkElements = 32 * 1024;
 // Below this many elements one thread is done before a second one has woken up.
 constexpr std::int64_t kSerialElements = 16 * 1024;
 
-// Calls body(chunk index, worker) for every chunk, in one parallel region, where `worker` is below the number of threads
-// and no two that run at a time have the same. Threads take the next task when they are free.
+// Calls body(chunk index, worker) for every chunk, in one parallel region, where `worker` is below the number of
+// threads and no two that run at a time have the same. Threads take the next task when they are free.
 template <class Body>
 void for_each_chunk_of_worker(const WorkList& work, const Body& body) {
   const auto run_task = [&](std::int64_t task, std::int64_t worker) {

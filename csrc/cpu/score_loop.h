@@ -2,22 +2,19 @@
 namespace fusedreg::cpu::FUSEDREG_ISA {
 
 template <class Key>
-FUSEDREG_HD KeysInBlock describe_block(const Key* keys, std::int64_t count) {
-  Key least = ~Key(0), largest = 0;
-  std::uint32_t zeros = 0;
+FUSEDREG_HD std::uint64_t least_of(const Key* keys, std::int64_t count) {
+  Key least = ~Key(0);
   for (std::int64_t i = 0; i < count; ++i) {
     const Key before = keys[i] - 1;  // of a 0 the largest there is
     least = before < least ? before : least;
-    largest = keys[i] > largest ? keys[i] : largest;
-    zeros += keys[i] == 0;
   }
-  return {std::uint64_t{least} + 1, largest, zeros};
+  return least == ~Key(0) ? ~std::uint64_t{0} : std::uint64_t{least} + 1;
 }
 
 template <class Rule, StateMask kStates, bool kInMetric, class A, std::size_t... kI>
 FUSEDREG_HD void score_elements(const A* w, const A* const (&state)[kMaxStates], std::int64_t count,
-                                const typename Rule::template Constants<A>& constants, KeyOf<A>* keys,
-                                KeysInBlock* blocks, std::index_sequence<kI...>) {
+                                const typename Rule::template Constants<A>& constants, KeyOf<A>* keys, ScoredTile& tile,
+                                std::index_sequence<kI...>) {
   const auto c = constants;  // a copy, which no store can be to
   [[maybe_unused]] const A* s[kMaxStates] = {};
   ((s[kI] = state[kI]), ...);
@@ -27,15 +24,21 @@ FUSEDREG_HD void score_elements(const A* w, const A* const (&state)[kMaxStates],
     ((values[kI] = s[kI][i]), ...);
     keys[i] = score_key<Rule, kStates, kInMetric>(w[i], values, c);
   }
-  for (; count >= kKeysInBlock; count -= kKeysInBlock, keys += kKeysInBlock) {
-    *blocks++ = describe_block(keys, kKeysInBlock);
+  KeyOf<A> largest = 0, zeros = 0;
+  for (std::int64_t i = 0; i < count; ++i) {
+    largest = keys[i] > largest ? keys[i] : largest;
+    zeros += keys[i] == 0 ? 1 : 0;
   }
-  if (count > 0) *blocks = describe_block(keys, count);
+  tile.largest = largest;
+  tile.zeros = zeros;
+  std::uint64_t* least = tile.least;
+  for (; count >= kKeysInBlock; count -= kKeysInBlock, keys += kKeysInBlock) *least++ = least_of(keys, kKeysInBlock);
+  if (count > 0) *least = least_of(keys, count);
 }
 
 template <class Rule, StateMask kStates, bool kInMetric, class A, std::size_t... kI>
 FUSEDREG_TARGET void score_streams(const Pointers& at, const DTypes& dtypes, std::int64_t begin, std::int64_t count,
-                                   const void* constants, void* keys, KeysInBlock* blocks,
+                                   const void* constants, void* keys, ScoredTile& tile,
                                    std::index_sequence<kI...> states) {
   A tiles[1 + kMaxStates][kTileElements];
   const auto open = [&](const void* stream, DType dtype, A* tile) -> const A* {
@@ -47,14 +50,14 @@ FUSEDREG_TARGET void score_streams(const Pointers& at, const DTypes& dtypes, std
   ((state[kI] = open(at.state[kI], dtypes.state[kI], tiles[1 + kI])), ...);
   const auto& c = static_cast<const StepConstants<Rule, A>*>(constants)->rule;
   score_elements<Rule, kStates, kInMetric>(open(at.w, dtypes.w, tiles[0]), state, count, c,
-                                           static_cast<KeyOf<A>*>(keys), blocks, states);
+                                           static_cast<KeyOf<A>*>(keys), tile, states);
 }
 
 template <class Rule, StateMask kStates, bool kInMetric, class A>
-void score_tile(const Pointers& at, const DTypes& dtypes, std::int64_t begin, std::int64_t count,
-                const void* constants, void* keys, KeysInBlock* blocks) {
+void score_tile(const Pointers& at, const DTypes& dtypes, std::int64_t begin, std::int64_t count, const void* constants,
+                void* keys, ScoredTile& tile) {
   constexpr auto kRead = states_in<kInMetric ? kStates : 0>();
-  score_streams<Rule, kStates, kInMetric, A>(at, dtypes, begin, count, constants, keys, blocks, kRead);
+  score_streams<Rule, kStates, kInMetric, A>(at, dtypes, begin, count, constants, keys, tile, kRead);
 }
 
 template <class Rule, class A, std::size_t... kI>

@@ -71,38 +71,54 @@ std::int64_t Selection::Parameter::position(std::int64_t place) const {
 }
 
 template <class Body>
-void Selection::for_each_block(const Chunk& chunk, const Body& body) const {
+void Selection::for_each_tile(const Chunk& chunk, const Body& body) const {
   const Parameter& parameter = parameters_[chunk.tensor];
   const bool is_double = parameter.dtypes.w == DType::kFloat64;
   std::uint32_t narrow[kTileElements];
   std::uint64_t wide[kTileElements];
-  KeysInBlock blocks[kTileElements / kKeysInBlock];
+  ScoredTile tile;
   const auto widen = [](std::uint64_t key) {
     return bit_cast<std::uint64_t>(static_cast<double>(bit_cast<float>(static_cast<std::uint32_t>(key))));
   };
   for (std::int64_t done = 0; done < chunk.count; done += kTileElements) {
     const std::int64_t begin = chunk.begin + done, count = std::min(kTileElements, chunk.count - done);
     void* const keys = is_double ? static_cast<void*>(wide) : static_cast<void*>(narrow);
-    parameter.score(parameter.at, parameter.dtypes, begin, count, parameter.constants.data(), keys, blocks);
-    for (std::int64_t first = 0; first < count; first += kKeysInBlock) {
-      KeysInBlock& block = blocks[first / kKeysInBlock];
-      const std::int64_t in_block = std::min<std::int64_t>(kKeysInBlock, count - first);
-      if (!wide_) {
-        body(narrow + first, begin + first, in_block, block);
-        continue;
+    parameter.score(parameter.at, parameter.dtypes, begin, count, parameter.constants.data(), keys, tile);
+    if (!wide_) {
+      body(narrow, begin, count, tile);
+      continue;
+    }
+    if (!is_double) {
+      for (std::int64_t i = 0; i < count; ++i) wide[i] = widen(narrow[i]);
+      for (std::int64_t block = 0; block * kKeysInBlock < count; ++block) {
+        std::uint64_t& least = tile.least[block];
+        least = least == ~std::uint64_t{0} ? least : widen(least);
       }
-      if (!is_double) {
-        for (std::int64_t i = first; i < first + in_block; ++i) wide[i] = widen(narrow[i]);
-        if (block.largest != 0) block.least = widen(block.least);
-        block.largest = widen(block.largest);
-      }
-      body(wide + first, begin + first, in_block, block);
+      tile.largest = widen(tile.largest);
+    }
+    body(wide, begin, count, tile);
+  }
+}
+
+namespace {
+
+// Calls body(place in the tile) for the keys below `end` but those that are 0.
+template <class Key, class Body>
+void for_each_key_below(std::uint64_t end, const Key* keys, std::int64_t count, const ScoredTile& tile,
+                        const Body& body) {
+  for (std::int64_t first = 0; first < count; first += kKeysInBlock) {
+    if (tile.least[first / kKeysInBlock] >= end) continue;
+    const std::int64_t last = std::min(first + kKeysInBlock, count);
+    for (std::int64_t i = first; i < last; ++i) {
+      if (keys[i] < end && keys[i] != 0) body(i);
     }
   }
 }
 
+}  // namespace
+
 template <class Body>
-std::vector<std::uint64_t> Selection::count_blocks(const at::Tensor& counts, const Body& body) const {
+std::vector<std::uint64_t> Selection::count_tiles(const at::Tensor& counts, const Body& body) const {
   if (!takes(counts)) throw std::invalid_argument("counts are int64, one a bin, on the CPU");
   const std::int64_t workers = at::get_num_threads();
   std::vector<Count> tables(workers * kTables * kBins);
@@ -113,9 +129,9 @@ std::vector<std::uint64_t> Selection::count_blocks(const at::Tensor& counts, con
     const Chunk& chunk = work_list_.chunks()[i];
     Count* const its_tables = tables.data() + worker * kTables * kBins;
     std::uint64_t largest = 0;
-    for_each_block(chunk, [&](const auto* keys, std::int64_t begin, std::int64_t count, const KeysInBlock& block) {
-      body(keys, begin, count, block, parameters_[chunk.tensor], its_tables);
-      largest = std::max(largest, block.largest);
+    for_each_tile(chunk, [&](const auto* keys, std::int64_t begin, std::int64_t count, const ScoredTile& tile) {
+      body(keys, begin, count, tile, parameters_[chunk.tensor], its_tables);
+      largest = std::max(largest, tile.largest);
     });
     of_chunks[i] = largest;
   });
@@ -133,34 +149,32 @@ std::vector<std::uint64_t> Selection::count(int shift, std::uint64_t prefix, std
                                             const at::Tensor& counts) const {
   if (end < 0 || end > kBins) throw std::invalid_argument("there is no such digit");
   const bool has_all_bits = shift + 16 >= (wide_ ? 64 : 32);  // none is above the digit
-  const bool counts_all = has_all_bits && end == kBins;
-  const std::uint64_t first = prefix << 16 << shift;
-  const std::uint64_t last = counts_all ? ~std::uint64_t{0} : first + (static_cast<std::uint64_t>(end) << shift);
-  return count_blocks(counts, [&](const auto* keys, std::int64_t, std::int64_t count, const KeysInBlock& block,
-                                  const Parameter&, Count* tables) {
-    if (counts_all && count == kKeysInBlock) {
-      for (std::int64_t i = 0; i < kKeysInBlock; i += kTables) {
+  const std::uint64_t first = prefix << 16 << shift, last = first + (static_cast<std::uint64_t>(end) << shift);
+  return count_tiles(counts, [&](const auto* keys, std::int64_t, std::int64_t count, const ScoredTile& tile,
+                                 const Parameter&, Count* tables) {
+    if (has_all_bits && end == kBins) {
+      std::int64_t i = 0;
+      for (; i + kTables <= count; i += kTables) {
         for (std::int64_t table = 0; table < kTables; ++table) ++tables[table * kBins + (keys[i + table] >> shift)];
       }
+      for (; i < count; ++i) ++tables[keys[i] >> shift];
       return;
     }
-    if (first == 0 && end > 0) tables[0] += block.zeros;
-    if (block.least >= last || block.largest < first) return;
-    for (std::int64_t i = 0; i < count; ++i) {
-      if (keys[i] >= first && keys[i] < last && keys[i] != 0) ++tables[(keys[i] >> shift) & (kBins - 1)];
-    }
+    if (first == 0 && end > 0) tables[0] += static_cast<Count>(tile.zeros);
+    for_each_key_below(last, keys, count, tile, [&](std::int64_t i) {
+      if (keys[i] >= first) ++tables[(keys[i] >> shift) & (kBins - 1)];
+    });
   });
 }
 
 void Selection::count_positions(std::uint64_t key, int shift, std::uint64_t prefix, const at::Tensor& counts) const {
-  count_blocks(counts, [&](const auto* keys, std::int64_t begin, std::int64_t count, const KeysInBlock& block,
-                           const Parameter& parameter, Count* tables) {
-    if (key < block.least || key > block.largest) return;
-    for (std::int64_t i = 0; i < count; ++i) {
-      if (keys[i] != key) continue;
+  count_tiles(counts, [&](const auto* keys, std::int64_t begin, std::int64_t count, const ScoredTile& tile,
+                          const Parameter& parameter, Count* tables) {
+    for_each_key_below(key + 1, keys, count, tile, [&](std::int64_t i) {
+      if (keys[i] != key) return;
       const std::uint64_t leading = static_cast<std::uint64_t>(parameter.position(begin + i)) >> shift;
       if (leading >> 16 == prefix) ++tables[leading & (kBins - 1)];
-    }
+    });
   });
 }
 
@@ -179,11 +193,11 @@ std::vector<std::tuple<std::uint64_t, std::int64_t, std::int64_t>> Selection::la
     for_each_chunk(work_list_, [&](std::int64_t i) {
       const Chunk& chunk = work_list_.chunks()[i];
       Found& found = of_chunks[i];
-      for_each_block(chunk, [&](const auto* keys, std::int64_t begin, std::int64_t count, const KeysInBlock& block) {
-        if (found.position >= 0 && block.largest < found.key) return;
+      for_each_tile(chunk, [&](const auto* keys, std::int64_t begin, std::int64_t count, const ScoredTile& tile) {
+        if (found.position >= 0 && tile.largest < found.key) return;
         for (std::int64_t k = 0; k < count; ++k) {
-          if (keys[k] != block.largest) continue;
-          found.update({block.largest, parameters_[chunk.tensor].position(begin + k), begin + k});
+          if (keys[k] != tile.largest) continue;
+          found.update({tile.largest, parameters_[chunk.tensor].position(begin + k), begin + k});
         }
       });
     });
@@ -201,16 +215,14 @@ void Selection::zero(std::uint64_t key, std::int64_t position, const std::vector
     for_each_chunk(work_list_, [&](std::int64_t c) {
       const Chunk& chunk = work_list_.chunks()[c];
       Parameter& parameter = parameters_[chunk.tensor];
-      for_each_block(chunk, [&](const auto* keys, std::int64_t begin, std::int64_t count, const KeysInBlock& block) {
-        if (block.least > key) return;  // few blocks have one to go
+      for_each_tile(chunk, [&](const auto* keys, std::int64_t begin, std::int64_t count, const ScoredTile& tile) {
         visit_dtype(parameter.dtypes.w, [&](auto element) {
           using T = decltype(element);
           T* const w = static_cast<T*>(parameter.at.w) + begin;
-          for (std::int64_t i = 0; i < count; ++i) {
-            if (keys[i] == 0 || keys[i] > key) continue;
-            if (keys[i] == key && parameter.position(begin + i) >= position) continue;
+          for_each_key_below(key + 1, keys, count, tile, [&](std::int64_t i) {
+            if (keys[i] == key && parameter.position(begin + i) >= position) return;
             if (begin + i != kept[chunk.tensor]) w[i] = T{};
-          }
+          });
         });
       });
     });

@@ -1,8 +1,9 @@
-// Target sparsity on the CPU: counts the scores of weights, and zeroes the weights with the smallest. It makes no tensor.
+// Target sparsity on the CPU: counts the scores of weights, and zeroes the weights with the smallest. It makes no
+// tensor.
 //
-// A weight's rank is its key (maths/score.h) and, among equal keys, its position: the number of the element in the whole
-// model, whichever process holds it and however it lies in memory. fusedreg/sparsity/selection.py finds the rank below
-// which weights go, 16 bits at a time, from what is counted here.
+// A weight's rank is its key (maths/score.h) and, among equal keys, its position: the number of the element in the
+// whole model, whichever process holds it and however it lies in memory. fusedreg/sparsity/selection.py finds the rank
+// below which weights go, 16 bits at a time, from what is counted here.
 #pragma once
 
 #include "../plan/parameters.h"
@@ -53,15 +54,14 @@ class __attribute__((visibility("hidden"))) Selection {
     std::int64_t position(std::int64_t place) const;
   };
 
-  // Calls body(keys, place of the first, count, what is in them) for each block of keys in a chunk; they have 32 bits,
-  // or 64.
+  // Calls body(keys, place of the first, count, what is in them) for each tile of a chunk; keys have 32 bits, or 64.
   template <class Body>
-  void for_each_block(const Chunk& chunk, const Body& body) const;
+  void for_each_tile(const Chunk& chunk, const Body& body) const;
 
-  // Adds up body(keys, place of the first, count, what is in them, parameter, counts) over all blocks, and returns the
+  // Adds up body(keys, place of the first, count, what is in them, parameter, counts) over all tiles, and returns the
   // largest keys.
   template <class Body>
-  std::vector<std::uint64_t> count_blocks(const at::Tensor& counts, const Body& body) const;
+  std::vector<std::uint64_t> count_tiles(const at::Tensor& counts, const Body& body) const;
 
   bool wide_;
   WorkList work_list_{kChunkElements};

@@ -12,8 +12,8 @@ template <class A>
 using KeyOf = std::conditional_t<sizeof(A) == sizeof(double), std::uint64_t, std::uint32_t>;
 
 // d * w^2, in the order of sqrt(d) * |w|: the l0 prox in the metric d zeroes the weights of which that is below one
-// number. Where no step has said what d is, it is 1; |w| for a rule that has no metric. A weight that is zero has the key
-// 0, and no other weight has, even where its score underflows.
+// number. Where no step has said what d is, it is 1; |w| for a rule that has no metric. A weight that is zero has the
+// key 0, and no other weight has, even where its score underflows.
 template <class Rule, StateMask kStates, bool kInMetric, class A>
 FUSEDREG_HD KeyOf<A> score_key(A w, const A* state, const typename Rule::template Constants<A>& c) {
   A score = absolute(w);
@@ -26,13 +26,5 @@ FUSEDREG_HD KeyOf<A> score_key(A w, const A* state, const typename Rule::templat
   const KeyOf<A> at_least_one = key != 0 ? key : 1;
   return w != A(0) ? at_least_one : 0;
 }
-
-// What a block of keys holds, so that most blocks need no further look.
-constexpr int kKeysInBlock = 32;
-
-struct KeysInBlock {
-  std::uint64_t least, largest;  // of those that are not 0; of all
-  std::uint32_t zeros;
-};
 
 }  // namespace fusedreg

@@ -9,7 +9,8 @@
 //   fill(constants, lr, hyperparameters, scalar states before the step)   returns the prox's step size tau
 //   next(hyperparameters, scalar states)                                  moves them on, after the step
 //   step<mask>(w, g, state, constants)                                    moves w and the states, returns the metric
-//   metric<mask>(state, constants)                                        which is this one, of the states that it leaves
+//   metric<mask>(state, constants)                                        which is this one, of the states that it
+//   leaves
 #pragma once
 
 #include <type_traits>

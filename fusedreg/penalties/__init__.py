@@ -78,7 +78,8 @@ SPARSITY_UNIT = Option(
     None,
     "str or int, optional",
     """what ``sparsity`` is a share of. None (default): single weights. ``"rows"``: indices of a parameter's first
-    dimension, its output units. ``"columns"``: of its second, its input units. n: so many neighbouring rows together.""",
+    dimension, its output units. ``"columns"``: of its second, its input units. n: so many neighbouring rows
+    together.""",
     "None, 'rows', 'columns' or a whole number > 0",
     lambda value: (
         value is None

@@ -12,20 +12,27 @@ from .selection import Hint, zero_smallest, zero_smallest_units
 from .units import Unit, units_in
 from .weights import Weights, weights_of
 
+Target = tuple[float, Unit | None]
+
+
+def _target(group: dict[str, Any]) -> Target | None:
+    return None if group["sparsity"] is None else (float(group["sparsity"]), group["sparsity_unit"])
+
 
 class SparsitySchedule:
     """Brings every group that has a ``sparsity`` to that share of exact zeros, as training goes on.
 
     Every ``every`` steps between ``begin`` and ``end``, the weights with the smallest ``sqrt(d) * |w|`` become zero, d
-    being the optimizer's own metric (Adam's ``sqrt(v_hat) + eps``), or with the smallest ``|w|`` where the rule has none:
-    as many as ``sparsity * (1 - (1 - t)^3)`` of them, for t from 0 to 1. That is the proximal step of the l0 penalty in
-    that metric, its strength chosen so that this share falls under it. Groups with one target are ranked together. From
-    the first renewal on, what is zero stays zero, also what was zero before: the groups' ``freeze_zeros`` is switched on,
-    so that no mask is kept. At the last renewal the share is the target, to within one weight.
+    being the optimizer's own metric (Adam's ``sqrt(v_hat) + eps``), or with the smallest ``|w|`` where the rule has
+    none: as many as ``sparsity * (1 - (1 - t)^3)`` of them, for t from 0 to 1. That is the proximal step of the l0
+    penalty in that metric, its strength chosen so that this share falls under it. Groups with one target are ranked
+    together. From the first renewal on, what is zero stays zero, also what was zero before: the groups'
+    ``freeze_zeros`` is switched on, so that no mask is kept. At the last renewal the share is the target, to within one
+    weight.
 
     With ``sparsity_unit``, whole rows or columns of a parameter go, by ``sum d * w^2`` over each, and ``sparsity`` is a
-    share of those. A parameter that would be emptied keeps its best weight or unit, with a warning. Weights that require
-    no gradient are left out; one without a step so far is scored by ``|w|``.
+    share of those. A parameter that would be emptied keeps its best weight or unit, with a warning. Weights that
+    require no gradient are left out; one without a step so far is scored by ``|w|``.
 
     The same weights go for any number of threads, and of ranks that DTensors are sharded over; each renewal adds up
     counts over those. On the CPU a renewal makes nothing of a parameter's size; on a GPU it waits for the device.
@@ -41,8 +48,8 @@ class SparsitySchedule:
 
     Raises:
         TypeError: the optimizer is not one of fusedreg's.
-        ValueError: a value that is not allowed; no group with a target; weights that have no such units, or are complex;
-            a ``norm_group``, whose ranks would not see each other's weights.
+        ValueError: a value that is not allowed; no group with a target; weights that have no such units, are complex
+            or FSDP1's; a ``norm_group``, whose ranks would not see each other's weights.
 
     Example:
         >>> model = torch.nn.Sequential(torch.nn.Linear(10, 50), torch.nn.ReLU(), torch.nn.Linear(50, 1))
@@ -67,7 +74,7 @@ class SparsitySchedule:
         """How often ``step`` was called."""
         self._set(total_steps, begin, end, every)
         self._said: set[int] = set()
-        self._hints: dict[tuple[float, Unit | None], Hint] = {}
+        self._hints: dict[Target, Hint] = {}
         self._pools()
 
     def _set(self, total_steps: int, begin: float, end: float, every: int) -> None:
@@ -80,14 +87,15 @@ class SparsitySchedule:
             raise ValueError(f"Invalid end value: {end} with begin={begin} (allowed: a number in (begin, 1])")
         self.total_steps, self.begin, self.end, self.every = int(total_steps), float(begin), float(end), int(every)
 
-    def _pools(self) -> dict[tuple[float, Unit | None], list[Weights]]:
+    def _pools(self) -> dict[Target, list[Weights]]:
         """What is ranked together, by target and unit."""
         if self.optimizer._norm_group is not None:
             raise ValueError("SparsitySchedule does not work with norm_group (allowed: DTensors; norm_group=None)")
-        groups: dict[tuple[float, Unit | None], list[dict[str, Any]]] = {}
+        groups: dict[Target, list[dict[str, Any]]] = {}
         for group in self.optimizer.param_groups:
-            if group["sparsity"] is not None:
-                groups.setdefault((float(group["sparsity"]), group["sparsity_unit"]), []).append(group)
+            target = _target(group)
+            if target is not None:
+                groups.setdefault(target, []).append(group)
         if not groups:
             raise ValueError("no group has a sparsity (allowed: fusedreg.param_groups(model, sparsity=0.9))")
         pools = {key: list(weights_of(self.optimizer, some)) for key, some in groups.items()}
@@ -120,7 +128,7 @@ class SparsitySchedule:
                 emptied = zero_smallest_units(weights, unit, share)
             self._say(emptied, "weight" if unit is None else "unit", target)
             for group in self.optimizer.param_groups:
-                if group["sparsity"] is not None and (float(group["sparsity"]), group["sparsity_unit"]) == (target, unit):
+                if _target(group) == (target, unit):
                     group["freeze_zeros"] = True
 
     def _say(self, emptied: list[Weights], what: str, target: float) -> None:
@@ -129,8 +137,8 @@ class SparsitySchedule:
                 continue
             self._said.add(id(weights.param))
             warnings.warn(
-                f"at a sparsity of {target:g}, {weights.name} would become all zeros, and keeps its best {what} (where it "
-                "is all zeros already, it stays so); exempt it, or ask for less",
+                f"at a sparsity of {target:g}, {weights.name} would become all zeros, and keeps its best {what} "
+                "(where it is all zeros already, it stays so); exempt it, or ask for less",
                 stacklevel=4,
             )
 

@@ -1,9 +1,9 @@
 """Every weight's rank among all, counted without being written down: what target sparsity selects by.
 
-A rank is a key and, where keys are equal, a position. The key is the score, ``d * w^2`` for a rule with a metric d (1 where
-no step has said what it is) and ``|w|`` for others, as the unsigned number that its bits are, so that a NaN comes last; 0 is
-a weight that is zero, and no other. The position is the number of the
-element among all weights that are selected together, whichever process holds it and however it lies in memory.
+A rank is a key and, where keys are equal, a position. The key is the score, ``d * w^2`` for a rule with a metric d (1
+where no step has said what it is) and ``|w|`` for others, as the unsigned number that its bits are, so that a NaN comes
+last; 0 is a weight that is zero, and no other. The position is the number of the element among all weights that are
+selected together, whichever process holds it and however it lies in memory.
 
 Two classes count: ``CppScores`` in C++ on the CPU, ``TorchScores`` with torch, a chunk at a time, on any device.
 """

@@ -1,10 +1,9 @@
 """Zeroes the weights, or the units of weights, with the smallest scores: exactly as many as asked for.
 
-The rank below which weights go is found by radix selection: the numbers of keys by their leading 16 bits say in which of
-2^16 bins it is, the numbers of those in that bin by the next 16 bits where in it, and so on; among equal keys positions
-decide, likewise. Counts are integers, so that neither threads nor shards change the result, and nothing of a parameter's
-size is made. Processes add up the counts.
-"""
+The rank below which weights go is found by radix selection: the numbers of keys by their leading 16 bits say in which
+of 2^16 bins it is, the numbers of those in that bin by the next 16 bits where in it, and so on; among equal keys
+positions decide, likewise. Counts are integers, so that neither threads nor shards change the result, and nothing of a
+parameter's size is made. Processes add up the counts."""
 
 from __future__ import annotations
 

@@ -58,9 +58,7 @@ class Weights:
         """d of the last step, in the arithmetic dtype, of some elements of its states."""
         assert self.spec.metric is not None
         dtype = arithmetic_dtype(self.param.dtype)
-        return self.spec.metric(
-            {name: state.to(dtype) for name, state in states.items()}, self.scalars, self.group
-        )
+        return self.spec.metric({name: state.to(dtype) for name, state in states.items()}, self.scalars, self.group)
 
 
 def weights_of(optimizer: FusedRegOptimizer, groups: list[dict[str, Any]]) -> Iterator[Weights]:
@@ -78,17 +76,15 @@ def weights_of(optimizer: FusedRegOptimizer, groups: list[dict[str, Any]]) -> It
                 raise ValueError(f"Invalid sparsity value: {group['sparsity']} for complex weights, {name}")
             if is_flat(param):
                 raise ValueError(
-                    f"Invalid sparsity value: {group['sparsity']} for a parameter of FullyShardedDataParallel, of which "
-                    "each rank would rank its own part (allowed: torch.distributed.fsdp.fully_shard)"
+                    f"Invalid sparsity value: {group['sparsity']} for a parameter of FullyShardedDataParallel, of "
+                    "which each rank would rank its own part (allowed: torch.distributed.fsdp.fully_shard)"
                 )
             if param.requires_grad:
                 tensor, offsets = local(param).detach(), (0,) * param.ndim
                 if is_dtensor(param):
                     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-                    _, offsets = compute_local_shape_and_global_offset(
-                        param.shape, param.device_mesh, param.placements
-                    )
+                    _, offsets = compute_local_shape_and_global_offset(param.shape, param.device_mesh, param.placements)
                 yield Weights(
                     name,
                     param,
@@ -110,7 +106,7 @@ def _on_host(value: Any) -> Any:
 def memory_order(tensor: Tensor) -> list[int] | None:
     """A dense tensor's dimensions of more than one element, the outermost in memory first; None if it is not dense."""
     dims = [dim for dim in range(tensor.ndim) if tensor.shape[dim] > 1]
-    dims.sort(key=lambda dim: -tensor.stride(dim))
+    dims.sort(key=tensor.stride, reverse=True)
     extent = 1
     for dim in reversed(dims):
         if tensor.stride(dim) != extent:
@@ -130,4 +126,3 @@ def position_layout(weights: Weights, dims: list[int]) -> tuple[int, list[tuple[
 def flat(tensor: Tensor) -> Tensor:
     """A dense tensor's elements in the order of memory, not copied."""
     return tensor.as_strided((tensor.numel(),), (1,))
-

@@ -16,7 +16,7 @@ from ..penalties import MAX_GRAD_NORM
 from ..rules.spec import RuleSpec
 from .checks import check_gradient, check_states, parameters_that_share_memory
 from .created import Created
-from .partition import SumOverProcesses, Partition, check_norm_is_whole, partition_of
+from .partition import Partition, SumOverProcesses, check_norm_is_whole, partition_of
 
 Groups = list[dict[str, Any]]
 
