@@ -22,6 +22,7 @@ __all__ = [
     "OPTIONS",
     "PENALTIES",
     "PENALTY_MODES",
+    "TARGETS",
     "Option",
     "Penalty",
     "Prox",
@@ -67,7 +68,39 @@ MAX_GRAD_NORM = Option(
     lambda value: value is None or (is_number(value) and float(value) > 0.0),
 )
 
-OPTIONS: tuple[Option, ...] = (*(each.option for each in PENALTIES), PENALTY_MODE, CLIP_VALUE, MAX_GRAD_NORM)
+# What no step acts on, and SparsitySchedule does.
+SPARSITY = Option(
+    "sparsity",
+    None,
+    "float, optional",
+    """the share of exact zeros that ``fusedreg.SparsitySchedule`` brings this group to; without a schedule it does
+    nothing.""",
+    "None or a number in [0, 1)",
+    lambda value: value is None or (is_number(value) and 0.0 <= float(value) < 1.0),
+)
+SPARSITY_UNIT = Option(
+    "sparsity_unit",
+    None,
+    "str or int, optional",
+    """what ``sparsity`` is a share of. None (default): single weights. ``"rows"``: indices of a parameter's first
+    dimension, its output units. ``"columns"``: of its second, its input units. n: so many neighbouring rows
+    together.""",
+    "None, 'rows', 'columns' or a whole number > 0",
+    lambda value: (
+        value is None
+        or value in ("rows", "columns")
+        or (isinstance(value, int) and not isinstance(value, bool) and value > 0)
+    ),
+)
+TARGETS = (SPARSITY, SPARSITY_UNIT)
+
+OPTIONS: tuple[Option, ...] = (
+    *(each.option for each in PENALTIES),
+    PENALTY_MODE,
+    CLIP_VALUE,
+    MAX_GRAD_NORM,
+    *TARGETS,
+)
 
 
 class Regularizers(TypedDict, total=False):
@@ -83,6 +116,8 @@ class Regularizers(TypedDict, total=False):
     penalty_mode: str
     clip_value: float | Tensor | None
     max_grad_norm: float | Tensor | None
+    sparsity: float | None
+    sparsity_unit: str | int | None
     backend: str
     norm_group: torch.distributed.ProcessGroup | None
 
