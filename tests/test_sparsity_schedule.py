@@ -27,7 +27,9 @@ from torch import nn
 import fusedreg
 from fusedreg import SparsitySchedule, param_groups
 from fusedreg.rules.registry import OPTIMIZERS
+from fusedreg.rules.spec import Scalars
 from fusedreg.sparsity import scores
+from fusedreg.sparsity.weights import weights_of
 
 every_variant = pytest.mark.parametrize(("cls", "variant"), OPTIMIZER_VARIANTS, ids=IDS)
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -70,15 +72,46 @@ def at_once(optimizer, **options) -> None:
 # -- the metric
 
 
+# What a rule's metric reads as it was before the step. Nobody keeps that; the score reads what the step has left.
+READ_BEFORE_THE_STEP = {"adadelta": ("acc_delta",)}
+
+
 @every_variant
-def test_the_metric_is_that_of_the_step(cls, variant) -> None:
+@pytest.mark.parametrize("t", [1, 50])  # RAdam is not rectified in its first steps
+def test_the_metric_is_that_of_the_step(cls, variant, t) -> None:
     spec, group = cls.spec, cls(make_params(), **variant_of(cls, variant)).param_groups[0]
-    states = {name: torch.rand(50, dtype=torch.float64) for name in spec.needed_states(group)}
-    scalars = dict.fromkeys(spec.needed_scalar_states(group), 3.0)
-    step = spec.step(torch.randn(50).double(), torch.randn(50).double(), states, scalars, group)
+    generator = torch.Generator().manual_seed(t)
+    w, g = (torch.randn(50, generator=generator, dtype=torch.float64) for _ in range(2))
+    states = {name: torch.rand(50, generator=generator, dtype=torch.float64) for name in spec.needed_states(group)}
+    before = {each.name: each.initial(group) for each in spec.scalar_states if each.needed(group)}
+    for _ in range(t):
+        after = spec.next_scalars(before, group, dict.fromkeys(before, torch.float64))
+        scalars, before = Scalars(before, after), after
+    step = spec.step(w, g, states, scalars, group)
     assert (spec.metric is None) == (step.metric is None)
     if spec.metric is not None:
-        torch.testing.assert_close(spec.metric(step.state, step.scalars, group), step.metric, rtol=1e-15, atol=0)
+        left = {**step.state, **{name: states[name] for name in READ_BEFORE_THE_STEP.get(spec.name, ())}}
+        assert spec.metric(left, scalars.after, group).equal(step.metric)
+
+
+@needs_cpp
+@every_variant
+@pytest.mark.parametrize("steps", [2, 8])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+def test_cpp_scores_are_in_the_metric_of_the_oracle(cls, variant, steps, dtype) -> None:
+    """A weight of 1 has the score d, which its key is the bits of."""
+    params = make_params(((),) * 40, dtype)
+    optimizer = cls(params, **{"lr": 1e-3, **variant_of(cls, variant)}, sparsity=0.5)
+    run(optimizer, params, steps)
+    for param in params:
+        param.data.fill_(1.0)
+    weights = list(weights_of(optimizer, optimizer.param_groups))
+    assert all(each.in_metric == (cls.spec.metric is not None) for each in weights)
+    found = scores.CppScores(weights, list(range(40)), dtype == torch.float64).largest()
+    keys = torch.tensor([each.key for each in found])
+    d = keys.view(torch.float64) if dtype == torch.float64 else keys.int().view(torch.float32)
+    of_weights = [each.metric(each.states) if each.in_metric else torch.ones((), dtype=dtype) for each in weights]
+    torch.testing.assert_close(d, torch.stack(of_weights), rtol=8 * torch.finfo(dtype).eps, atol=0.0)
 
 
 def test_adams_metric_by_hand(counting) -> None:
