@@ -137,14 +137,15 @@ def check_together(group: Group) -> None:
         return
     if lower > upper:
         raise ValueError(f"Invalid lower value: {lower} with upper={upper} (allowed: lower <= upper)")
-    if not lower <= 0 <= upper:
-        for penalty in on:
-            if penalty.needs_zero:
-                name, value = ("lower", lower) if lower > 0 else ("upper", upper)
-                raise ValueError(
-                    f"Invalid {name} value: {value} with {penalty.name}={group[penalty.name]} (allowed: lower <= 0 <= "
-                    "upper, so that a weight may be zero)"
-                )
+    about_zeros = [penalty.name for penalty in on if penalty.needs_zero]
+    if group[SPARSITY.name] is not None:
+        about_zeros.append(SPARSITY.name)
+    if about_zeros and not lower <= 0 <= upper:
+        name, value = ("lower", lower) if lower > 0 else ("upper", upper)
+        raise ValueError(
+            f"Invalid {name} value: {value} with {about_zeros[0]}={group[about_zeros[0]]} (allowed: lower <= 0 <= upper, "
+            "so that a weight may be zero)"
+        )
 
 
 def has_stages(group: Group) -> bool:

@@ -154,5 +154,6 @@ class SparsitySchedule:
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on where the schedule that ``state_dict`` is of stood. Load the optimizer's, too."""
+        last_step = int(state_dict["last_step"])
         self._set(*(state_dict[key] for key in ("total_steps", "begin", "end", "every")))
-        self.last_step = int(state_dict["last_step"])
+        self.last_step = last_step

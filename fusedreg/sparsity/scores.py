@@ -23,9 +23,6 @@ from .weights import Weights, flat, memory_order, position_layout
 
 BINS = 1 << 16
 
-# Temporaries of a few megabytes; on a GPU few enough launches.
-_CHUNK, _CHUNK_ON_DEVICE = 1 << 17, 1 << 22
-
 
 class Rank(NamedTuple):
     key: int
@@ -80,7 +77,7 @@ class CppScores(Scores):
 
     @staticmethod
     def takes(weights: Weights) -> bool:
-        states = list(weights.states.values()) if weights.in_metric else []
+        states = list(weights.states.values())
         backend = CppBackend()
         return (
             backend.unavailable_reason() is None
@@ -95,10 +92,9 @@ class CppScores(Scores):
         dims = memory_order(weights.tensor)
         assert dims is not None
         begin, layout = position_layout(weights, dims)
-        states = weights.states if weights.in_metric else {}
         return (
             weights.tensor,
-            tuple(states.get(state.name) for state in spec.states),
+            tuple(weights.states.get(state.name) for state in spec.states),
             [float(number) for number in read_numbers(spec, group)],
             [weights.scalars.get(each.name, 0.0) for each in spec.scalar_states],
             weights.in_metric,
@@ -127,7 +123,6 @@ class TorchScores(Scores):
         self._is_wide = is_wide
         dims = memory_order(weights.tensor)
         self._is_dense = dims is not None
-        states = weights.states if weights.in_metric else {}
         # What is not dense is copied, and what is not laid out as its parameter.
         self._w = flat(weights.tensor) if self._is_dense else weights.tensor.reshape(-1)
         self._states = {
@@ -136,7 +131,7 @@ class TorchScores(Scores):
             else flat(state)
             if state.stride() == weights.tensor.stride()
             else flat(torch.empty_like(weights.tensor, dtype=state.dtype).copy_(state))
-            for name, state in states.items()
+            for name, state in weights.states.items()
         }
         begin, self._layout = position_layout(weights, dims if dims is not None else list(range(weights.tensor.ndim)))
         self._first = first + begin
@@ -145,15 +140,13 @@ class TorchScores(Scores):
         """The place of each chunk's first weight, and its keys."""
         weights = self.weights[0]
         dtype = arithmetic_dtype(weights.tensor.dtype)
-        size = _CHUNK if self._w.device.type == "cpu" else _CHUNK_ON_DEVICE
-        for begin in range(0, self._w.numel(), size):
-            w = self._w[begin : begin + size].to(dtype)
-            score = w.abs()
-            if self._states:
-                states = {name: state[begin : begin + size] for name, state in self._states.items()}
-                score = (weights.metric(states) * score * score).abs()
-            elif weights.spec.metric is not None:
-                score = score * score
+        for begin in range(0, self._w.numel(), weights.chunk):
+            w = self._w[begin : begin + weights.chunk]
+            if weights.spec.metric is None:
+                score = w.to(dtype).abs()
+            else:
+                states = {name: state[begin : begin + weights.chunk] for name, state in self._states.items()}
+                score = weights.squares(w, states).abs()  # a zero, and a NaN, may have a sign
             if self._is_wide:
                 score = score.double()
             bits = score.view(torch.int64 if self._is_wide else torch.int32).to(torch.int64)

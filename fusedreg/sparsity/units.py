@@ -7,14 +7,10 @@ import math
 import torch
 from torch import Tensor
 
-from ..backends.reference import arithmetic_dtype
 from ..step.partition import reduce_over_shards
 from .weights import Weights
 
 Unit = str | int
-
-# So many elements are scored at a time, or one row.
-_CHUNK = 1 << 18
 
 
 def units_in(weights: Weights, unit: Unit) -> int:
@@ -40,22 +36,13 @@ def add_up_scores(weights: Weights, unit: Unit) -> Tensor:
     matter, as the unsigned number that its bits are. int64, on the CPU; 0 where all is zero."""
     w, dim = weights.tensor, 1 if unit == "columns" else 0
     sums = torch.zeros(w.shape[dim], dtype=torch.float64, device=w.device)
-    in_metric = weights.in_metric
-    states = weights.states if in_metric else {}
-    row = max(math.prod(w.shape[1:]), 1)
-    rows = max(_CHUNK // row, 1)
+    others = [each for each in range(w.ndim) if each != dim]
+    rows = max(weights.chunk // max(math.prod(w.shape[1:]), 1), 1)
     for begin in range(0, w.shape[0] if w.numel() else 0, rows):
-        part = w[begin : begin + rows].to(arithmetic_dtype(w.dtype)).double()
-        squares = part.square()
-        if in_metric:
-            d = weights.metric({name: state[begin : begin + rows] for name, state in states.items()})
-            squares *= torch.where(part == 0, 0.0, d.double())  # or a metric that is not finite would score a zero
-        others = [each for each in range(w.ndim) if each != dim]
-        of_units = squares.sum(others) if others else squares
-        if dim == 0:
-            sums[begin : begin + rows] = of_units
-        else:
-            sums += of_units
+        states = {name: state[begin : begin + rows] for name, state in weights.states.items()}
+        squares = weights.squares(w[begin : begin + rows], states)
+        part = sums[begin : begin + rows] if dim == 0 else sums
+        part += squares.sum(others, dtype=torch.float64) if others else squares
     of_all = torch.zeros(units_in(weights, unit), dtype=torch.float64, device="cpu")
     of_all.index_add_(0, _numbers(weights, unit), sums.cpu())
     of_all = reduce_over_shards(weights.partition, of_all)

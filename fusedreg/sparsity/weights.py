@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..backends.memory import is_dtensor, local
@@ -20,7 +22,7 @@ from ..step.partition import Partition, partition_of
 
 @dataclass(frozen=True, eq=False)
 class Weights:
-    """A parameter with a target. Nothing in it is copied."""
+    """A parameter with a target, between two steps. Nothing in it is copied."""
 
     name: str
     """For a message."""
@@ -36,7 +38,7 @@ class Weights:
     """With its numbers on the host."""
     state: Mapping[str, Any]
 
-    @property
+    @functools.cached_property
     def in_metric(self) -> bool:
         """Whether a step was taken, by a rule that has a metric."""
         spec, group = self.spec, self.group
@@ -45,20 +47,32 @@ class Weights:
         counts = [scalar.name for scalar in spec.scalar_states if scalar.counts_steps and scalar.needed(group)]
         return all(self.scalars[name] > 0 for name in counts)
 
-    @property
+    @functools.cached_property
     def states(self) -> dict[str, Tensor]:
-        """The rule's tensor states, as far as this process holds them."""
-        return {name: local(self.state[name]).detach() for name in self.spec.needed_states(self.group)}
+        """What the metric is computed from, as far as this process holds it; nothing where there is none."""
+        names = self.spec.needed_states(self.group) if self.in_metric else ()
+        return {name: local(self.state[name]).detach() for name in names}
 
-    @property
+    @functools.cached_property
     def scalars(self) -> dict[str, float]:
         return {name: float(self.state.get(name, 0.0)) for name in self.spec.needed_scalar_states(self.group)}
 
-    def metric(self, states: dict[str, Tensor]) -> Tensor:
+    def metric(self, states: Mapping[str, Tensor]) -> Tensor:
         """d of the last step, in the arithmetic dtype, of some elements of its states."""
         assert self.spec.metric is not None
         dtype = arithmetic_dtype(self.param.dtype)
         return self.spec.metric({name: state.to(dtype) for name, state in states.items()}, self.scalars, self.group)
+
+    def squares(self, w: Tensor, states: Mapping[str, Tensor]) -> Tensor:
+        """``d * w^2`` of some elements, in the arithmetic dtype; ``w^2`` where there is no metric."""
+        w = w.to(arithmetic_dtype(w.dtype))
+        # A metric that is not finite does not make anything of a zero.
+        return torch.where(w == 0, 0.0, self.metric(states) * w * w) if self.in_metric else w.square()
+
+    @property
+    def chunk(self) -> int:
+        """How many elements torch scores at a time: temporaries of a few megabytes, and on a GPU few launches."""
+        return 1 << (18 if self.tensor.device.type == "cpu" else 22)
 
 
 def weights_of(optimizer: FusedRegOptimizer, groups: list[dict[str, Any]]) -> Iterator[Weights]:

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
-from fusedreg import SparsitySchedule
+from fusedreg import FusedRegNAdam, SparsitySchedule
 from fusedreg.sparsity import scores
 
 STEPS = 10
@@ -86,7 +86,7 @@ def check(ranks: int, cases: list[Case]) -> None:
 @needs_cpp
 def test_four_ranks_zero_what_one_does() -> None:
     cases: list[Case] = [(FusedRegAdam, layout, {}, by_torch) for layout in LAYOUTS for by_torch in (False, True)]
-    cases += [(FusedRegSGD, "several-meshes", {"momentum": 0.9}, False)]
+    cases += [(FusedRegSGD, "several-meshes", {"momentum": 0.9}, False), (FusedRegNAdam, "fsdp2", {}, False)]
     cases += [(FusedRegAdam, "fsdp2-and-tensor-parallel", {"sparsity_unit": "columns"}, False)]
     cases += [(FusedRegAdam, layout, {"sparsity_unit": "rows"}, False) for layout in ("fsdp2", "hsdp")]
     check(4, cases)
