@@ -143,8 +143,8 @@ def check_together(group: Group) -> None:
     if about_zeros and not lower <= 0 <= upper:
         name, value = ("lower", lower) if lower > 0 else ("upper", upper)
         raise ValueError(
-            f"Invalid {name} value: {value} with {about_zeros[0]}={group[about_zeros[0]]} (allowed: lower <= 0 <= upper, "
-            "so that a weight may be zero)"
+            f"Invalid {name} value: {value} with {about_zeros[0]}={group[about_zeros[0]]} (allowed: lower <= 0 <= "
+            "upper, so that a weight may be zero)"
         )
 
 
