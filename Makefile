@@ -11,24 +11,30 @@ EXAMPLES := $(sort $(filter-out examples/_% examples/demo%, $(wildcard examples/
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
 CPP := $(shell find csrc tests experiments -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
-.PHONY: help check test test-triton sanitize fuzz lint format typecheck demo examples notebooks docs bench bench-compare gpu-check clean
+.PHONY: help check test test-triton test-cuda sanitize fuzz lint format typecheck demo examples notebooks docs bench bench-compare gpu-check clean
 .NOTPARALLEL: # they install into one environment
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 check: NOTEBOOKS = check
-check: test test-triton sanitize lint typecheck demo examples notebooks docs ## what a change must pass
+check: test test-triton test-cuda sanitize lint typecheck demo examples notebooks docs ## what a change must pass
 	$(BIN)/python -m fusedreg info
 
-test: $(VENV)/.test ## the tests, two at a time; PYTEST="-k parity -x" are arguments for pytest
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST)
+# Two tests at a time, of different files, which share fixtures.
+AT_A_TIME := -n 2 --dist loadfile --no-loadscope-reorder
+WITH_A_TARGET_OF_THEIR_OWN := tests/test_examples.py tests/backends/test_triton_*.py tests/backends/test_cuda_kernels.py
+test: $(VENV)/.test ## the tests that have no target of their own; PYTEST="-k parity -x" are arguments for pytest
+	$(BIN)/python -m pytest $(AT_A_TIME) $(addprefix --ignore=,$(wildcard $(WITH_A_TARGET_OF_THEIR_OWN))) $(PYTEST)
 
 TRITON_HOSTILE := tests/test_edges.py tests/hostile -k "triton or fuzz or rounding or extremes or prox_follows"
 test-triton: $(VENV)/.triton ## the Triton backend without a GPU, compiled and interpreted; HOSTILE=1: hostile input too
-	$(BIN)/python -m pytest tests/backends/test_triton_*.py tests/test_registry.py $(PYTEST)
+	$(BIN)/python -m pytest $(AT_A_TIME) tests/backends/test_triton_*.py tests/test_registry.py $(PYTEST)
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/backends/test_triton.py tests/test_edges.py tests/test_constraints.py tests/distributed -k "triton or several-meshes" $(PYTEST)
 	$(if $(HOSTILE),TRITON_INTERPRET=1 $(BIN)/python -m pytest $(TRITON_HOSTILE) $(PYTEST))
+
+test-cuda: $(VENV)/.test ## compiles the CUDA kernels where nvcc is, without a GPU, and reads what came out
+	$(BIN)/python -m pytest tests/backends/test_cuda_kernels.py $(PYTEST)
 
 # The suites that reach the farthest into the extension.
 sanitize: $(VENV)/.test ## the extension under AddressSanitizer and UndefinedBehaviorSanitizer
@@ -83,7 +89,7 @@ gpu-check: ## on a machine with a GPU: builds in place, tests, measures
 
 $(VENV)/.torch:
 	$(PYTHON) -m venv $(VENV) || { echo "make: no virtual environment; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
-	$(PIP) --upgrade pip "setuptools>=64" wheel ninja
+	$(PIP) --upgrade pip "setuptools>=77" wheel ninja
 	$(PIP) "$(TORCH)"
 	touch $@
 

@@ -8,21 +8,37 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tempfile
 import textwrap
 import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "csrc"))
+sys.dont_write_bytecode = True
 
-from setuptools import setup
+import setuptools  # noqa: E402
+from setuptools import setup  # noqa: E402
 
 
 def stop(message: str) -> None:
     sys.exit("\n" + textwrap.fill("fusedreg: " + " ".join(message.split()), width=100) + "\n")
 
 
+if int(setuptools.__version__.split(".")[0]) < 77:
+    stop(
+        f"setuptools {setuptools.__version__} is too old to build it: `pip install 'setuptools>=77'`, then build again."
+    )
+
+# What pip makes on its way to a wheel is not left in the source folder.
+OPTIONS: dict[str, dict[str, str]] = {}
+BUILD = "build"
+if {"bdist_wheel", "egg_info"} & set(sys.argv):
+    temporary = tempfile.TemporaryDirectory(prefix="fusedreg-")
+    BUILD = temporary.name
+    OPTIONS = {"build": {"build_base": BUILD}, "egg_info": {"egg_base": BUILD}}
+
 if os.environ.get("FUSEDREG_NO_EXTENSION"):
-    setup()
+    setup(options=OPTIONS)
     sys.exit()
 
 try:
@@ -51,17 +67,22 @@ if not (Path(sysconfig.get_paths()["include"]) / "Python.h").exists():
 import rule_units  # noqa: E402
 
 CSRC = Path("csrc").resolve()
-UNITS = Path("build") / "rules"
+UNITS = Path(BUILD) / "rules"
 HEADERS = [str(path) for path in Path("csrc").rglob("*.h")]
 # Debug information, which Python's own flags ask for, would be ten times the code. math-errno and trapping-math stand
 # in the way of vectorised square roots and selects. -fopenmp without linking it: at::parallel_for then runs on torch's
 # own pool.
 FLAGS = ["-O3", "-g0", "-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wextra", "-Wno-unknown-pragmas"]
+# Another torch is another command, so that everything is compiled again, however old its headers are.
+TORCH = [f"-DFUSEDREG_TORCH={torch.__version__}"]
 OPENMP = ["-fopenmp"] if sys.platform.startswith("linux") else []
 
 # For tools/sanitize. After FLAGS, so that its -O1 counts; not recovering makes the first finding end the process.
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
 SANITIZE = [*SANITIZERS, "-O1", "-g", "-fno-omit-frame-pointer"] if os.environ.get("FUSEDREG_SANITIZE") else []
+
+# Where no GPU is visible and TORCH_CUDA_ARCH_LIST is not set: A100, RTX 30 and 40, H100, and what comes next.
+CUDA_ARCHITECTURES = "8.0;8.6;8.9;9.0+PTX"
 
 # Extensions that are left out, and why: what `python -m fusedreg info` says.
 NOT_BUILT: dict[str, str] = {}
@@ -91,17 +112,25 @@ def no_cuda_reason() -> str | None:
 
 class Build(BuildExtension):
     def build_extension(self, extension) -> None:
+        print(
+            f"fusedreg: compiling {len(extension.sources)} files for {extension.name}, which takes minutes", flush=True
+        )
         try:
             super().build_extension(extension)
         except Exception as error:
             if extension.name != "fusedreg._cuda":
-                raise
+                stop(
+                    f"""`{COMPILER}` is there and could not compile it ({error}); its own messages are above. It must
+                    know C++20, as GCC 11 and Clang 14 do: install one that does, or name it in CXX, then build again.
+                    {NO_EXTENSION}"""
+                )
             NOT_BUILT["_cuda"] = (
                 f"its kernels did not compile when fusedreg was built ({type(error).__name__}: {error})"
             )
 
     def run(self) -> None:
         begin = time.perf_counter()
+        self.force = True  # ninja knows what is new; setuptools compares times with fusedreg's own headers alone
         super().run()
         seconds = time.perf_counter() - begin
         # Compared with the torch that is imported, before an extension is: see fusedreg/backends/cpp.py.
@@ -125,19 +154,21 @@ extensions = [
             *rule_units.write("cpu", UNITS),
         ],
         include_dirs=[str(CSRC)],
-        extra_compile_args=[*FLAGS, *OPENMP, *SANITIZE],
+        extra_compile_args=[*FLAGS, *TORCH, *OPENMP, *SANITIZE],
         extra_link_args=SANITIZERS if SANITIZE else [],
         depends=HEADERS,
     )
 ]
 reason = no_cuda_reason()
 if reason is None:
+    if not torch.cuda.is_available():  # torch would ask the GPU that is not there what it is
+        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", CUDA_ARCHITECTURES)
     extensions.append(
         CUDAExtension(
             "fusedreg._cuda",
             ["csrc/cuda/bindings.cpp", "csrc/cuda/squares.cu", *rule_units.write("cuda", UNITS, "cu")],
             include_dirs=[str(CSRC)],
-            extra_compile_args={"cxx": FLAGS, "nvcc": ["-O3"]},
+            extra_compile_args={"cxx": [*FLAGS, *TORCH], "nvcc": ["-O3", *TORCH]},
             depends=HEADERS,
             optional=True,
         )
@@ -145,4 +176,4 @@ if reason is None:
 else:
     NOT_BUILT["_cuda"] = reason
 
-setup(ext_modules=extensions, cmdclass={"build_ext": Build})
+setup(ext_modules=extensions, cmdclass={"build_ext": Build}, options=OPTIONS)

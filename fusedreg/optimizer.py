@@ -28,7 +28,7 @@ from .hyperparameters import (
     check_one_max_grad_norm,
     read_old_name,
 )
-from .penalties import MAX_GRAD_NORM, OPTIONS, on_gpu
+from .penalties import MAX_GRAD_NORM, OPTIONS, as_python, on_gpu
 from .regularizers import read_keywords, write_docs
 from .rules.spec import RuleSpec
 from .step.checks import check_graph_capture
@@ -115,7 +115,7 @@ class FusedRegOptimizer(Optimizer):
         self.defaults.update(self.__dict__.pop("_regularizers", {}))
         read_old_name(param_group)
         for option in OPTIONS:
-            param_group.setdefault(option.name, self.defaults[option.name])
+            param_group[option.name] = as_python(param_group.get(option.name, self.defaults[option.name]))
         check_group(self.spec, {**self.defaults, **param_group})
         check_one_max_grad_norm([*self.param_groups, param_group])
         super().add_param_group(param_group)

@@ -11,7 +11,7 @@ import torch
 
 from . import backends
 from .hyperparameters import check_group, read_old_name
-from .penalties import OPTIONS
+from .penalties import OPTIONS, as_python
 from .rules.spec import RuleSpec
 
 # The keywords that are no group options.
@@ -76,7 +76,7 @@ def read_keywords(cls: Any, keywords: dict[str, Any]) -> tuple[dict[str, Any], s
         raise TypeError(
             f"Invalid norm_group: a {type(norm_group).__name__} (allowed: None, a ProcessGroup of this rank)"
         )
-    options = {**defaults, **keywords}
+    options = {name: as_python(value) for name, value in {**defaults, **keywords}.items()}
     check_group(cls.spec, options)
     return options, backend, norm_group
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import re
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -107,6 +109,12 @@ print(p.tolist())
 """
 
 
+@functools.cache
+def trained() -> list[float]:
+    """What TRAIN prints with the extension."""
+    return [float(x) for x in run(sys.executable, "-c", TRAIN, cwd=ROOT).stdout.strip("[]\n").split(",")]
+
+
 def copy_of_the_package(folder: Path, built_with: str | None) -> None:
     """fusedreg without its compiled module, and with another note of the torch that it was built with."""
     ignored = shutil.ignore_patterns("*.so", "_built_with.py", "__pycache__")
@@ -130,21 +138,25 @@ def test_without_a_fitting_extension_it_says_so_once_and_works(built_with, words
     assert fallen_back.returncode == 0, fallen_back.stderr
     assert fallen_back.stderr.count(words) == 1
     assert "Using backend 'reference'" in fallen_back.stderr
-    with_extension = run(sys.executable, "-c", TRAIN, cwd=ROOT)
-    expected = [float(x) for x in with_extension.stdout.strip("[]\n").split(",")]
-    assert [float(x) for x in fallen_back.stdout.strip("[]\n").split(",")] == pytest.approx(expected, rel=1e-6)
+    assert [float(x) for x in fallen_back.stdout.strip("[]\n").split(",")] == pytest.approx(trained(), rel=1e-6)
 
     asked_for = run(sys.executable, "-c", TRAIN.replace("l1=0.1", "l1=0.1, backend='cpp'"), cwd=tmp_path)
     assert "RuntimeError: backend 'cpp' cannot run: " in asked_for.stderr
     assert words in asked_for.stderr
 
 
-def setup_py(tmp_path: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    for name in ("setup.py", "pyproject.toml", "README.md"):
-        shutil.copy(ROOT / name, tmp_path / name)
-    shutil.copytree(ROOT / "requirements", tmp_path / "requirements")
-    shutil.copytree(ROOT / "fusedreg", tmp_path / "fusedreg", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
-    return run(sys.executable, "setup.py", "build_ext", "--inplace", cwd=tmp_path, **environment)
+def copy_of_the_sources(folder: Path) -> None:
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE", "MANIFEST.in"):
+        shutil.copy(ROOT / name, folder / name)
+    for name in ("requirements", "csrc", "fusedreg"):
+        ignored = shutil.ignore_patterns("*.so", "_built_with.py", "__pycache__")
+        shutil.copytree(ROOT / name, folder / name, ignore=ignored)
+
+
+def setup_py(tmp_path: Path, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    copy_of_the_sources(tmp_path)
+    command = command or ("build_ext", "--inplace")
+    return run(sys.executable, "setup.py", *command, cwd=tmp_path, **environment)
 
 
 def test_building_without_a_compiler_says_what_to_do(tmp_path) -> None:
@@ -162,6 +174,40 @@ def test_building_without_torch_says_what_to_do(tmp_path) -> None:
     assert failed.returncode != 0
     assert "pip install --no-build-isolation ." in " ".join(failed.stderr.split())
     assert "Traceback" not in failed.stderr
+
+
+def test_building_with_a_compiler_that_fails_says_what_to_do(tmp_path) -> None:
+    compiler = tmp_path / "c++"
+    compiler.write_text('#!/bin/sh\ncase "$*" in *-c*) echo "no such standard" >&2; exit 1;; *) exec c++ "$@";; esac\n')
+    compiler.chmod(0o755)
+    failed = setup_py(tmp_path, CXX=str(compiler), FUSEDREG_NO_CUDA="1")
+    assert failed.returncode != 0
+    assert "fusedreg: compiling" in failed.stdout
+    assert "is there and could not compile it" in " ".join(failed.stderr.split())
+    assert "Traceback" not in failed.stderr
+
+
+def test_a_wheel_leaves_nothing_in_the_source_folder(tmp_path) -> None:
+    sources, wheels = tmp_path / "sources", tmp_path / "wheels"
+    sources.mkdir()
+    copy_of_the_sources(sources)
+    before = sorted(sources.rglob("*"))
+    pip = (sys.executable, "-m", "pip", "wheel", "--no-build-isolation", "--no-deps", "-w", str(wheels), str(sources))
+    done = run(*pip, cwd=tmp_path, FUSEDREG_NO_EXTENSION="1")
+    assert done.returncode == 0, done.stderr
+    assert sorted(sources.rglob("*")) == before
+    assert len(list(wheels.iterdir())) == 1
+
+
+def test_a_source_distribution_holds_every_source(tmp_path) -> None:
+    done = setup_py(tmp_path, "sdist", FUSEDREG_NO_EXTENSION="1")
+    assert done.returncode == 0, done.stderr
+    (archive,) = (tmp_path / "dist").iterdir()
+    with tarfile.open(archive) as file:
+        held = {name.partition("/")[2] for name in file.getnames()}
+    sources = {str(path.relative_to(tmp_path)) for path in (tmp_path / "csrc").rglob("*") if path.is_file()}
+    assert sources <= held
+    assert any(path.endswith(".cu") for path in sources)
 
 
 @needs_cpp

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..penalties import has_stages
-from ..rules.spec import RuleSpec
+from ..rules.spec import RuleSpec, number
 from .base import Entry, Plan, StepScalars
 from .tables import NUMEL, ROW_COLUMNS, SET_WIDTH, encode_address, encode_value, make_tables
 
@@ -170,7 +170,7 @@ class DevicePlan(Plan):
         if of_rows != self._has_stages:
             self._has_stages, self._chunks_made_for = of_rows, b""
         limit = groups[0]["max_grad_norm"]
-        scalars = [limit if self._is_on_device(limit) else float(limit or 0.0)]
+        scalars = [limit if self._is_on_device(limit) else float(number(limit or 0.0))]
         scalars += [value for values in numbers for value in values]
         self._group_scalars = [number for value in scalars for number in self._encode(value, self._kept)]
         on_host = [[0.0 if isinstance(value, Tensor) else value for value in values] for values in numbers]

@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..penalties import PENALTIES, Prox
+from ..penalties import PENALTIES, Prox, as_python
 from ..penalties.l1 import L1
 from ..penalties.mcp import MCP_GAMMA
 from ..penalties.spec import Group, Scalar, like
-from ..rules.spec import RuleSpec, Scalars, Step
+from ..rules.spec import RuleSpec, Scalars, Step, number
 from .base import Entry, Plan, StepScalars
 from .memory import is_dtensor, local
 
@@ -32,7 +32,7 @@ def clip_gradient_value(g: Tensor, group: Group, inv_grad_scale: Scalar) -> Tens
     if group["maximize"]:
         g = -g
     if group["clip_value"] is not None:
-        bound = float(group["clip_value"])
+        bound = float(number(group["clip_value"]))
         if bound <= torch.finfo(g.dtype).max:  # clamp refuses a larger one
             g = g.clamp(-bound, bound)
     return g
@@ -111,7 +111,9 @@ def arithmetic_dtype(dtype: torch.dtype) -> torch.dtype:
 def _scalar(value: Any, keep_tensors: bool) -> Any:
     if isinstance(value, Tensor):
         return value.reshape(()) if keep_tensors else value.item()
-    return tuple(_scalar(each, keep_tensors) for each in value) if isinstance(value, (tuple, list)) else value
+    if isinstance(value, (tuple, list)):
+        return tuple(_scalar(each, keep_tensors) for each in value)
+    return as_python(value)
 
 
 def _real(tensor: Tensor) -> Tensor:

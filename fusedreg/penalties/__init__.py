@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from .l0 import L0
 from .l1 import L1
 from .l2 import L2
 from .mcp import MCP_GAMMA
-from .spec import PENALTY_MODES, Group, Option, Penalty, Prox, is_number, on_gpu
+from .spec import PENALTY_MODES, Group, Option, Penalty, Prox, as_python, on_gpu
 
 __all__ = [
     "MAX_GRAD_NORM",
@@ -27,6 +27,7 @@ __all__ = [
     "Penalty",
     "Prox",
     "Regularizers",
+    "as_python",
     "check_together",
     "compiled_fields",
     "has_stages",
@@ -55,7 +56,7 @@ CLIP_VALUE = Option(
     """clamps every gradient element to ``[-clip_value, clip_value]``, as ``clip_grad_value_``, without writing
     ``p.grad``.""",
     "None or a number >= 0",
-    lambda value: value is None or (is_number(value) and float(value) >= 0.0),
+    lambda value: value is None or (isinstance(value, (int, float)) and value >= 0.0),
 )
 # One number for the whole optimizer; it stands in every group so that state dicts carry it.
 MAX_GRAD_NORM = Option(
@@ -65,7 +66,7 @@ MAX_GRAD_NORM = Option(
     """scales all gradients down to this total norm, as ``clip_grad_norm_`` after ``clip_grad_value_``, without writing
     ``p.grad``. One number for the whole optimizer; ``inf`` only measures.""",
     "None or a number > 0",
-    lambda value: value is None or (is_number(value) and float(value) > 0.0),
+    lambda value: value is None or (isinstance(value, (int, float)) and value > 0.0),
 )
 
 # What no step acts on, and SparsitySchedule does.
@@ -76,7 +77,7 @@ SPARSITY = Option(
     """the share of exact zeros that ``fusedreg.SparsitySchedule`` brings this group to; without a schedule it does
     nothing.""",
     "None or a number in [0, 1)",
-    lambda value: value is None or (is_number(value) and 0.0 <= float(value) < 1.0),
+    lambda value: value is None or (isinstance(value, (int, float)) and 0.0 <= value < 1.0),
 )
 SPARSITY_UNIT = Option(
     "sparsity_unit",
@@ -113,7 +114,7 @@ class Regularizers(TypedDict, total=False):
     upper: float | Tensor
     l0: float | Tensor
     freeze_zeros: bool
-    penalty_mode: str
+    penalty_mode: Literal["proximal", "decoupled", "subgradient"]
     clip_value: float | Tensor | None
     max_grad_norm: float | Tensor | None
     sparsity: float | None

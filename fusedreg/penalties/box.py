@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from .spec import Group, Option, Penalty, Prox, is_number, like
+from .spec import Group, Option, Penalty, Prox, like
 
 
 def _at_least(x: Tensor, problem: Prox) -> Tensor:
@@ -39,7 +39,7 @@ def _option(name: str, default: float, doc: str) -> Option:
         doc,
         f"a number, or {default:g} for none",
         # one that is infinite on the other side would leave no number between the two
-        lambda value: is_number(value) and not math.isnan(float(value)) and float(value) != -default,
+        lambda value: isinstance(value, (int, float)) and not math.isnan(value) and value != -default,
     )
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from .box import LOWER, UPPER
 from .l1 import L1, soft_threshold
 from .l2 import L2
-from .spec import Group, Option, Penalty, Prox, is_number, like
+from .spec import Group, Option, Penalty, Prox, like
 
 
 def minimax_concave(w: Tensor, group: Group) -> Tensor:
@@ -57,7 +57,7 @@ MCP_GAMMA = Penalty(
         """turns the L1 penalty into the minimax concave penalty, > 0: its pull fades from ``l1`` at 0 to nothing at
         ``abs(w) = mcp_gamma * l1``. Default: inf, which is L1.""",
         "a number > 0",
-        lambda value: is_number(value) and float(value) > 0.0,
+        lambda value: isinstance(value, (int, float)) and value > 0.0,
     ),
     prox=_prox,
     value=lambda w, group: minimax_concave(w, group) - L1.value(w, group),

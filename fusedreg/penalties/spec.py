@@ -21,8 +21,9 @@ def on_gpu(value: object) -> bool:
     return isinstance(value, Tensor) and value.device.type != "cpu"
 
 
-def is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) or (isinstance(value, Tensor) and value.numel() == 1)
+def as_python(value: Any) -> Any:
+    """A scalar of numpy's as Python's: ``torch.load`` refuses checkpoints with others."""
+    return value.item() if type(value).__module__ == "numpy" and getattr(value, "size", 0) == 1 else value
 
 
 def like(w: Tensor, value: Scalar) -> Tensor:
@@ -41,11 +42,15 @@ class Option:
     allowed: str
     """What may be given, in words."""
     is_allowed: Callable[[Any], bool]
-    """Of a value that can be read without waiting for a GPU."""
+    """Of a value as Python has it. One that is on a GPU is not asked about."""
 
     def check(self, value: Any) -> None:
         """Raises ValueError if ``value`` is not allowed."""
-        if not on_gpu(value) and not self.is_allowed(value):
+        if on_gpu(value):
+            return
+        is_one = isinstance(value, Tensor) and value.numel() == 1
+        # detached: one that requires a gradient would warn
+        if not self.is_allowed(value.detach().item() if is_one else as_python(value)):
             shown = repr(value) if isinstance(value, str) else value
             raise ValueError(f"Invalid {self.name} value: {shown} (allowed: {self.allowed})")
 
@@ -58,7 +63,7 @@ def strength(name: str, doc: str) -> Option:
         "float",
         doc,
         "a finite number >= 0",
-        lambda value: is_number(value) and 0.0 <= float(value) < math.inf,
+        lambda value: isinstance(value, (int, float)) and 0.0 <= value < math.inf,
     )
 
 

@@ -43,8 +43,7 @@ def radam(w: Tensor, g: Tensor, state: Mapping[str, Tensor], scalars: Scalars, g
     m_hat = exp_avg / (1 - beta1**t)
     d = radam_metric(new_state, scalars.after, group)
     if not is_rectified(t, group):
-        no_floor = torch.full_like(w, torch.inf)
-        return Step(w - lr * m_hat, new_state, lr, metric=d, safeguard=no_floor)
+        return Step(w - lr * m_hat, new_state, lr, metric=d, safeguard=-d)  # below zero, no floor acts
     longest, length = length_of_average(t, group)
     tau = lr * ((length - 4) * (length - 2) * longest / ((longest - 4) * (longest - 2) * length)) ** 0.5
     return Step(w - tau * m_hat / d, new_state, tau, metric=d)

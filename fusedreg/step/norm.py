@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..backends import DeviceNorm, StepScalars
 from ..backends.reference import clip_coefficient
-from ..penalties import on_gpu
+from ..rules.spec import number
 from .plan import Plans
 
 
@@ -30,7 +30,7 @@ def clip(
         by_partition = [(part.partition, value) for part, value in zip(plans.parts, sums, strict=True)]
         sums = [plans.over_processes.add_up(by_partition)]
     if all(isinstance(value, float) for value in sums):
-        norm, bound = math.sqrt(sum(cast(list[float], sums))), float(max_grad_norm)
+        norm, bound = math.sqrt(sum(cast(list[float], sums))), float(number(max_grad_norm))
         # Infinity measures, also what is not finite. Otherwise NaN stays.
         step.clip_coef = 1.0 if bound == math.inf or bound / (norm + 1e-6) > 1.0 else bound / (norm + 1e-6)
         return norm
@@ -42,7 +42,7 @@ def clip(
         for value in sums
     ]
     squares = parts[0] if len(parts) == 1 else torch.cat(parts)
-    limit = max_grad_norm if on_gpu(max_grad_norm) else float(max_grad_norm)
+    limit = number(max_grad_norm)
     result = last_norm
     if any(plan.stays_on_device for plan in plans.plans):
         # One buffer for all steps, so that a CUDA graph writes where `grad_norm` reads.

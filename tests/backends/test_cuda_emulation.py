@@ -75,7 +75,11 @@ def test_states_without_a_kernel_raise() -> None:
         build_emulation().update("adam", 0, 0b101, True, 0, 0, 0, 0, 0, 0)
 
 
-@pytest.mark.parametrize("case", list(cases("cuda")), ids=str)
+# Modes choose among the same kernels.
+SOME = [c for c in cases("cuda") if c.dtype == torch.float32 or c.penalty_mode == c.optimizer.spec.modes[0]]
+
+
+@pytest.mark.parametrize("case", SOME, ids=str)
 def test_one_step(case: Case, emulated) -> None:
     assert error_in_eps(case) <= TOLERANCE_IN_EPS[case.dtype]
 

@@ -72,12 +72,7 @@ def compile_unit(unit: str, architecture: str, folder: Path) -> Compiled:
 @pytest.fixture(scope="module")
 def compilations(request, tmp_path_factory) -> Iterator[dict[str, Future[Compiled]]]:
     """Those that this run's tests ask for, on all processors, in the order of the tests."""
-    takes_slow = request.config.getoption("slow")
-    items = [
-        item
-        for item in request.session.items
-        if item.path == request.path and (takes_slow or not item.get_closest_marker("slow"))
-    ]
+    items = [item for item in request.session.items if item.path == request.path]
     names = dict.fromkeys(item.callspec.params["compiled"] for item in items)
     pool = ThreadPoolExecutor(os.cpu_count())
     yield {

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import math
 import re
 
+import numpy as np
 import pytest
 import torch
 from conftest import needs_cpp
@@ -85,6 +87,45 @@ def test_a_value_set_between_steps_moves_nothing(key, value, shown, backend) -> 
     optimizer.param_groups[0][key] = good
     optimizer.step()
     assert optimizer.state[params[0]]["step"] == 3
+
+
+NUMBERS = {"l1": 0.25, "l2": 1.0, "mcp_gamma": 3.0, "lower": -2.0, "clip_value": 1.0, "max_grad_norm": 0.5}
+KINDS_OF_NUMBERS = {
+    "float32": np.float32,
+    "float64": np.float64,
+    "array": np.array,
+    "tensor": torch.tensor,
+    "requires grad": lambda value: torch.tensor(value, requires_grad=True),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS_OF_NUMBERS)
+def test_numbers_of_other_kinds(kind, backend, recwarn) -> None:
+    """Taken as Python's, without a warning; a checkpoint that has them loads."""
+    torch.set_warn_always(True)
+    results = []
+    try:
+        for make in (float, KINDS_OF_NUMBERS[kind]):
+            params = make_params(seed=3)
+            optimizer = FusedRegAdam(
+                [{"params": params, "l1": make(NUMBERS["l1"])}],
+                backend=backend,
+                **{name: make(value) for name, value in NUMBERS.items()},
+            )
+            run(optimizer, params, 2)
+            optimizer.param_groups[0]["l2"] = make(0.5)
+            run(optimizer, params, 1)
+            results.append([param.detach() for param in params])
+    finally:
+        torch.set_warn_always(False)
+    assert_same_bits(*results)
+    assert not recwarn.list
+    if kind != "requires grad":
+        optimizer.param_groups[0]["l2"] = 0.5
+        file = io.BytesIO()
+        torch.save(optimizer.state_dict(), file)
+        file.seek(0)
+        optimizer.load_state_dict(torch.load(file, weights_only=True))
 
 
 @bad_values

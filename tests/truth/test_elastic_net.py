@@ -92,6 +92,7 @@ def test_optimality_conditions_hold(fit, family) -> None:
     at_most(1e-8, worst, f"{family}: optimality conditions")
 
 
+@pytest.mark.parametrize("family", ["elastic-net"])
 def test_float32(family, solver) -> None:
     """Weights and state in float32 end within 1e-5 of the largest coefficient on the path, with the same support.
 
