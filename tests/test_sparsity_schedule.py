@@ -101,8 +101,7 @@ def test_the_metric_is_that_of_the_step(cls, variant, t) -> None:
 
 @needs_cpp
 @every_variant
-@pytest.mark.parametrize("steps", [2, 8])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize(("steps", "dtype"), [(2, torch.float64), (8, torch.float32)], ids=["float64", "float32"])
 def test_cpp_scores_are_in_the_metric_of_the_oracle(cls, variant, steps, dtype) -> None:
     """A weight of 1 has the score d, which its key is the bits of."""
     params = make_params(((),) * 40, dtype)
@@ -505,8 +504,17 @@ def empty_units(param: torch.Tensor, unit) -> torch.Tensor:
 
 
 @every_variant
-@pytest.mark.parametrize("unit", ["rows", "columns", 3])
-def test_the_smallest_units_go_whole(cls, variant, unit) -> None:
+def test_the_smallest_units_go_whole(cls, variant) -> None:
+    check_the_smallest_units_go(cls, variant, "rows")
+
+
+@pytest.mark.parametrize("unit", ["columns", 3])
+@pytest.mark.parametrize("cls", [FusedRegAdam, FusedRegSGD])
+def test_the_smallest_units_of_other_kinds_go_whole(cls, unit) -> None:
+    check_the_smallest_units_go(cls, "plain", unit)
+
+
+def check_the_smallest_units_go(cls, variant, unit) -> None:
     params = make_params(((24, 20), (12, 6, 3, 3), (9, 5)))
     params[1].data = params[1].data.to(memory_format=torch.channels_last)
     params[2].data.mul_(2)  # or it would be emptied
