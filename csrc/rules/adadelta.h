@@ -52,11 +52,11 @@ struct Adadelta : StepCount {
     A& square_avg = state[0];
     A& acc_delta = state[1];
     square_avg = c.rho * square_avg + c.one_minus_rho * g * g;
-    const Metric<A> its_metric = metric<kMask>(state, c);  // of the steps before this one
+    const A seen[] = {square_avg, acc_delta};  // by the metric: the steps before this one
     const A delta = square_root(acc_delta + c.eps) / square_root(square_avg + c.eps) * g;
     acc_delta = c.rho * acc_delta + c.one_minus_rho * delta * delta;
     w = w - c.step_size * delta;
-    return its_metric;
+    return metric<kMask>(seen, c);
   }
 };
 
