@@ -1,5 +1,6 @@
 // What Python sees of the compiled code.
 #include "cpu/plan.h"
+#include "cpu/selection.h"
 #include "plan/describe.h"
 #include "plan/tables.h"
 
@@ -28,6 +29,14 @@ PYBIND11_MODULE(_C, module) {
       .def("refresh", &cpu::Plan::refresh, py::arg("gradients") = py::none())
       .def("sum_of_squares", &cpu::Plan::sum_of_squares)
       .def("update", &cpu::Plan::update);
+
+  py::class_<cpu::Selection>(module, "Selection")
+      .def(py::init<const std::string&, const py::list&, bool>(), py::arg("rule"), py::arg("parameters"),
+           py::arg("wide"))
+      .def("count", &cpu::Selection::count)
+      .def("count_positions", &cpu::Selection::count_positions)
+      .def("largest", &cpu::Selection::largest)
+      .def("zero", &cpu::Selection::zero);
 
   py::class_<Tables>(module, "Tables")
       .def(py::init([](const std::string& rule, const Columns& columns, bool scalars_on_host) {

@@ -8,6 +8,7 @@ from .optimizer import FusedRegOptimizer
 from .rules.registry import *  # noqa: F403
 from .rules.registry import OPTIMIZERS as _OPTIMIZERS
 from .sparsity.report import SparsityReport, sparsity_report
+from .sparsity.schedule import SparsitySchedule
 from .sparsity.value import penalty
 
 __version__ = "0.1.0"
@@ -15,6 +16,7 @@ __version__ = "0.1.0"
 __all__ = [
     "FusedRegOptimizer",
     "SparsityReport",
+    "SparsitySchedule",
     "param_groups",
     "penalty",
     "sparsity_report",

@@ -28,12 +28,15 @@ def run(*command: str, cwd: Path | None = None, **environment: str) -> subproces
 X86_64_GCC = platform.machine() == "x86_64" and shutil.which("g++") is not None
 
 
-@pytest.mark.skipif(not X86_64_GCC, reason="needs g++ on x86-64")
-@pytest.mark.parametrize("stages", ["", "Stages"], ids=["l1+l2", "stages"])
-@pytest.mark.parametrize(("isa", "register"), [("x86_64_v4", "zmm"), ("x86_64_v3", "ymm"), ("baseline", "xmm")])
-def test_the_update_loop_is_vectorised(isa, register, stages, tmp_path) -> None:
-    """The main loop of fp32 Adam with its prox has packed square roots and divisions of the full width."""
-    source = tmp_path / "loop.cpp"
+each_isa = pytest.mark.parametrize(
+    ("isa", "register"), [("x86_64_v4", "zmm"), ("x86_64_v3", "ymm"), ("baseline", "xmm")]
+)
+needs_gcc = pytest.mark.skipif(not X86_64_GCC, reason="needs g++ on x86-64")
+
+
+def compile_loops(isa: str, loops: str, folder: Path) -> str:
+    """The assembly of some loops, as setup.py compiles them."""
+    source = folder / "loop.cpp"
     target = "" if isa == "baseline" else f'__attribute__((target("arch={isa.replace("86_64_", "86-64-")}")))'
     source.write_text(f"""
 #include "cpu/kernels.h"
@@ -42,22 +45,56 @@ def test_the_update_loop_is_vectorised(isa, register, stages, tmp_path) -> None:
 #include "rules/sgd.h"
 #define FUSEDREG_ISA {isa}
 #define FUSEDREG_TARGET {target}
+{loops}
+""")
+    flags = re.search(r"FLAGS = \[([^\]]*)\]", (ROOT / "setup.py").read_text())[1].replace('"', "").split(", ")
+    version = int(run("g++", "-dumpversion").stdout.split(".")[0])
+    if version < 12 and isa != "baseline":
+        pytest.skip(f"g++ {version} has no x86-64 levels for single functions; 12 has")
+    built = run("g++", "-std=c++20", f"-I{ROOT}/csrc", *flags, "-S", str(source), "-o", str(folder / "loop.s"))
+    assert built.returncode == 0, built.stderr
+    return (folder / "loop.s").read_text()
+
+
+@needs_gcc
+@pytest.mark.parametrize("stages", ["", "Stages"], ids=["l1+l2", "stages"])
+@each_isa
+def test_the_update_loop_is_vectorised(isa, register, stages, tmp_path) -> None:
+    """The main loop of fp32 Adam with its prox has packed square roots and divisions of the full width."""
+    assembly = compile_loops(
+        isa,
+        f"""
 #include "cpu/update_loop.h"
 using namespace fusedreg;
 template void cpu::{isa}::update_chunk<Update<Adam, Adam::kAmsgrad, ProxKind::kMetric{stages}, true>, float>(
     const Pointers&, const cpu::DTypes&, std::int64_t, std::int64_t, const void*);
 template void cpu::{isa}::update_chunk<Update<Sgd, Sgd::kMomentum, ProxKind::kUniform{stages}, true>, float>(
     const Pointers&, const cpu::DTypes&, std::int64_t, std::int64_t, const void*);
-""")
-    flags = re.search(r"FLAGS = \[([^\]]*)\]", (ROOT / "setup.py").read_text())[1].replace('"', "").split(", ")
-    version = int(run("g++", "-dumpversion").stdout.split(".")[0])
-    if version < 12 and isa != "baseline":
-        pytest.skip(f"g++ {version} has no x86-64 levels for single functions; 12 has")
-    built = run("g++", "-std=c++20", f"-I{ROOT}/csrc", *flags, "-S", str(source), "-o", str(tmp_path / "loop.s"))
-    assert built.returncode == 0, built.stderr
-    assembly = (tmp_path / "loop.s").read_text()
+""",
+        tmp_path,
+    )
     for instruction in ("sqrtps", "divps"):
         assert re.search(rf"v?{instruction}\s.*%{register}", assembly), f"no packed {instruction} on {register}"
+
+
+@needs_gcc
+@each_isa
+def test_the_scores_are_vectorised(isa, register, tmp_path) -> None:
+    assembly = compile_loops(
+        isa,
+        f"""
+namespace fusedreg::cpu::{isa} {{
+template <class A>
+void load_tile(A*, const void*, DType, std::int64_t, std::int64_t);
+}}
+#include "cpu/score_loop.h"
+using namespace fusedreg;
+template void cpu::{isa}::score_tile<Adam, Adam::kPlain, true, float>(
+    const Pointers&, const cpu::DTypes&, std::int64_t, std::int64_t, const void*, void*, cpu::ScoredTile&);
+""",
+        tmp_path,
+    )
+    assert re.search(rf"v?sqrtps\s.*%{register}", assembly), f"no packed sqrtps on {register}"
 
 
 # An editable install's finder would answer for the modules that a copy of the package lacks.

@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "../maths/score.h"
 #include "../maths/states.h"
 #include "../maths/storage.h"
 #include "../plan/rule_info.h"
@@ -31,6 +32,20 @@ using UpdateKernel = void (*)(const Pointers&, const DTypes&, std::int64_t begin
 using SquaresKernel = double (*)(const void* g, std::int64_t begin, std::int64_t count, double inv_grad_scale,
                                  double clip_value);
 
+// What a tile of keys holds. Most blocks have nothing below a key that is looked for, and need no further look.
+constexpr std::int64_t kKeysInBlock = 32;
+
+struct ScoredTile {
+  std::uint64_t largest;
+  std::int64_t zeros;
+  std::uint64_t least[kTileElements / kKeysInBlock];  // of each block, the keys that are 0 aside
+};
+
+// The keys of at most kTileElements weights, KeyOf<A> each, and what is in them. `constants` are a StepConstants<Rule,
+// A>, and `at` needs no gradient.
+using ScoreKernel = void (*)(const Pointers& at, const DTypes&, std::int64_t begin, std::int64_t count,
+                             const void* constants, void* keys, ScoredTile& tile);
+
 // A rule with its kernels; each is a translation unit of its own.
 struct Rule {
   RuleInfo info;
@@ -38,6 +53,7 @@ struct Rule {
   void (*fill)(void* constants, DType arithmetic, const double* fields, const double* before, const double* after,
                double inv_grad_scale, double clip_coef);
   UpdateKernel (*update)(Isa isa, DType arithmetic, const double* fields, StateMask states);
+  ScoreKernel (*score)(Isa isa, DType arithmetic, StateMask states, bool in_metric);
 };
 
 // Defined by the units that setup.py writes, from rules/registry.h.

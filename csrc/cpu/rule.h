@@ -9,6 +9,9 @@
 #define FUSEDREG_LOOPS "update_loop.h"
 #include "each_isa.h"
 #undef FUSEDREG_LOOPS
+#define FUSEDREG_LOOPS "score_loop.h"
+#include "each_isa.h"
+#undef FUSEDREG_LOOPS
 
 namespace fusedreg::cpu {
 
@@ -19,6 +22,15 @@ UpdateKernel update_kernel(Isa isa, const double* fields, StateMask states) {
   if (isa == kX8664V3) return x86_64_v3::update_kernel<Rule_, A>(fields, states);
 #endif
   return baseline::update_kernel<Rule_, A>(fields, states);
+}
+
+template <class Rule_, class A>
+ScoreKernel score_kernel(Isa isa, StateMask states, bool in_metric) {
+#if defined(FUSEDREG_X86_64_LEVELS)
+  if (isa == kX8664V4) return x86_64_v4::score_kernel<Rule_, A>(states, in_metric);
+  if (isa == kX8664V3) return x86_64_v3::score_kernel<Rule_, A>(states, in_metric);
+#endif
+  return baseline::score_kernel<Rule_, A>(states, in_metric);
 }
 
 template <class Rule_>
@@ -40,6 +52,10 @@ Rule make_rule() {
   rule.update = [](Isa isa, DType arithmetic, const double* fields, StateMask states) {
     return arithmetic == DType::kFloat64 ? update_kernel<Rule_, double>(isa, fields, states)
                                          : update_kernel<Rule_, float>(isa, fields, states);
+  };
+  rule.score = [](Isa isa, DType arithmetic, StateMask states, bool in_metric) {
+    return arithmetic == DType::kFloat64 ? score_kernel<Rule_, double>(isa, states, in_metric)
+                                         : score_kernel<Rule_, float>(isa, states, in_metric);
   };
   return rule;
 }

@@ -11,6 +11,9 @@
 //   fill(constants, lr, hyperparameters, scalar states before the step, and after it as they are stored)
 //                                                          returns the prox's step size tau
 //   step<mask>(w, g, state, constants)                     moves w and the states, returns the metric
+//   metric<mask>(state, constants)                         where kHasMetric: the metric, of the states that it is of;
+//                                                          target sparsity calls it, too. It reads of the constants
+//                                                          what depends on the scalar states after the step alone
 #pragma once
 
 #include <type_traits>

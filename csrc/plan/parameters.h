@@ -18,6 +18,11 @@ namespace fusedreg {
 
 namespace py = pybind11;
 
+DType dtype_of(const at::Tensor& tensor);
+
+// Tells autograd that a tensor was changed in place. One that was made in inference mode has no version.
+void bump_version(const at::Tensor& tensor);
+
 // What a plan is made from: one item a parameter, with or without a gradient. `state_dicts[i]` is opt.state[params[i]],
 // or None where the parameter has no gradient. `states[i]` and `scalar_states[i]` are the tensors that the rule needs
 // under the group's options, in the rule's order, with None for those that it does not need. `sharded`: parameters and

@@ -40,17 +40,23 @@ struct Adadelta : StepCount {
   }
 
   template <StateMask, class A>
+  FUSEDREG_HD static Metric<A> metric(const A* state, const Constants<A>& c) {
+    const A of_gradients = square_root(state[0] + c.eps), of_steps = square_root(state[1] + c.eps);
+    A d = of_gradients / of_steps;
+    d = d > A(kLargestMetric) ? A(kLargestMetric) : d;
+    return {d, d / of_gradients};  // the floor is a gradient, and d is a gradient over a step
+  }
+
+  template <StateMask kMask, class A>
   FUSEDREG_HD static Metric<A> step(A& w, A g, A* state, const Constants<A>& c) {
     A& square_avg = state[0];
     A& acc_delta = state[1];
     square_avg = c.rho * square_avg + c.one_minus_rho * g * g;
-    const A of_gradients = square_root(square_avg + c.eps), of_steps = square_root(acc_delta + c.eps);
-    const A delta = of_steps / of_gradients * g;
+    const A seen[] = {square_avg, acc_delta};  // by the metric: the steps before this one
+    const A delta = square_root(acc_delta + c.eps) / square_root(square_avg + c.eps) * g;
     acc_delta = c.rho * acc_delta + c.one_minus_rho * delta * delta;
     w = w - c.step_size * delta;
-    A d = of_gradients / of_steps;
-    d = d > A(kLargestMetric) ? A(kLargestMetric) : d;
-    return {d, d / of_gradients};  // the floor is a gradient, and d is a gradient over a step
+    return metric<kMask>(seen, c);
   }
 };
 

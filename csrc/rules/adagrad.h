@@ -37,12 +37,17 @@ struct Adagrad : StepCount {
   }
 
   template <StateMask, class A>
+  FUSEDREG_HD static Metric<A> metric(const A* state, const Constants<A>& c) {
+    return {square_root(state[0]) + c.eps};
+  }
+
+  template <StateMask kMask, class A>
   FUSEDREG_HD static Metric<A> step(A& w, A g, A* state, const Constants<A>& c) {
     A& sum = state[0];
     sum = sum + g * g;
-    const A d = square_root(sum) + c.eps;
-    w = w - c.step_size * (g / d);
-    return {d};
+    const Metric<A> its_metric = metric<kMask>(state, c);
+    w = w - c.step_size * (g / its_metric.d);
+    return its_metric;
   }
 };
 

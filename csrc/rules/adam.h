@@ -37,16 +37,21 @@ struct Adam : StepCount {
   }
 
   template <StateMask kMask, class A>
+  FUSEDREG_HD static Metric<A> metric(const A* state, const Constants<A>& c) {
+    const A second_moment = state[kMask == kAmsgrad ? 2 : 1];
+    return {square_root(second_moment) * c.inv_sqrt_bias_correction2 + c.eps};
+  }
+
+  template <StateMask kMask, class A>
   FUSEDREG_HD static Metric<A> step(A& w, A g, A* state, const Constants<A>& c) {
     A& exp_avg = state[0];
     A& exp_avg_sq = state[1];
     exp_avg = lerp(exp_avg, g, c.one_minus_beta1, c.beta1);
     exp_avg_sq = c.beta2 * exp_avg_sq + c.one_minus_beta2 * g * g;
-    A second_moment = exp_avg_sq;
-    if constexpr (kMask == kAmsgrad) second_moment = state[2] = max_keeping_nan(exp_avg_sq, state[2]);
-    const A d = square_root(second_moment) * c.inv_sqrt_bias_correction2 + c.eps;
-    w = w - c.step_size * (exp_avg / d);
-    return {d};
+    if constexpr (kMask == kAmsgrad) state[2] = max_keeping_nan(exp_avg_sq, state[2]);
+    const Metric<A> its_metric = metric<kMask>(state, c);
+    w = w - c.step_size * (exp_avg / its_metric.d);
+    return its_metric;
   }
 };
 

@@ -33,13 +33,19 @@ struct Adamax : StepCount {
   }
 
   template <StateMask, class A>
+  FUSEDREG_HD static Metric<A> metric(const A* state, const Constants<A>&) {
+    return {state[1]};
+  }
+
+  template <StateMask kMask, class A>
   FUSEDREG_HD static Metric<A> step(A& w, A g, A* state, const Constants<A>& c) {
     A& exp_avg = state[0];
     A& exp_inf = state[1];
     exp_avg = lerp(exp_avg, g, c.one_minus_beta1, c.beta1);
     exp_inf = max_keeping_nan(c.beta2 * exp_inf, absolute(g) + c.eps);
-    w = w - c.step_size * (exp_avg / exp_inf);
-    return {exp_inf};
+    const Metric<A> its_metric = metric<kMask>(state, c);
+    w = w - c.step_size * (exp_avg / its_metric.d);
+    return its_metric;
   }
 };
 

@@ -55,14 +55,19 @@ struct NAdam {
   }
 
   template <StateMask, class A>
+  FUSEDREG_HD static Metric<A> metric(const A* state, const Constants<A>& c) {
+    return {square_root(state[1] * c.inv_bias_correction2) + c.eps};
+  }
+
+  template <StateMask kMask, class A>
   FUSEDREG_HD static Metric<A> step(A& w, A g, A* state, const Constants<A>& c) {
     A& exp_avg = state[0];
     A& exp_avg_sq = state[1];
     exp_avg = lerp(exp_avg, g, c.one_minus_beta1, c.beta1);
     exp_avg_sq = c.beta2 * exp_avg_sq + c.one_minus_beta2 * g * g;
-    const A d = square_root(exp_avg_sq * c.inv_bias_correction2) + c.eps;
-    w = w - (c.share_of_g * g + c.share_of_m * exp_avg) / d;
-    return {d};
+    const Metric<A> its_metric = metric<kMask>(state, c);
+    w = w - (c.share_of_g * g + c.share_of_m * exp_avg) / its_metric.d;
+    return its_metric;
   }
 };
 

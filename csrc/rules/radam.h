@@ -44,16 +44,21 @@ struct RAdam : StepCount {
   }
 
   template <StateMask, class A>
+  FUSEDREG_HD static Metric<A> metric(const A* state, const Constants<A>& c) {
+    // Without a metric there is no floor either: below zero, it never acts.
+    if (c.is_rectified == A(0)) return {A(1), A(-1)};
+    return {(square_root(state[1]) + c.eps) * c.inv_sqrt_bias_correction2};
+  }
+
+  template <StateMask kMask, class A>
   FUSEDREG_HD static Metric<A> step(A& w, A g, A* state, const Constants<A>& c) {
     A& exp_avg = state[0];
     A& exp_avg_sq = state[1];
     exp_avg = lerp(exp_avg, g, c.one_minus_beta1, c.beta1);
     exp_avg_sq = c.beta2 * exp_avg_sq + c.one_minus_beta2 * g * g;
-    const bool is_rectified = c.is_rectified != A(0);
-    const A d = is_rectified ? (square_root(exp_avg_sq) + c.eps) * c.inv_sqrt_bias_correction2 : A(1);
-    w = w - c.step_size * (exp_avg / d);
-    // Without a metric there is no floor either: below zero, it never acts.
-    return {d, is_rectified ? A(1) : A(-1)};
+    const Metric<A> its_metric = metric<kMask>(state, c);
+    w = w - c.step_size * (exp_avg / its_metric.d);
+    return its_metric;
   }
 };
 

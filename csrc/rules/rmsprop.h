@@ -51,24 +51,34 @@ struct RMSprop {
   }
 
   template <StateMask kMask, class A>
+  FUSEDREG_HD static Metric<A> metric(const A* state, const Constants<A>& c) {
+    const A square_avg = state[0];
+    const A uncentered = square_root(square_avg) + c.eps;
+    if constexpr ((kMask & kCentered) == 0) {
+      return {uncentered};
+    } else {
+      const A grad_avg = state[2];
+      // A variance below zero is a rounding error; its root, a NaN, is what torch makes of it.
+      const A d = square_root(max_keeping_nan(A(0), square_avg - grad_avg * grad_avg)) + c.eps;
+      // At a solution the gradient stands still and the variance goes, and what the step moves grows with it: whether
+      // the floor acts is for the uncentered moment to say, and then the floor goes as the metric does.
+      return {d, d / uncentered};
+    }
+  }
+
+  template <StateMask kMask, class A>
   FUSEDREG_HD static Metric<A> step(A& w, A g, A* state, const Constants<A>& c) {
     A& square_avg = state[0];
     square_avg = c.alpha * square_avg + c.one_minus_alpha * g * g;
-    Metric<A> metric{square_root(square_avg) + c.eps};
     if constexpr ((kMask & kCentered) != 0) {
       A& grad_avg = state[2];
       grad_avg = lerp(grad_avg, g, c.one_minus_alpha, c.alpha);
-      const A uncentered = metric.d;
-      // A variance below zero is a rounding error; its root, a NaN, is what torch makes of it.
-      metric.d = square_root(max_keeping_nan(A(0), square_avg - grad_avg * grad_avg)) + c.eps;
-      // At a solution the gradient stands still and the variance goes, and what the step moves grows with it: whether
-      // the floor acts is for the uncentered moment to say, and then the floor goes as the metric does.
-      metric.floor_ratio = metric.d / uncentered;
     }
-    A direction = g / metric.d;
+    const Metric<A> its_metric = metric<kMask>(state, c);
+    A direction = g / its_metric.d;
     if constexpr ((kMask & kMomentum) != 0) direction = state[1] = c.momentum * state[1] + direction;
     w = w - c.step_size * direction;
-    return metric;
+    return its_metric;
   }
 };
 

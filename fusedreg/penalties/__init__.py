@@ -22,6 +22,7 @@ __all__ = [
     "OPTIONS",
     "PENALTIES",
     "PENALTY_MODES",
+    "TARGETS",
     "Option",
     "Penalty",
     "Prox",
@@ -68,7 +69,39 @@ MAX_GRAD_NORM = Option(
     lambda value: value is None or (isinstance(value, (int, float)) and value > 0.0),
 )
 
-OPTIONS: tuple[Option, ...] = (*(each.option for each in PENALTIES), PENALTY_MODE, CLIP_VALUE, MAX_GRAD_NORM)
+# What no step acts on, and SparsitySchedule does.
+SPARSITY = Option(
+    "sparsity",
+    None,
+    "float, optional",
+    """the share of exact zeros that ``fusedreg.SparsitySchedule`` brings this group to; without a schedule it does
+    nothing.""",
+    "None or a number in [0, 1)",
+    lambda value: value is None or (isinstance(value, (int, float)) and 0.0 <= value < 1.0),
+)
+SPARSITY_UNIT = Option(
+    "sparsity_unit",
+    None,
+    "str or int, optional",
+    """what ``sparsity`` is a share of. None (default): single weights. ``"rows"``: indices of a parameter's first
+    dimension, its output units. ``"columns"``: of its second, its input units. n: so many neighbouring rows
+    together.""",
+    "None, 'rows', 'columns' or a whole number > 0",
+    lambda value: (
+        value is None
+        or value in ("rows", "columns")
+        or (isinstance(value, int) and not isinstance(value, bool) and value > 0)
+    ),
+)
+TARGETS = (SPARSITY, SPARSITY_UNIT)
+
+OPTIONS: tuple[Option, ...] = (
+    *(each.option for each in PENALTIES),
+    PENALTY_MODE,
+    CLIP_VALUE,
+    MAX_GRAD_NORM,
+    *TARGETS,
+)
 
 
 class Regularizers(TypedDict, total=False):
@@ -84,6 +117,8 @@ class Regularizers(TypedDict, total=False):
     penalty_mode: Literal["proximal", "decoupled", "subgradient"]
     clip_value: float | Tensor | None
     max_grad_norm: float | Tensor | None
+    sparsity: float | None
+    sparsity_unit: str | int | None
     backend: str
     norm_group: torch.distributed.ProcessGroup | None
 
@@ -103,14 +138,15 @@ def check_together(group: Group) -> None:
         return
     if lower > upper:
         raise ValueError(f"Invalid lower value: {lower} with upper={upper} (allowed: lower <= upper)")
-    if not lower <= 0 <= upper:
-        for penalty in on:
-            if penalty.needs_zero:
-                name, value = ("lower", lower) if lower > 0 else ("upper", upper)
-                raise ValueError(
-                    f"Invalid {name} value: {value} with {penalty.name}={group[penalty.name]} (allowed: lower <= 0 <= "
-                    "upper, so that a weight may be zero)"
-                )
+    about_zeros = [penalty.name for penalty in on if penalty.needs_zero]
+    if group[SPARSITY.name] is not None:
+        about_zeros.append(SPARSITY.name)
+    if about_zeros and not lower <= 0 <= upper:
+        name, value = ("lower", lower) if lower > 0 else ("upper", upper)
+        raise ValueError(
+            f"Invalid {name} value: {value} with {about_zeros[0]}={group[about_zeros[0]]} (allowed: lower <= 0 <= "
+            "upper, so that a weight may be zero)"
+        )
 
 
 def has_stages(group: Group) -> bool:

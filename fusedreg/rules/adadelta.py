@@ -11,10 +11,16 @@ from typing_extensions import Unpack
 
 from ..optimizer import FusedRegOptimizer
 from ..penalties import Regularizers
-from .spec import Group, Hyperparameter, RuleSpec, Scalars, ScalarState, Step, TensorState
+from .spec import Group, Hyperparameter, RuleSpec, Scalar, Scalars, ScalarState, Step, TensorState
 
 # Where eps is 0 nothing has moved yet and nothing will, and the metric would be infinite: a prox that moves nothing.
 LARGEST_METRIC = 1e18
+
+
+def adadelta_metric(state: Mapping[str, Tensor], scalars: Mapping[str, Scalar], group: Group) -> Tensor:
+    """Of a step, while ``acc_delta`` is still that of the steps before it."""
+    eps = group["eps"]
+    return ((state["square_avg"] + eps).sqrt() / (state["acc_delta"] + eps).sqrt()).clamp(max=LARGEST_METRIC)
 
 
 def adadelta(w: Tensor, g: Tensor, state: Mapping[str, Tensor], scalars: Scalars, group: Group) -> Step:
@@ -24,7 +30,7 @@ def adadelta(w: Tensor, g: Tensor, state: Mapping[str, Tensor], scalars: Scalars
     of_gradients, of_steps = (square_avg + eps).sqrt(), (state["acc_delta"] + eps).sqrt()
     delta = of_steps / of_gradients * g
     new_state = {"square_avg": square_avg, "acc_delta": rho * state["acc_delta"] + (1 - rho) * delta * delta}
-    d = (of_gradients / of_steps).clamp(max=LARGEST_METRIC)
+    d = adadelta_metric({"square_avg": square_avg, "acc_delta": state["acc_delta"]}, scalars.after, group)
     # The floor is a gradient, and d is a gradient over a step.
     return Step(w - lr * delta, new_state, tau=lr, metric=d, safeguard=of_gradients)
 
@@ -41,6 +47,7 @@ class FusedRegAdadelta(FusedRegOptimizer, torch.optim.Adadelta):
     spec = RuleSpec(
         "adadelta",
         adadelta,
+        metric=adadelta_metric,
         states=(TensorState("square_avg"), TensorState("acc_delta")),
         scalar_states=(ScalarState("step"),),
         hyperparameters=(Hyperparameter("rho"), Hyperparameter("eps")),

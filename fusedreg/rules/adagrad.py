@@ -11,7 +11,11 @@ from typing_extensions import Unpack
 
 from ..optimizer import FusedRegOptimizer
 from ..penalties import Regularizers
-from .spec import Group, Hyperparameter, RuleSpec, Scalars, ScalarState, Step, TensorState
+from .spec import Group, Hyperparameter, RuleSpec, Scalar, Scalars, ScalarState, Step, TensorState
+
+
+def adagrad_metric(state: Mapping[str, Tensor], scalars: Mapping[str, Scalar], group: Group) -> Tensor:
+    return state["sum"].sqrt() + group["eps"]
 
 
 def adagrad(w: Tensor, g: Tensor, state: Mapping[str, Tensor], scalars: Scalars, group: Group) -> Step:
@@ -19,7 +23,7 @@ def adagrad(w: Tensor, g: Tensor, state: Mapping[str, Tensor], scalars: Scalars,
     t = scalars.after["step"]
     lr = group["lr"] / (1 + (t - 1) * group["lr_decay"])
     sum_ = state["sum"] + g * g
-    d = sum_.sqrt() + group["eps"]
+    d = adagrad_metric({"sum": sum_}, scalars.after, group)
     return Step(w - lr * g / d, {"sum": sum_}, tau=lr, metric=d)
 
 
@@ -32,6 +36,7 @@ class FusedRegAdagrad(FusedRegOptimizer, torch.optim.Adagrad):
     spec = RuleSpec(
         "adagrad",
         adagrad,
+        metric=adagrad_metric,
         states=(TensorState("sum", initial=lambda group: group["initial_accumulator_value"]),),
         scalar_states=(ScalarState("step"),),
         hyperparameters=(

@@ -12,7 +12,12 @@ from typing_extensions import Unpack
 
 from ..optimizer import FusedRegOptimizer
 from ..penalties import Regularizers
-from .spec import Group, Hyperparameter, RuleSpec, Scalars, ScalarState, Step, TensorState
+from .spec import Group, Hyperparameter, RuleSpec, Scalar, Scalars, ScalarState, Step, TensorState
+
+
+def adam_metric(state: Mapping[str, Tensor], scalars: Mapping[str, Scalar], group: Group) -> Tensor:
+    second_moment = state["max_exp_avg_sq"] if group["amsgrad"] else state["exp_avg_sq"]
+    return second_moment.sqrt() / (1 - group["betas"][1] ** scalars["step"]) ** 0.5 + group["eps"]
 
 
 def adam(w: Tensor, g: Tensor, state: Mapping[str, Tensor], scalars: Scalars, group: Group) -> Step:
@@ -22,17 +27,17 @@ def adam(w: Tensor, g: Tensor, state: Mapping[str, Tensor], scalars: Scalars, gr
     exp_avg = beta1 * state["exp_avg"] + (1 - beta1) * g
     exp_avg_sq = beta2 * state["exp_avg_sq"] + (1 - beta2) * g * g
     new_state = {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
-    second_moment = exp_avg_sq
     if group["amsgrad"]:
-        second_moment = new_state["max_exp_avg_sq"] = torch.maximum(state["max_exp_avg_sq"], exp_avg_sq)
+        new_state["max_exp_avg_sq"] = torch.maximum(state["max_exp_avg_sq"], exp_avg_sq)
     m_hat = exp_avg / (1 - beta1**t)
-    d = second_moment.sqrt() / (1 - beta2**t) ** 0.5 + group["eps"]
+    d = adam_metric(new_state, scalars.after, group)
     return Step(w - lr * m_hat / d, new_state, tau=lr, metric=d)
 
 
 ADAM = RuleSpec(
     "adam",
     adam,
+    metric=adam_metric,
     states=(
         TensorState("exp_avg"),
         TensorState("exp_avg_sq"),

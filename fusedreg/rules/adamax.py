@@ -11,16 +11,22 @@ from typing_extensions import Unpack
 
 from ..optimizer import FusedRegOptimizer
 from ..penalties import Regularizers
-from .spec import Group, Hyperparameter, RuleSpec, Scalars, ScalarState, Step, TensorState
+from .spec import Group, Hyperparameter, RuleSpec, Scalar, Scalars, ScalarState, Step, TensorState
+
+
+def adamax_metric(state: Mapping[str, Tensor], scalars: Mapping[str, Scalar], group: Group) -> Tensor:
+    return state["exp_inf"]
 
 
 def adamax(w: Tensor, g: Tensor, state: Mapping[str, Tensor], scalars: Scalars, group: Group) -> Step:
     """Kingma and Ba, "Adam: A Method for Stochastic Optimization", section 7.1, https://arxiv.org/abs/1412.6980."""
     lr, (beta1, beta2) = group["lr"], group["betas"]
     exp_avg = beta1 * state["exp_avg"] + (1 - beta1) * g
-    d = torch.maximum(beta2 * state["exp_inf"], g.abs() + group["eps"])
+    exp_inf = torch.maximum(beta2 * state["exp_inf"], g.abs() + group["eps"])
+    new_state = {"exp_avg": exp_avg, "exp_inf": exp_inf}
+    d = adamax_metric(new_state, scalars.after, group)
     m_hat = exp_avg / (1 - beta1 ** scalars.after["step"])
-    return Step(w - lr * m_hat / d, {"exp_avg": exp_avg, "exp_inf": d}, tau=lr, metric=d)
+    return Step(w - lr * m_hat / d, new_state, tau=lr, metric=d)
 
 
 class FusedRegAdamax(FusedRegOptimizer, torch.optim.Adamax):
@@ -34,6 +40,7 @@ class FusedRegAdamax(FusedRegOptimizer, torch.optim.Adamax):
     spec = RuleSpec(
         "adamax",
         adamax,
+        metric=adamax_metric,
         states=(TensorState("exp_avg"), TensorState("exp_inf")),
         scalar_states=(ScalarState("step"),),
         hyperparameters=(Hyperparameter("betas", fields=("beta1", "beta2")), Hyperparameter("eps")),

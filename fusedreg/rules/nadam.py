@@ -30,6 +30,10 @@ def over(a: Scalar, b: Scalar) -> Scalar:
     return a / b if isinstance(b, Tensor) or b != 0 else math.inf
 
 
+def nadam_metric(state: Mapping[str, Tensor], scalars: Mapping[str, Scalar], group: Group) -> Tensor:
+    return (state["exp_avg_sq"] / (1 - group["betas"][1] ** scalars["step"])).sqrt() + group["eps"]
+
+
 def nadam(w: Tensor, g: Tensor, state: Mapping[str, Tensor], scalars: Scalars, group: Group) -> Step:
     """Dozat, "Incorporating Nesterov Momentum into Adam", https://openreview.net/forum?id=OM0jvwB8jIp57ZJjtNEZ."""
     lr, (beta1, beta2) = group["lr"], group["betas"]
@@ -37,11 +41,11 @@ def nadam(w: Tensor, g: Tensor, state: Mapping[str, Tensor], scalars: Scalars, g
     mu, next_mu = momentum_at(t, group), momentum_at(t + 1, group)
     exp_avg = beta1 * state["exp_avg"] + (1 - beta1) * g
     exp_avg_sq = beta2 * state["exp_avg_sq"] + (1 - beta2) * g * g
-    d = (exp_avg_sq / (1 - beta2**t)).sqrt() + group["eps"]
+    new_state = {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
+    d = nadam_metric(new_state, scalars.after, group)
     share_of_g, share_of_m = over(1 - mu, 1 - mu_product), over(next_mu, 1 - mu_product * next_mu)
     # A constant gradient g makes the average (1 - beta1^t) * g.
     tau = lr * (share_of_g + share_of_m * (1 - beta1**t))
-    new_state = {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
     return Step(w - lr * (share_of_g * g + share_of_m * exp_avg) / d, new_state, tau, metric=d)
 
 
@@ -57,6 +61,7 @@ class FusedRegNAdam(FusedRegOptimizer, torch.optim.NAdam):
     spec = RuleSpec(
         "nadam",
         nadam,
+        metric=nadam_metric,
         states=(TensorState("exp_avg"), TensorState("exp_avg_sq")),
         scalar_states=(
             ScalarState("step"),

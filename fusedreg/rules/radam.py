@@ -11,7 +11,27 @@ from typing_extensions import Unpack
 
 from ..optimizer import FusedRegOptimizer
 from ..penalties import Regularizers
-from .spec import Group, Hyperparameter, RuleSpec, Scalars, ScalarState, Step, TensorState
+from .spec import Group, Hyperparameter, RuleSpec, Scalar, Scalars, ScalarState, Step, TensorState
+
+
+def length_of_average(t: Scalar, group: Group) -> tuple[Scalar, Scalar]:
+    """How many steps the average of squares stands for: in the limit, and after t of them."""
+    beta2 = group["betas"][1]
+    longest = 2 / (1 - beta2) - 1
+    return longest, longest - 2 * t * beta2**t / (1 - beta2**t)
+
+
+def is_rectified(t: Scalar, group: Group) -> bool:
+    """Not in the first steps, which have too few squares to go by: those are gradient descent, with no metric."""
+    _, length = length_of_average(t, group)
+    return bool(length > 5)
+
+
+def radam_metric(state: Mapping[str, Tensor], scalars: Mapping[str, Scalar], group: Group) -> Tensor:
+    t = scalars["step"]
+    if not is_rectified(t, group):
+        return torch.ones_like(state["exp_avg_sq"])
+    return (state["exp_avg_sq"].sqrt() + group["eps"]) / (1 - group["betas"][1] ** t) ** 0.5
 
 
 def radam(w: Tensor, g: Tensor, state: Mapping[str, Tensor], scalars: Scalars, group: Group) -> Step:
@@ -21,15 +41,11 @@ def radam(w: Tensor, g: Tensor, state: Mapping[str, Tensor], scalars: Scalars, g
     exp_avg_sq = beta2 * state["exp_avg_sq"] + (1 - beta2) * g * g
     new_state = {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
     m_hat = exp_avg / (1 - beta1**t)
-    # How many steps the average of squares stands for: in the limit, and now.
-    longest = 2 / (1 - beta2) - 1
-    length = longest - 2 * t * beta2**t / (1 - beta2**t)
-    if length <= 5:  # too few to go by: a step of gradient descent, with no metric
-        one = torch.ones_like(w)  # below zero, no floor acts
-        return Step(w - lr * m_hat, new_state, lr, metric=one, safeguard=-one)
-    rectification = ((length - 4) * (length - 2) * longest / ((longest - 4) * (longest - 2) * length)) ** 0.5
-    d = (exp_avg_sq.sqrt() + group["eps"]) / (1 - beta2**t) ** 0.5
-    tau = lr * rectification
+    d = radam_metric(new_state, scalars.after, group)
+    if not is_rectified(t, group):
+        return Step(w - lr * m_hat, new_state, lr, metric=d, safeguard=-d)  # below zero, no floor acts
+    longest, length = length_of_average(t, group)
+    tau = lr * ((length - 4) * (length - 2) * longest / ((longest - 4) * (longest - 2) * length)) ** 0.5
     return Step(w - tau * m_hat / d, new_state, tau, metric=d)
 
 
@@ -45,6 +61,7 @@ class FusedRegRAdam(FusedRegOptimizer, torch.optim.RAdam):
     spec = RuleSpec(
         "radam",
         radam,
+        metric=radam_metric,
         states=(TensorState("exp_avg"), TensorState("exp_avg_sq")),
         scalar_states=(ScalarState("step"),),
         hyperparameters=(Hyperparameter("betas", fields=("beta1", "beta2")), Hyperparameter("eps")),

@@ -15,6 +15,7 @@ from .spec import (
     Group,
     Hyperparameter,
     RuleSpec,
+    Scalar,
     Scalars,
     ScalarState,
     Step,
@@ -24,19 +25,25 @@ from .spec import (
 )
 
 
+def rmsprop_metric(state: Mapping[str, Tensor], scalars: Mapping[str, Scalar], group: Group) -> Tensor:
+    second_moment = state["square_avg"]
+    if group["centered"]:
+        # A variance below zero is a rounding error; torch takes its root, a NaN.
+        second_moment = (second_moment - state["grad_avg"].square()).clamp(min=0)
+    return second_moment.sqrt() + group["eps"]
+
+
 def rmsprop(w: Tensor, g: Tensor, state: Mapping[str, Tensor], scalars: Scalars, group: Group) -> Step:
     """Hinton's lecture 6e, https://www.cs.toronto.edu/~tijmen/csc321/slides/lecture_slides_lec6.pdf; centered: Graves,
     "Generating Sequences With Recurrent Neural Networks", https://arxiv.org/abs/1308.0850."""
-    lr, alpha, eps, momentum = group["lr"], group["alpha"], group["eps"], group["momentum"]
+    lr, alpha, momentum = group["lr"], group["alpha"], group["momentum"]
     square_avg = alpha * state["square_avg"] + (1 - alpha) * g * g
-    new_state = {"square_avg": square_avg}
-    d, safeguard = square_avg.sqrt() + eps, None
+    new_state, safeguard = {"square_avg": square_avg}, None
     if group["centered"]:
         # At a solution the gradient stands still, and its variance goes to zero; its second moment does not.
-        safeguard = d
-        grad_avg = new_state["grad_avg"] = alpha * state["grad_avg"] + (1 - alpha) * g
-        # A variance below zero is a rounding error; torch takes its root, a NaN.
-        d = (square_avg - grad_avg.square()).clamp(min=0).sqrt() + eps
+        safeguard = square_avg.sqrt() + group["eps"]
+        new_state["grad_avg"] = alpha * state["grad_avg"] + (1 - alpha) * g
+    d = rmsprop_metric(new_state, scalars.after, group)
     direction, gain = g / d, 1.0
     if momentum != 0:
         direction = new_state["momentum_buffer"] = momentum * state["momentum_buffer"] + direction
@@ -58,6 +65,7 @@ class FusedRegRMSprop(FusedRegOptimizer, torch.optim.RMSprop):
     spec = RuleSpec(
         "rmsprop",
         rmsprop,
+        metric=rmsprop_metric,
         states=(
             TensorState("square_avg"),
             TensorState("momentum_buffer", needed=has_momentum),

@@ -104,6 +104,10 @@ class ScalarState:
     """As torch has its step counts: float32, or the default dtype if that is float64, on the CPU unless the group is
     capturable or fused. Otherwise float64, and beside a parameter that is on a GPU: no step waits to read it."""
 
+    @property
+    def counts_steps(self) -> bool:
+        return self.next is count_steps
+
 
 class Step(NamedTuple):
     """What the oracle's step of a rule returns."""
@@ -126,6 +130,7 @@ class Scalars(NamedTuple):
     after: Mapping[str, Scalar]
 
 
+OracleMetric = Callable[[Mapping[str, Tensor], Mapping[str, Scalar], Group], Tensor]
 OracleStep = Callable[[Tensor, Tensor, Mapping[str, Tensor], Scalars, Group], Step]
 
 
@@ -139,6 +144,10 @@ class RuleSpec:
     states that the group's options need, as they were, and returns new ones."""
     states: tuple[TensorState, ...]
     scalar_states: tuple[ScalarState, ...] = ()
+    metric: OracleMetric | None = None
+    """``metric(state, scalars, group)``: d, element by element, from states and scalar states as a step has them when
+    it takes its ``Step.metric`` from here. Target sparsity takes it from those that the step has left. None for a rule
+    without one."""
     hyperparameters: tuple[Hyperparameter, ...] = ()
     """The rule's own, in the order of its header; those of ``COMMON`` are understood."""
     twin: type[torch.optim.Optimizer] | None = None

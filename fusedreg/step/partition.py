@@ -166,6 +166,28 @@ def _counts_here(partition: Partition | None, norm_group: Any) -> bool:
     return torch.distributed.get_rank() == min(set(ranks) & set(partition.mesh.mesh.flatten().tolist()))
 
 
+def reduce_over_shards(partition: Partition | None, tensor: Tensor, operation: str = "sum") -> Tensor:
+    """Reduces a tensor over the ranks that hold the other shards of what a partition tells of; returns the result.
+
+    Args:
+        operation: "sum", "max" or "min".
+    """
+    if partition is None or partition.mesh.get_coordinate() is None:  # this rank holds nothing of it
+        return tensor
+    for dim, is_sharded in enumerate(partition.sharded):
+        if is_sharded:
+            tensor = _through(tensor, partition.mesh.get_group(dim), operation)
+    return tensor
+
+
+def _through(own: Tensor, group: Any, operation: str = "sum") -> Tensor:
+    """Reduces through the group's own device, where it has another: NCCL takes nothing that is on the CPU."""
+    types = {each.type for each in group._device_types}
+    reduced = own if own.device.type in types else own.to(min(types))
+    torch.distributed.all_reduce(reduced, getattr(torch.distributed.ReduceOp, operation.upper()), group=group)
+    return reduced.to(own.device)
+
+
 def _all_reduce(numbers: list[float | Tensor], group: Any, device: torch.device | None) -> list[float | Tensor]:
     """The sums over a group's ranks, tensors of one shape on ``device``, floats where that is None."""
     if device is None:
@@ -176,8 +198,5 @@ def _all_reduce(numbers: list[float | Tensor], group: Any, device: torch.device 
             for each in numbers
         ]
         own = torch.stack(scalars)
-    # Through the group's own device, where it has another: NCCL takes nothing that is on the CPU.
-    through = {each.type for each in group._device_types}
-    reduced = own if own.device.type in through else own.to(min(through))
-    torch.distributed.all_reduce(reduced, group=group)
-    return reduced.tolist() if device is None else list(reduced.to(device).unbind())
+    reduced = _through(own, group)
+    return reduced.tolist() if device is None else list(reduced.unbind())

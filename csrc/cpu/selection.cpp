@@ -1,0 +1,235 @@
+#include "selection.h"
+
+#include <stdexcept>
+
+namespace fusedreg::cpu {
+
+namespace {
+
+// Neighbours often fall into one bin; counted in turn in several tables, an addition need not wait for the last one.
+constexpr std::int64_t kTables = 4;
+using Count = std::uint32_t;
+constexpr std::int64_t kMostElements = std::int64_t{1} << 33;  // that a table can count, whoever counts them
+
+bool takes(const at::Tensor& counts) {
+  return counts.is_cpu() && counts.scalar_type() == at::kLong && counts.numel() == kBins && counts.is_contiguous();
+}
+
+}  // namespace
+
+Selection::Selection(const std::string& rule, const py::list& parameters, bool wide) : wide_(wide) {
+  const Rule& kernels = find_rule(rules(), rule);
+  for (const py::handle& each : parameters) {
+    const auto items = each.cast<py::tuple>();
+    Parameter& parameter = parameters_.emplace_back();
+    parameter.w = items[0].cast<at::Tensor>();
+    const auto fields = items[2].cast<std::vector<double>>(), scalar_states = items[3].cast<std::vector<double>>();
+    const bool in_metric = items[4].cast<bool>();
+    parameter.first_position = items[5].cast<std::int64_t>();
+    parameter.dims = items[6].cast<std::vector<std::pair<std::int64_t, std::int64_t>>>();
+    const DType dtype = dtype_of(parameter.w);
+    const DType arithmetic = dtype == DType::kFloat64 ? DType::kFloat64 : DType::kFloat32;
+    if (!parameter.w.is_cpu() || !parameter.w.is_non_overlapping_and_dense() || parameter.w.is_complex() ||
+        (dtype == DType::kFloat64 && !wide) || fields.size() != kernels.info.fields.size() ||
+        scalar_states.size() != kernels.info.scalar_states.size()) {
+      throw std::invalid_argument("a selection does not take this parameter");
+    }
+    parameter.at.w = parameter.w.data_ptr();
+    parameter.dtypes.w = dtype;
+    StateMask mask = 0;
+    std::size_t k = 0;
+    for (const py::handle& state : items[1]) {
+      if (!state.is_none()) {
+        parameter.states.push_back(state.cast<at::Tensor>());
+        const at::Tensor& tensor = parameter.states.back();
+        if (tensor.sizes() != parameter.w.sizes() || tensor.strides() != parameter.w.strides()) {
+          throw std::invalid_argument("a state is not laid out as its parameter");
+        }
+        parameter.at.state[k] = tensor.data_ptr();
+        parameter.dtypes.state[k] = dtype_of(tensor);
+        mask |= StateMask{1} << k;
+      }
+      ++k;
+    }
+    parameter.score = kernels.score(instruction_set().isa, arithmetic, mask, in_metric);
+    parameter.constants.resize((kernels.constants_size - 1) / sizeof(std::max_align_t) + 1);
+    // No metric looks at what was before the step, which nobody keeps.
+    kernels.fill(parameter.constants.data(), arithmetic, fields.data(), scalar_states.data(), scalar_states.data(), 1,
+                 1);
+    work_list_.add_tensor(static_cast<std::int32_t>(parameters_.size() - 1), parameter.w.numel());
+  }
+  work_list_.finish();
+  if (work_list_.elements() > kMostElements) throw std::invalid_argument("a selection has too many elements");
+}
+
+std::int64_t Selection::Parameter::position(std::int64_t place) const {
+  std::int64_t position = first_position;
+  for (std::size_t i = dims.size(); i-- > 0;) {
+    const auto& [size, stride] = dims[i];
+    position += place % size * stride;
+    place /= size;
+  }
+  return position;
+}
+
+template <class Body>
+void Selection::for_each_tile(const Chunk& chunk, const Body& body) const {
+  const Parameter& parameter = parameters_[chunk.tensor];
+  const bool is_double = parameter.dtypes.w == DType::kFloat64;
+  std::uint32_t narrow[kTileElements];
+  std::uint64_t wide[kTileElements];
+  ScoredTile tile;
+  const auto widen = [](std::uint64_t key) {
+    return bit_cast<std::uint64_t>(static_cast<double>(bit_cast<float>(static_cast<std::uint32_t>(key))));
+  };
+  for (std::int64_t done = 0; done < chunk.count; done += kTileElements) {
+    const std::int64_t begin = chunk.begin + done, count = std::min(kTileElements, chunk.count - done);
+    void* const keys = is_double ? static_cast<void*>(wide) : static_cast<void*>(narrow);
+    parameter.score(parameter.at, parameter.dtypes, begin, count, parameter.constants.data(), keys, tile);
+    if (!wide_) {
+      body(narrow, begin, count, tile);
+      continue;
+    }
+    if (!is_double) {
+      for (std::int64_t i = 0; i < count; ++i) wide[i] = widen(narrow[i]);
+      for (std::int64_t block = 0; block * kKeysInBlock < count; ++block) {
+        std::uint64_t& least = tile.least[block];
+        least = least == ~std::uint64_t{0} ? least : widen(least);
+      }
+      tile.largest = widen(tile.largest);
+    }
+    body(wide, begin, count, tile);
+  }
+}
+
+namespace {
+
+// Calls body(place in the tile) for the keys below `end` but those that are 0.
+template <class Key, class Body>
+void for_each_key_below(std::uint64_t end, const Key* keys, std::int64_t count, const ScoredTile& tile,
+                        const Body& body) {
+  for (std::int64_t first = 0; first < count; first += kKeysInBlock) {
+    if (tile.least[first / kKeysInBlock] >= end) continue;
+    const std::int64_t last = std::min(first + kKeysInBlock, count);
+    for (std::int64_t i = first; i < last; ++i) {
+      if (keys[i] < end && keys[i] != 0) body(i);
+    }
+  }
+}
+
+}  // namespace
+
+template <class Body>
+std::vector<std::uint64_t> Selection::count_tiles(const at::Tensor& counts, const Body& body) const {
+  if (!takes(counts)) throw std::invalid_argument("counts are int64, one a bin, on the CPU");
+  const std::int64_t workers = at::get_num_threads();
+  std::vector<Count> tables(workers * kTables * kBins);
+  std::int64_t* const sums = counts.data_ptr<std::int64_t>();
+  std::vector<std::uint64_t> of_chunks(work_list_.chunks().size()), of_parameters(parameters_.size());
+  const py::gil_scoped_release no_gil;
+  for_each_chunk_of_worker(work_list_, [&](std::int64_t i, std::int64_t worker) {
+    const Chunk& chunk = work_list_.chunks()[i];
+    Count* const its_tables = tables.data() + worker * kTables * kBins;
+    std::uint64_t largest = 0;
+    for_each_tile(chunk, [&](const auto* keys, std::int64_t begin, std::int64_t count, const ScoredTile& tile) {
+      body(keys, begin, count, tile, parameters_[chunk.tensor], its_tables);
+      largest = std::max(largest, tile.largest);
+    });
+    of_chunks[i] = largest;
+  });
+  for (std::int64_t table = 0; table < workers * kTables; ++table) {
+    for (std::int64_t bin = 0; bin < kBins; ++bin) sums[bin] += tables[table * kBins + bin];
+  }
+  for (std::size_t i = 0; i < of_chunks.size(); ++i) {
+    std::uint64_t& largest = of_parameters[work_list_.chunks()[i].tensor];
+    largest = std::max(largest, of_chunks[i]);
+  }
+  return of_parameters;
+}
+
+std::vector<std::uint64_t> Selection::count(int shift, std::uint64_t prefix, std::int64_t end,
+                                            const at::Tensor& counts) const {
+  if (end < 0 || end > kBins) throw std::invalid_argument("there is no such digit");
+  const bool has_all_bits = shift + 16 >= (wide_ ? 64 : 32);  // none is above the digit
+  const std::uint64_t first = prefix << 16 << shift, last = first + (static_cast<std::uint64_t>(end) << shift);
+  return count_tiles(counts, [&](const auto* keys, std::int64_t, std::int64_t count, const ScoredTile& tile,
+                                 const Parameter&, Count* tables) {
+    if (has_all_bits && end == kBins) {
+      std::int64_t i = 0;
+      for (; i + kTables <= count; i += kTables) {
+        for (std::int64_t table = 0; table < kTables; ++table) ++tables[table * kBins + (keys[i + table] >> shift)];
+      }
+      for (; i < count; ++i) ++tables[keys[i] >> shift];
+      return;
+    }
+    if (first == 0 && end > 0) tables[0] += static_cast<Count>(tile.zeros);
+    for_each_key_below(last, keys, count, tile, [&](std::int64_t i) {
+      if (keys[i] >= first) ++tables[(keys[i] >> shift) & (kBins - 1)];
+    });
+  });
+}
+
+void Selection::count_positions(std::uint64_t key, int shift, std::uint64_t prefix, const at::Tensor& counts) const {
+  count_tiles(counts, [&](const auto* keys, std::int64_t begin, std::int64_t count, const ScoredTile& tile,
+                          const Parameter& parameter, Count* tables) {
+    for_each_key_below(key + 1, keys, count, tile, [&](std::int64_t i) {
+      if (keys[i] != key) return;
+      const std::uint64_t leading = static_cast<std::uint64_t>(parameter.position(begin + i)) >> shift;
+      if (leading >> 16 == prefix) ++tables[leading & (kBins - 1)];
+    });
+  });
+}
+
+std::vector<std::tuple<std::uint64_t, std::int64_t, std::int64_t>> Selection::largest() const {
+  struct Found {
+    std::uint64_t key = 0;
+    std::int64_t position = -1, place = -1;
+
+    void update(const Found& other) {
+      if (position < 0 || other.key > key || (other.key == key && other.position > position)) *this = other;
+    }
+  };
+  std::vector<Found> of_chunks(work_list_.chunks().size()), of_parameters(parameters_.size());
+  {
+    const py::gil_scoped_release no_gil;
+    for_each_chunk(work_list_, [&](std::int64_t i) {
+      const Chunk& chunk = work_list_.chunks()[i];
+      Found& found = of_chunks[i];
+      for_each_tile(chunk, [&](const auto* keys, std::int64_t begin, std::int64_t count, const ScoredTile& tile) {
+        if (found.position >= 0 && tile.largest < found.key) return;
+        for (std::int64_t k = 0; k < count; ++k) {
+          if (keys[k] != tile.largest) continue;
+          found.update({tile.largest, parameters_[chunk.tensor].position(begin + k), begin + k});
+        }
+      });
+    });
+  }
+  for (std::size_t i = 0; i < of_chunks.size(); ++i) of_parameters[work_list_.chunks()[i].tensor].update(of_chunks[i]);
+  std::vector<std::tuple<std::uint64_t, std::int64_t, std::int64_t>> result;
+  for (const Found& found : of_parameters) result.emplace_back(found.key, found.position, found.place);
+  return result;
+}
+
+void Selection::zero(std::uint64_t key, std::int64_t position, const std::vector<std::int64_t>& kept) {
+  if (kept.size() != parameters_.size()) throw std::invalid_argument("not one kept place a parameter");
+  {
+    const py::gil_scoped_release no_gil;
+    for_each_chunk(work_list_, [&](std::int64_t c) {
+      const Chunk& chunk = work_list_.chunks()[c];
+      Parameter& parameter = parameters_[chunk.tensor];
+      for_each_tile(chunk, [&](const auto* keys, std::int64_t begin, std::int64_t count, const ScoredTile& tile) {
+        visit_dtype(parameter.dtypes.w, [&](auto element) {
+          using T = decltype(element);
+          T* const w = static_cast<T*>(parameter.at.w) + begin;
+          for_each_key_below(key + 1, keys, count, tile, [&](std::int64_t i) {
+            if (keys[i] == key && parameter.position(begin + i) >= position) return;
+            if (begin + i != kept[chunk.tensor]) w[i] = T{};
+          });
+        });
+      });
+    });
+  }
+  for (const Parameter& parameter : parameters_) bump_version(parameter.w);
+}
+
+}  // namespace fusedreg::cpu
