@@ -101,7 +101,7 @@ def instruction_set(request):
 # "ci": the same examples in every run. "fuzz", for `make fuzz` or --hypothesis-profile=fuzz: new ones, and many.
 SLOW_EXAMPLES = (hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.data_too_large)
 hypothesis.settings.register_profile(
-    "ci", derandomize=True, deadline=None, max_examples=40, database=None, suppress_health_check=SLOW_EXAMPLES
+    "ci", derandomize=True, deadline=None, max_examples=30, database=None, suppress_health_check=SLOW_EXAMPLES
 )
 hypothesis.settings.register_profile(
     "fuzz",

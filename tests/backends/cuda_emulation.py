@@ -41,7 +41,7 @@ def build() -> ModuleType:
         "fusedreg_cuda_emulation",
         [str(CSRC / "cuda" / "bindings.cpp"), str(EMULATOR / "emulator.cpp"), *units],
         extra_include_paths=[str(CSRC), str(EMULATOR)],
-        extra_cflags=["-O1", "-Wno-unknown-pragmas"],
+        extra_cflags=["-O0", "-Wno-unknown-pragmas"],
         build_directory=str(folder),
     )
 

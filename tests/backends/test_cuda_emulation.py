@@ -165,7 +165,7 @@ def test_amp_on_the_device(cls, variant, found_inf, scalars_on_device, monkeypat
 @pytest.mark.parametrize(("cls", "variant"), OPTIMIZER_VARIANTS, ids=IDS)
 def test_hyperparameters_on_the_device(cls, variant, scalars_on_device, monkeypatch) -> None:
     """As a CUDA graph needs it: moved in place between steps, read by the kernels."""
-    for module in ("optimizer", "hyperparameters", "penalties", "penalties.spec", "rules.spec", "step.norm"):
+    for module in ("optimizer", "hyperparameters", "penalties", "penalties.spec", "rules.spec"):
         monkeypatch.setattr(f"fusedreg.{module}.on_gpu", in_emulated_memory)
     values = {"lr": 0.05, "l1": 0.03, "l2": 0.2, "weight_decay": 0.1, "clip_value": 0.8, "max_grad_norm": 2.0}
     values |= {"mcp_gamma": 9.0, "lower": -1.6, "upper": 1.3, "l0": 1e-3}

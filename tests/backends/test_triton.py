@@ -53,7 +53,7 @@ def scalars_on_device(monkeypatch):
 @pytest.fixture
 def everything_on_device(monkeypatch):
     """As far as the question goes where a tensor is: what the host then reads of one is a fault."""
-    for module in ("optimizer", "hyperparameters", "penalties", "penalties.spec", "rules.spec", "step.norm"):
+    for module in ("optimizer", "hyperparameters", "penalties", "penalties.spec", "rules.spec"):
         monkeypatch.setattr(f"fusedreg.{module}.on_gpu", lambda value: isinstance(value, torch.Tensor))
 
 

@@ -31,6 +31,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 import fusedreg
+from fusedreg import FusedRegAdam, FusedRegSGD
 
 FORMS = {"nested": StateDictOptions(), "flat": StateDictOptions(flatten_optimizer_state_dict=True)}
 STRENGTHS = {"l2": 0.1, "clip_value": 1.5, "max_grad_norm": 1e6}
@@ -40,37 +41,21 @@ Contents = dict[str, dict[str, Tensor]]
 
 
 def _cases() -> dict[str, tuple[type, str, torch.dtype]]:
-    """Every class, and every set of options that a rule's variants switch on."""
-    found, seen = {}, set()
+    """Of each class, the variant with the most options."""
+    fullest = {}
     for case, (cls, variant) in zip(IDS, OPTIMIZER_VARIANTS, strict=True):
-        options = frozenset(variant_of(cls, variant)) - {"maximize"}
-        if cls not in seen or (cls.spec.name, options) not in seen:
-            found[case] = cls, variant, torch.float32
-        seen |= {cls, (cls.spec.name, options)}
-    return found
-
-
-def _fullest(cases: dict[str, tuple[type, str, torch.dtype]]) -> dict[str, tuple[type, str, torch.dtype]]:
-    """Of each rule, the case with the most options."""
-    ordered = sorted(cases.items(), key=lambda case: -len(variant_of(*case[1][:2])))
-    return {
-        case: each
-        for i, (case, each) in enumerate(ordered)
-        if each[0].spec.name not in {other[0].spec.name for _, other in ordered[:i]}
-    }
+        if cls not in fullest or len(variant_of(cls, variant)) > len(variant_of(*fullest[cls][1])):
+            fullest[cls] = case, (cls, variant)
+    return {case: (*each, torch.float32) for case, each in fullest.values()}
 
 
 CASES = _cases()
-_FULLEST = _fullest(CASES)
-# 16 bits are what the parameters have, and not their scalars. But NAdam's mu_product is the twin's, too, and torch
-# casts it when it loads.
+# 16 bits are what the parameters have, and not their scalars: a step count, a momentum's gain.
 CASES |= {
     f"{case}-bfloat16": (cls, variant, torch.bfloat16)
-    for case, (cls, variant, _) in _FULLEST.items()
-    if not any(scalar.is_step and scalar.name != "step" for scalar in cls.spec.scalar_states)
+    for case, (cls, variant, _) in _cases().items()
+    if cls in (FusedRegAdam, FusedRegSGD)
 }
-# Two ranks run all cases, other worlds these.
-FEW = [case for case in CASES if case.removesuffix("-bfloat16") in _FULLEST]
 
 
 @functools.cache
@@ -230,7 +215,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Saved:
 
 def load(saved: Saved, world_size: int, source: str, target: str, form: str) -> dict[str, Contents]:
     folder, before, _ = saved
-    some = {case: before[source][case] for case in (CASES if world_size == 2 else FEW)}
+    some = {case: before[source][case] for case in CASES}
     return worlds.run(world_size, _load, folder, source, target, form, some)[0]
 
 
@@ -281,7 +266,7 @@ def zero_of(case: str, model: nn.Module, l1: float) -> Any:
 def _zero(saved: dict[str, Any] | None) -> dict[str, Any]:
     """Steps, consolidates and goes on: in ZeRO, and in one process. If ``saved``, that is what it starts from."""
     results = {}
-    for case in FEW:
+    for case in CASES:
         model = WholeNet(CASES[case][2], seed=0 if saved is None else 1)
         zero = zero_of(case, model, 0.02 if saved is None else 0.9)
         if saved is not None:
@@ -302,7 +287,7 @@ def _zero(saved: dict[str, Any] | None) -> dict[str, Any]:
 def test_zero_consolidated_into_one_process_and_into_another_number() -> None:
     (saved, *_) = worlds.run(4, _zero, None)
     (again, *_) = worlds.run(2, _zero, saved)
-    for case in FEW:
+    for case in CASES:
         assert_same_bits(tensors_of(again[case]["then"]), tensors_of(saved[case]["then"]))
         model = WholeNet(CASES[case][2], seed=1)
         optimizer = make(case, model, 0.9)
@@ -334,7 +319,7 @@ def _fsdp1() -> None:
             optimizer.step()
             optimizer.zero_grad()
 
-    for cls, variant, _ in (CASES[case] for case in _FULLEST):
+    for cls, variant, _ in (CASES[case] for case in _cases()):
         for use_orig_params, form in itertools.product((True, False), FORMS):
             model = make_fsdp1(use_orig_params, 0)
             optimizer = cls(model.parameters(), lr=0.05, l1=0.02, **variant_of(cls, variant))
