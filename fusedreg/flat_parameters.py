@@ -53,10 +53,10 @@ def whole_parameters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     if not wrapped:
         yield from model.named_parameters()
         return
-    seen: set[int] = set()
     for prefix, module in model.named_modules():
         if module is not model and module not in wrapped:
             continue
+        seen: set[int] = set()  # not of all modules: what was gathered for one is gone, and its ids come again
         for name, param in _gathered(module, wrapped):
             if id(param) not in seen:
                 seen.add(id(param))
