@@ -387,8 +387,8 @@ class BothTables:
     def set_groups(self, groups, numbers) -> None:
         self.same("set_groups", groups, numbers)
 
-    def refresh(self) -> bool:
-        return self.same("refresh")
+    def refresh(self, gradients) -> bool:
+        return self.same("refresh", gradients)
 
     def tables(self):
         rows, sets = self.same("tables")
