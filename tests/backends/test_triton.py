@@ -528,7 +528,7 @@ def test_a_trial_is_one_update_of_its_own_memory(rule, states, monkeypatch) -> N
         memory = tables.kept
         assert memory.shape == (2 + states.bit_count(), 2 * tuning.CHUNK)
         for tensor in memory:
-            tensor.copy_(torch.linspace(1, 2, tensor.numel()))
+            tensor.copy_(torch.linspace(2, 3, tensor.numel()))  # the constants, bounds among them, are 1
         before = memory.clone()
         update(*arguments)
         assert (memory[0] != before[0]).all()
