@@ -18,7 +18,7 @@ from torch import Tensor
 from ..penalties import PENALTIES, Prox, as_python
 from ..penalties.l1 import L1
 from ..penalties.mcp import MCP_GAMMA
-from ..penalties.spec import Group, Scalar, like
+from ..penalties.spec import Group, Scalar, like, on_host
 from ..rules.spec import RuleSpec, Scalars, Step, number
 from .base import Entry, Plan, StepScalars
 from .memory import is_dtensor, local
@@ -108,12 +108,10 @@ def arithmetic_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 # Not a closure: one that calls itself is a cycle, and would keep a plan and all its tensors until the collector comes.
-def _scalar(value: Any, keep_tensors: bool) -> Any:
-    if isinstance(value, Tensor):
-        return value.reshape(()) if keep_tensors else value.item()
+def _keep_tensors(value: Any) -> Any:
     if isinstance(value, (tuple, list)):
-        return tuple(_scalar(each, keep_tensors) for each in value)
-    return as_python(value)
+        return tuple(map(_keep_tensors, value))
+    return value.reshape(()) if isinstance(value, Tensor) else as_python(value)
 
 
 def _real(tensor: Tensor) -> Tensor:
@@ -143,8 +141,8 @@ class ReferencePlan(Plan):
         return self.differentiable or group.get("capturable", False)
 
     def _resolve(self, group: dict[str, Any]) -> dict[str, Any]:
-        keep = self._keeps_tensors(group)
-        return {key: _scalar(value, keep) for key, value in group.items() if key not in ("params", "param_names")}
+        read = _keep_tensors if self._keeps_tensors(group) else on_host
+        return {key: read(value) for key, value in group.items() if key not in ("params", "param_names")}
 
     def refresh(self, gradients: list[Tensor | None] | None = None) -> bool:
         self.gradients = [entry.param.grad for entry in self.entries] if gradients is None else gradients

@@ -31,6 +31,14 @@ def like(w: Tensor, value: Scalar) -> Tensor:
     return torch.as_tensor(value, dtype=w.dtype, device=w.device)
 
 
+def on_host(value: Any) -> Any:
+    """A number as Python's, a tuple of them likewise. Reading a tensor on a GPU waits for it."""
+    if isinstance(value, (tuple, list)):
+        return tuple(map(on_host, value))
+    is_one = isinstance(value, Tensor) and value.numel() == 1
+    return value.detach().item() if is_one else as_python(value)  # detached: one that requires a gradient would warn
+
+
 @dataclass(frozen=True)
 class Option:
     """A keyword that every fusedreg optimizer takes beside its twin's, and a key of its param groups."""
@@ -48,9 +56,7 @@ class Option:
         """Raises ValueError if ``value`` is not allowed."""
         if on_gpu(value):
             return
-        is_one = isinstance(value, Tensor) and value.numel() == 1
-        # detached: one that requires a gradient would warn
-        if not self.is_allowed(value.detach().item() if is_one else as_python(value)):
+        if not self.is_allowed(on_host(value)):
             shown = repr(value) if isinstance(value, str) else value
             raise ValueError(f"Invalid {self.name} value: {shown} (allowed: {self.allowed})")
 

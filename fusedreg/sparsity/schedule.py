@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ..optimizer import FusedRegOptimizer
+from ..penalties import as_python
 from .selection import Hint, zero_smallest, zero_smallest_units
 from .units import Unit, units_in
 from .weights import Weights, weights_of
@@ -77,14 +78,16 @@ class SparsitySchedule:
         self._hints: dict[Target, Hint] = {}
         self._pools()
 
-    def _set(self, total_steps: int, begin: float, end: float, every: int) -> None:
+    def _set(self, total_steps: Any, begin: Any, end: Any, every: Any) -> None:
+        total_steps, begin, end, every = map(as_python, (total_steps, begin, end, every))
         for name, number in (("total_steps", total_steps), ("every", every)):
-            if isinstance(number, bool) or number != int(number) or number <= 0:
-                raise ValueError(f"Invalid {name} value: {number} (allowed: a whole number > 0)")
-        if not 0.0 <= begin < 1.0:
-            raise ValueError(f"Invalid begin value: {begin} (allowed: a number in [0, 1))")
-        if not begin < end <= 1.0:
-            raise ValueError(f"Invalid end value: {end} with begin={begin} (allowed: a number in (begin, 1])")
+            is_whole = isinstance(number, (int, float)) and not isinstance(number, bool) and float(number).is_integer()
+            if not is_whole or number <= 0:
+                raise ValueError(f"Invalid {name} value: {number!r} (allowed: a whole number > 0)")
+        if not (isinstance(begin, (int, float)) and 0.0 <= begin < 1.0):
+            raise ValueError(f"Invalid begin value: {begin!r} (allowed: a number in [0, 1))")
+        if not (isinstance(end, (int, float)) and begin < end <= 1.0):
+            raise ValueError(f"Invalid end value: {end!r} with begin={begin} (allowed: a number in (begin, 1])")
         self.total_steps, self.begin, self.end, self.every = int(total_steps), float(begin), float(end), int(every)
 
     def _pools(self) -> dict[Target, list[Weights]]:
@@ -153,7 +156,18 @@ class SparsitySchedule:
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on where the schedule that ``state_dict`` is of stood. Load the optimizer's, too."""
-        last_step = int(state_dict["last_step"])
+        """Goes on where the schedule that ``state_dict`` is of stood. Load the optimizer's, too.
+
+        Raises:
+            ValueError: something is missing or not allowed; then nothing has changed.
+        """
+        missing = sorted(self.state_dict().keys() - state_dict.keys())
+        if missing:
+            raise ValueError(
+                f"Invalid state_dict: it has no {missing[0]!r} (allowed: a SparsitySchedule's state_dict())"
+            )
+        last_step = state_dict["last_step"]
+        if not isinstance(last_step, int) or last_step < 0:
+            raise ValueError(f"Invalid last_step value: {last_step!r} (allowed: a whole number >= 0)")
         self._set(*(state_dict[key] for key in ("total_steps", "begin", "end", "every")))
         self.last_step = last_step

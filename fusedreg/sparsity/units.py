@@ -21,11 +21,10 @@ def units_in(weights: Weights, unit: Unit) -> int:
     """
     shape = tuple(weights.param.shape)
     if len(shape) < (2 if unit == "columns" else 1):
-        raise ValueError(f"Invalid sparsity_unit value: {unit!r} for {weights.name}, of shape {shape}, which has none")
+        raise ValueError(f"Invalid sparsity_unit value: {unit!r} for {weights.name}, which has none")
     if isinstance(unit, int) and shape[0] % unit != 0:
         raise ValueError(
-            f"Invalid sparsity_unit value: {unit} for {weights.name}, of shape {shape} (allowed: a number that divides "
-            f"{shape[0]})"
+            f"Invalid sparsity_unit value: {unit} for {weights.name} (allowed: a number that divides {shape[0]})"
         )
     return shape[1] if unit == "columns" else shape[0] // (unit if isinstance(unit, int) else 1)
 

@@ -16,6 +16,7 @@ from ..backends.memory import is_dtensor, local
 from ..backends.reference import arithmetic_dtype
 from ..flat_parameters import is_flat
 from ..optimizer import FusedRegOptimizer
+from ..penalties.spec import on_host
 from ..rules.spec import RuleSpec
 from ..step.partition import Partition, partition_of
 
@@ -82,10 +83,10 @@ def weights_of(optimizer: FusedRegOptimizer, groups: list[dict[str, Any]]) -> It
         ValueError: a complex parameter, one that is only known as a sum over ranks, or one of FSDP1.
     """
     for group in groups:
-        numbers = {key: _on_host(value) for key, value in group.items() if key != "params"}
+        numbers = {key: on_host(value) for key, value in group.items() if key != "params"}
         names = group.get("param_names") or itertools.repeat(None)
         for param, name in zip(group["params"], names, strict=False):
-            name = name or f"a parameter of shape {tuple(param.shape)}"
+            name = f"{name or 'a parameter'} of shape {tuple(param.shape)}"
             if param.is_complex():
                 raise ValueError(f"Invalid sparsity value: {group['sparsity']} for complex weights, {name}")
             if is_flat(param):
@@ -109,12 +110,6 @@ def weights_of(optimizer: FusedRegOptimizer, groups: list[dict[str, Any]]) -> It
                     numbers,
                     optimizer.state.get(param, {}),
                 )
-
-
-def _on_host(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.item() if value.numel() == 1 else value
-    return tuple(map(_on_host, value)) if isinstance(value, (tuple, list)) else value
 
 
 def memory_order(tensor: Tensor) -> list[int] | None:
