@@ -15,7 +15,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 import fusedreg
-from fusedreg import FusedRegAdam, FusedRegSGD
+from fusedreg import FusedRegAdam, FusedRegSGD, flat_parameters
 
 GROUPS = {"l1": 0.5, "l2": 0.25}
 
@@ -132,6 +132,15 @@ def test_fsdp1() -> None:
         assert names == expected_names
         torch.testing.assert_close(penalty, expected_penalty)
         assert torch.equal(penalty, results[0][1][2])
+
+
+def test_what_was_gathered_is_gone_and_its_id_comes_again(monkeypatch) -> None:
+    """The views of one wrapped module after the other, many of which lie where another one was."""
+    wrapped = [nn.Identity() for _ in range(50)]
+    monkeypatch.setattr(flat_parameters, "_wrapped_modules", lambda model: wrapped)
+    monkeypatch.setattr(flat_parameters, "_gathered", lambda module, _: ((name, torch.zeros(1)) for name in "ab"))
+    names = [name for name, _ in flat_parameters.whole_parameters(nn.Sequential(*wrapped))]
+    assert names == [*"ab", *(f"{i}.{name}" for i in range(50) for name in "ab")]
 
 
 def _flat_parameters_of_one_kind() -> tuple[int, ...]:

@@ -228,14 +228,8 @@ def test_ends_as_one_process(way) -> None:
 # -- what a wrapper may do to parameters and gradients
 
 
-def with_flat_parameters(strategy: ShardingStrategy, norm_group: bool) -> tuple[str, bool]:
-    """The error's message, and whether the step changed anything."""
-    model = FullyShardedDataParallel(
-        make_model(), device_id=torch.device("cpu"), use_orig_params=False, sharding_strategy=strategy
-    )
-    group = model.process_group if norm_group else None
-    optimizer = FusedRegAdam(model.parameters(), max_grad_norm=0.05, norm_group=group)
-    loss_of(model(my_half(0))).backward()
+def refused(model: nn.Module, optimizer: Any, state: Any) -> tuple[str, bool]:
+    """The message of a step's error, "" where there is none, and whether the step changed anything."""
     before = [param.detach().clone() for param in model.parameters()]
     message = ""
     try:
@@ -243,7 +237,17 @@ def with_flat_parameters(strategy: ShardingStrategy, norm_group: bool) -> tuple[
     except RuntimeError as error:
         message = str(error)
     changed = not all(map(torch.equal, before, (param.detach() for param in model.parameters())))
-    return message, changed or bool(optimizer.state)
+    return message, changed or bool(state)
+
+
+def with_flat_parameters(strategy: ShardingStrategy, norm_group: bool) -> tuple[str, bool]:
+    model = FullyShardedDataParallel(
+        make_model(), device_id=torch.device("cpu"), use_orig_params=False, sharding_strategy=strategy
+    )
+    group = model.process_group if norm_group else None
+    optimizer = FusedRegAdam(model.parameters(), max_grad_norm=0.05, norm_group=group)
+    loss_of(model(my_half(0))).backward()
+    return refused(model, optimizer, optimizer.state)
 
 
 def test_flat_parameters_need_their_group() -> None:
@@ -290,19 +294,11 @@ def test_a_norm_that_is_switched_on_later_is_the_models_too(kind) -> None:
 
 
 def with_zero_and_no_group() -> tuple[str, bool]:
-    """The error's message, and whether the step changed anything."""
     model = make_model()
     zero = deprecated("torch.distributed.optim").ZeroRedundancyOptimizer
     optimizer = zero(model.parameters(), FusedRegAdam, max_grad_norm=0.05)
     loss_of(model(make_batch(0))).backward()
-    before = [param.detach().clone() for param in model.parameters()]
-    message = ""
-    try:
-        optimizer.step()
-    except RuntimeError as error:
-        message = str(error)
-    changed = not all(map(torch.equal, before, (param.detach() for param in model.parameters())))
-    return message, changed or bool(optimizer.optim.state)
+    return refused(model, optimizer, optimizer.optim.state)
 
 
 def test_zero_needs_its_group() -> None:
