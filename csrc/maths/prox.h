@@ -40,9 +40,7 @@ struct ProxConstants {
   A lower, upper, freezes;
 };
 
-// The other stages beside l1 and l2: the minimax concave penalty, the box, the L0 penalty, frozen zeros. First the best
-// x that is not zero, by the firm threshold; then whether zero is better.
-// On a GPU, whose threads have few registers, the constants of these stages are read where they are needed.
+// On a GPU, whose threads have few registers, the constants of the further stages are read where they are needed.
 template <class A>
 FUSEDREG_HD A fetch(const A& constant) {
 #if defined(__CUDA_ARCH__)
@@ -52,6 +50,8 @@ FUSEDREG_HD A fetch(const A& constant) {
 #endif
 }
 
+// The other stages beside l1 and l2: the minimax concave penalty, the box, the L0 penalty, frozen zeros. First the best
+// x that is not zero, by the firm threshold; then whether zero is better.
 template <bool kInMetric, class A>
 FUSEDREG_HD A prox_with_stages(A z, A w_old, const Metric<A>& metric, const ProxConstants<A>& c) {
   const bool is_frozen = (fetch(c.freezes) != A(0)) & (w_old == A(0)) & (z == z);  // a NaN is to be seen

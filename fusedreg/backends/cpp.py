@@ -31,10 +31,7 @@ def load_extension(name: str = "_C") -> tuple[ModuleType | None, str | None]:
         built_with = importlib.import_module("fusedreg._built_with")
     except ImportError:
         if (SOURCES / "setup.py").exists():
-            return (
-                None,
-                f"Python runs in fusedreg's source folder {SOURCES}, in which nothing was built: {BUILD_OR_LEAVE}",
-            )
+            return None, f"Python runs in the source folder {SOURCES}, in which nothing was built: {BUILD_OR_LEAVE}"
         return None, f"the compiled extension is not there: {REBUILD}"
     reason = built_with.NOT_BUILT.get(name)
     if reason is not None:
