@@ -141,8 +141,8 @@ def prox_with_stages(z, w_old, d, floor_ratio, c):
     beyond = size * (pull - size * ridge) - c.height
     within = size * (pull - 2 * threshold - size * curvature)
     is_zero = tl.where(size > c.knee, beyond, within) <= c.l0  # not where one is a NaN
-    x = tl.where(is_zero, 0.0, x)
-    return tl.where((w_old == 0) & (z == z), tl.where(c.freezes != 0, 0.0, x), x)  # a NaN is to be seen
+    is_frozen = (w_old == 0) & (z == z)  # a NaN is to be seen
+    return tl.where(tl.where(c.freezes != 0, is_zero | is_frozen, is_zero), 0.0, x)
 
 
 # -- scalars, for one scalar set
