@@ -29,6 +29,7 @@ from solvers import (
     violations,
 )
 
+import fusedreg
 from fusedreg.backends import reference
 
 STRENGTHS: list[Strength] = [(5.0, 0.0), (5.0, 0.3), (0.0, 0.3)]
@@ -269,3 +270,16 @@ def test_the_l0_penalty_takes_what_never_saw_a_gradient(flavour, backend) -> Non
     assert (seen[0] != 0).all()
     assert (seen[1:] == 0).all()
     assert (model.embedding.weight[:9] != 0).float().mean() > 0.5
+
+
+def test_without_a_metric_there_is_no_floor(backend) -> None:
+    """RAdam's first steps are gradient descent: their prox is that of a step of lr, however strong the penalties."""
+    lr, l1, l2 = 0.01, 6.0, 4.0  # a floor would be at 3 + 2 |w|, above the metric of 1
+    w, g = (torch.randn(50, dtype=torch.float64) for _ in range(2))
+    param = w.clone().requires_grad_()
+    param.grad = g
+    fusedreg.FusedRegRAdam([param], lr=lr, l1=l1, l2=l2, backend=backend).step()
+    z = w - lr * g
+    expected = z.sign() * (z.abs() - lr * l1).clamp(min=0) / (1 + lr * l2)
+    torch.testing.assert_close(param.detach(), expected, rtol=1e-14, atol=1e-15)
+    assert (expected != 0).float().mean() > 0.5
