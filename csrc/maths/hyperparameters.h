@@ -42,10 +42,8 @@ struct Penalties {
 
   FUSEDREG_HD PenaltyMode mode() const { return static_cast<PenaltyMode>(static_cast<int>(penalty_mode)); }
   FUSEDREG_HD bool any() const { return l1 != 0 || l2 != 0 || l0 != 0; }
-  // Whether there is more to a prox than l1, l2 and frozen zeros.
-  FUSEDREG_HD bool has_stages() const {
-    return l0 != 0 || lower != -INFINITY || upper != INFINITY || (l1 != 0 && mcp_gamma != INFINITY);
-  }
+  FUSEDREG_HD bool fades() const { return l1 != 0 && mcp_gamma != INFINITY; }
+  FUSEDREG_HD bool is_boxed() const { return lower != -INFINITY || upper != INFINITY; }
 };
 
 // A param group under one rule.
