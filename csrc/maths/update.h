@@ -32,12 +32,14 @@ struct StepConstants {
   ProxConstants<A> prox;
 };
 
+// Returns the rule's tau.
 template <class Rule, class A>
-FUSEDREG_HD void fill_constants(StepConstants<Rule, A>& c, const Group<Rule>& group, const double* before,
-                                const double* after, double inv_grad_scale, double clip_coef) {
+FUSEDREG_HD double fill_constants(StepConstants<Rule, A>& c, const Group<Rule>& group, const double* before,
+                                  const double* after, double inv_grad_scale, double clip_coef) {
   fill_gradient(c.gradient, group.common, group.penalties, inv_grad_scale, clip_coef);
   const double tau = Rule::fill(c.rule, group.common.lr, group.rule, before, after);
   fill_prox(c.prox, group.common, group.penalties, Rule::kHasMetric, tau);
+  return tau;
 }
 
 template <class Rule_, StateMask kStates_, ProxStages kProx, bool kInMetric, bool kPenalized>
