@@ -113,18 +113,16 @@ CONDITIONS = {
 
 
 @pytest.mark.parametrize("name", CONDITIONS)
-@pytest.mark.parametrize("solver", ["adam", "momentum", "rmsprop-centered", "adagrad", "the reference's"])
+@pytest.mark.parametrize("solver", ["adam", "momentum", "rmsprop-centered", "adagrad"])
 def test_the_conditions_of_optimality_hold(solver, name) -> None:
-    """The reference takes fewer steps of amsgrad, because it is slow."""
     options = CONDITIONS[name]
     unit = "tensor" if name == "one unit" else "columns"
-    slow = Solver(FusedRegAdam, {"lr": 2.0, "amsgrad": True, "backend": "reference"}, 1200)
-    fit = minimise(SOLVERS.get(solver, slow), (4, 10), False, unit=unit, **options)
+    fit = minimise(SOLVERS[solver], (4, 10), False, unit=unit, **options)
     most = options.get("max_unit_norm", math.inf)
     at_most(
-        1e-8 if solver in SOLVERS else 1e-6,
+        1e-8,
         distance(fit, unit, options.get("group_l1", 0.0), options.get("l1", 0.0), options["l2"], most),
-        f"penalties on units{', 1200 steps' * (solver not in SOLVERS)}: optimality conditions",
+        "penalties on units: optimality conditions",
     )
     assert name == "one unit" or most < math.inf or (fit == 0).any()
 
@@ -169,7 +167,7 @@ LAYOUTS = {
 
 def a_step(cls: type, backend: str, dtype: torch.dtype, layout: str, **options: object) -> torch.Tensor:
     shape, lay_out = LAYOUTS[layout]
-    generator = torch.Generator().manual_seed(hash(layout) % 1000)
+    generator = torch.Generator().manual_seed(list(LAYOUTS).index(layout))
     start, slope = (torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(2))
     slope *= torch.rand(shape[0], *[1] * (len(shape) - 1), generator=generator, dtype=torch.float64) * 2
     start[:, :1] = 0
@@ -198,7 +196,9 @@ def test_a_step_is_the_references(cls, layout, dtype) -> None:
     # Stage 7 has as many roundings again as the others. bfloat16 is stored twice, and either may go to the other side.
     tolerance = (4 if dtype == torch.bfloat16 else 2) * TOLERANCE_IN_EPS[dtype] * torch.finfo(dtype).eps
     units = ("rows", "columns", "tensor", 2)
-    for i, unit in enumerate(units if cls is FusedRegAdam else units[len(layout) % 3 :][:1]):
+    if layout.startswith("long"):
+        units = ("tensor", layout.removeprefix("long "))
+    for i, unit in enumerate(units if cls is FusedRegAdam else units[len(layout) % len(units) :][:1]):
         shape, _ = LAYOUTS[layout]
         if unit == 2 and shape[0] % 2:
             continue
