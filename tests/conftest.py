@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+from typing import Any
 
 import hypothesis
 import pytest
@@ -57,10 +58,18 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     return [f"tests marked {mark} are left out: {reason}" for mark, reason in left_out(config).items()]
 
 
+def has_mode(callspec: Any) -> bool:
+    chosen = {} if callspec is None else callspec.params
+    spec = getattr(chosen.get("cls"), "spec", None)
+    return spec is None or chosen.get("mode", spec.modes[0]) in spec.modes
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     marks = left_out(config)
     without = [item for item in items if any(item.get_closest_marker(mark) for mark in marks)]
     config.hook.pytest_deselected(items=without)
+    # A rule is tested in the penalty modes that it has.
+    without += [item for item in items if not has_mode(getattr(item, "callspec", None))]
     gone = set(without)
     items[:] = [item for item in items if item not in gone]
 

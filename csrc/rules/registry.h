@@ -11,4 +11,5 @@
   RULE(nadam, NAdam)         \
   RULE(radam, RAdam)         \
   RULE(adamax, Adamax)       \
-  RULE(adadelta, Adadelta)
+  RULE(adadelta, Adadelta)   \
+  RULE(lion, Lion)

@@ -7,6 +7,7 @@ from .adadelta import FusedRegAdadelta
 from .adagrad import FusedRegAdagrad
 from .adam import FusedRegAdam, FusedRegAdamW
 from .adamax import FusedRegAdamax
+from .lion import FusedRegLion
 from .nadam import FusedRegNAdam
 from .radam import FusedRegRAdam
 from .rmsprop import FusedRegRMSprop
@@ -22,4 +23,5 @@ OPTIMIZERS: list[type[FusedRegOptimizer]] = [
     FusedRegRAdam,
     FusedRegAdamax,
     FusedRegAdadelta,
+    FusedRegLion,
 ]

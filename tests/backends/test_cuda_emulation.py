@@ -21,6 +21,7 @@ from helpers import (
     FusedRegAdam,
     assert_same_bits,
     make_params,
+    regularized,
     run,
     set_grads,
     snapshot,
@@ -147,7 +148,7 @@ def test_amp_on_the_device(cls, variant, found_inf, scalars_on_device, monkeypat
     results = []
     for backend in ("cuda", "cpp"):
         params = make_params(dtype=torch.float64)
-        optimizer = cls(params, backend=backend, **{**REGULARIZED, **variant_of(cls, variant)})
+        optimizer = cls(params, backend=backend, **{**regularized(cls, variant)})
         run(optimizer, params, 2)
         before = [*snapshot(optimizer), optimizer.grad_norm]
         set_grads(params, 50)

@@ -21,6 +21,7 @@ from helpers import (
     FusedRegSGD,
     assert_same_bits,
     make_params,
+    regularized,
     run,
     set_grads,
     snapshot,
@@ -102,7 +103,7 @@ def test_bias_corrections(t, betas, scalars_on_device) -> None:
 @pytest.mark.parametrize("mode", PENALTY_MODES)
 @pytest.mark.parametrize(("cls", "variant"), OPTIMIZER_VARIANTS, ids=IDS)
 def test_with_one_regularizer_off(cls, variant, mode, off, scalars_on_host) -> None:
-    options = {**REGULARIZED, **variant_of(cls, variant), "penalty_mode": mode}
+    options = {**regularized(cls, variant), "penalty_mode": mode}
     options[off] = None if off in ("clip_value", "max_grad_norm") else 0.0
     results = []
     for backend in ("triton", "reference"):
@@ -215,7 +216,7 @@ def test_amp_on_the_device(cls, variant, found_inf, scalars_on_device, everythin
         if backends.BACKENDS[backend].unavailable_reason():
             backend = "reference"
         params = make_params(((7, 13), ()), torch.float64)
-        optimizer = cls(params, backend=backend, **{**REGULARIZED, **variant_of(cls, variant)})
+        optimizer = cls(params, backend=backend, **{**regularized(cls, variant)})
         run(optimizer, params, 2)
         before = snapshot(optimizer)
         set_grads(params, 50)

@@ -20,6 +20,7 @@ from helpers import (
     FusedRegAdam,
     assert_same_bits,
     make_params,
+    regularized,
     run,
     set_grads,
     snapshot,
@@ -188,12 +189,13 @@ def test_gradients_are_let_go(cls, backend) -> None:
 
 
 @every_class
-@pytest.mark.parametrize("regularized", [False, True])
-def test_a_model_is_let_go_with_its_optimizer(cls, regularized, backend) -> None:
+@pytest.mark.parametrize("is_regularized", [False, True])
+def test_a_model_is_let_go_with_its_optimizer(cls, is_regularized, backend) -> None:
     """At once, as with the twin, not when the collector of cycles comes by: on a GPU that is memory."""
     gc.disable()
     try:
-        for make, more in ((TWINS[cls], {}), (cls, {"backend": backend, **(REGULARIZED if regularized else {})})):
+        ours = {"backend": backend, **(regularized(cls) if is_regularized else {})}
+        for make, more in ((TWINS[cls], {}), (cls, ours)):
             params = make_params(((5, 3), (4,)))
             optimizer = make(params, **more)
             run(optimizer, params, 2)
@@ -735,7 +737,7 @@ def test_meta_tensors(configuration, rival) -> None:
     cls, flags = CONFIGURATIONS[configuration]
     described = []
     for make in (TWINS[cls], cls):
-        more = REGULARIZED if rival == "regularized" and make is cls else {}
+        more = regularized(cls) if rival == "regularized" and make is cls else {}
         model = make_model().to("meta")
         optimizer = make(model.parameters(), **flags, **more)
         for _ in range(2):

@@ -11,12 +11,12 @@ import torch
 from helpers import (
     IDS,
     OPTIMIZER_VARIANTS,
-    REGULARIZED,
     TWINS,
     FusedRegAdam,
     FusedRegSGD,
     assert_same_bits,
     make_params,
+    regularized,
     run,
     set_grads,
     snapshot,
@@ -32,6 +32,7 @@ from twin_pairs import (
     contents,
     every_class,
     every_configuration,
+    every_configuration_of_torch,
     every_rival,
     few_configurations,
     loss_of,
@@ -123,7 +124,7 @@ def test_a_state_dict_has_the_twins_shape(configuration, backend) -> None:
 
 @every_optimizer
 def test_our_own_state_dict_resumes_to_the_bit(cls, flags, backend) -> None:
-    options = {**REGULARIZED, **variant_of(cls, flags), "backend": backend}
+    options = {**regularized(cls, flags), "backend": backend}
     params, resumed = make_params(), make_params()
     optimizer = cls(params, **options)
     run(optimizer, params, 3)
@@ -139,7 +140,7 @@ def test_our_own_state_dict_resumes_to_the_bit(cls, flags, backend) -> None:
 
 @every_optimizer
 def test_a_regularized_run_resumes_on_another_backend(cls, flags, backend) -> None:
-    options = {**REGULARIZED, **variant_of(cls, flags)}
+    options = {**regularized(cls, flags)}
     params, uninterrupted = make_params(dtype=torch.float64), make_params(dtype=torch.float64)
     first, whole = cls(params, backend="reference", **options), cls(uninterrupted, backend="reference", **options)
     run(first, params, 3)
@@ -261,7 +262,7 @@ def test_momentum_buffers_that_are_none(configuration, backend) -> None:
     assert_alike(flow, configuration, backend)
 
 
-@every_configuration
+@every_configuration_of_torch
 def test_a_pickle_of_an_older_optimizer(configuration, backend) -> None:
     """__setstate__ fills in what the pickled groups and defaults lack, as the twin's does."""
 
@@ -294,7 +295,7 @@ every_copier = pytest.mark.parametrize("copier", COPIERS)
 @every_copier
 def test_copies_go_on_alike(cls, flags, copier, backend) -> None:
     params = make_params()
-    optimizer = cls(params, backend=backend, **REGULARIZED, **variant_of(cls, flags))
+    optimizer = cls(params, backend=backend, **regularized(cls, flags))
     run(optimizer, params, 2)
     copied = COPIERS[copier](optimizer)
     own = [param for group in copied.param_groups for param in group["params"]]

@@ -18,7 +18,7 @@ from unittest import mock
 import pytest
 import torch
 from helpers import SHAPES, TWINS, make_params, run
-from twin_pairs import contents, every_class, one_thread, tolerance
+from twin_pairs import OF_TORCH, contents, every_class, one_thread, tolerance
 
 
 @pytest.fixture(autouse=True)
@@ -225,7 +225,7 @@ def _takes(cls, options) -> bool:
     ("cls", "options"),
     [
         pytest.param(cls, options, id=f"{cls.__name__}-{options}")
-        for cls in TWINS
+        for cls in OF_TORCH
         for options in BAD_OPTIONS
         if _takes(cls, options)
     ],

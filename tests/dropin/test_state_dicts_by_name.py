@@ -16,6 +16,7 @@ from twin_pairs import (
     assert_close,
     contents,
     every_configuration,
+    every_configuration_of_torch,
     few_configurations,
     make_model,
     train,
@@ -79,7 +80,7 @@ def test_state_dicts_by_name(configuration, direction, form, backend) -> None:
     assert_close(contents(resumed), contents(uncut))
 
 
-@every_configuration
+@every_configuration_of_torch
 def test_a_flat_state_dict_of_a_twin_is_read_by_a_twin(configuration, backend) -> None:
     """torch asks it for the value of every key that a group here has, and it lacks ours."""
     cls, flags = CONFIGURATIONS[configuration]

@@ -25,6 +25,7 @@ from twin_pairs import (
     assert_close,
     contents,
     every_class,
+    every_class_of_torch,
     every_configuration,
     make_model,
     one_thread,
@@ -32,8 +33,9 @@ from twin_pairs import (
 )
 from typing_extensions import Unpack, get_type_hints
 
-from fusedreg.penalties import OPTIONS, Regularizers
+from fusedreg.penalties import OPTIONS, PENALTY_MODES, Regularizers
 from fusedreg.regularizers import OF_THE_OPTIMIZER
+from fusedreg.rules.spec import LR, WEIGHT_DECAY
 
 OURS = [*(option.name for option in OPTIONS), *OF_THE_OPTIMIZER]
 every_optimizer = pytest.mark.parametrize(("cls", "flags"), OPTIMIZER_VARIANTS, ids=IDS)
@@ -66,7 +68,13 @@ def test_signature_is_the_twins_with_ours_behind(cls) -> None:
 def test_every_option_is_documented(cls) -> None:
     for option in OURS:
         assert f"    {option} (" in cls.__doc__
-    assert f"torch.optim.{TWINS[cls].__name__} with" in cls.__doc__
+    has_twin = cls.spec.twin is not None
+    assert f"{'torch.optim.' if has_twin else ''}{TWINS[cls].__name__} with" in cls.__doc__
+    for option in (*cls.spec.options, *(() if has_twin else (LR, WEIGHT_DECAY))):
+        assert f"    {option.name} (" in cls.__doc__
+    for mode in PENALTY_MODES:
+        assert (f'``"{mode}"``' in cls.__doc__) == (mode in cls.spec.modes)
+    assert f'``"{cls.spec.modes[0]}"`` (default)' in cls.__doc__
 
 
 @every_class
@@ -96,7 +104,7 @@ def test_the_old_name_of_penalty_mode(cls, backend) -> None:
         cls(params, l1_mode="nothing")
 
 
-@every_class
+@every_class_of_torch
 def test_kinship(cls) -> None:
     """isinstance, as libraries ask it; and the methods of the twin, with none that ours hides."""
     optimizer = cls(make_params())

@@ -218,6 +218,7 @@ OWN_OPTIONS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
     ),
     "radam": st.fixed_dictionaries({"betas": st.tuples(BETAS, SHORTER_BETAS), "eps": EPS}),
     "adamax": st.fixed_dictionaries({"betas": st.tuples(BETAS, BETAS), "eps": EPS}),
+    "lion": st.fixed_dictionaries({"betas": st.tuples(BETAS, BETAS)}),
     "adadelta": st.fixed_dictionaries({"rho": ALPHAS, "eps": EPS}),
 }
 """What a group may say to a rule alone."""

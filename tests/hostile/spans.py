@@ -458,6 +458,16 @@ def adadelta_bounds(w: Span, g: Span, state: dict[str, Span], scalars: Scalars, 
     return Bounds(w - scalar(lr, a) * delta, new, {"step": scalars["step"] + 1}, lr, d, of_gradients)
 
 
+def lion_bounds(w: Span, g: Span, state: dict[str, Span], scalars: Scalars, group: dict[str, Any]) -> Bounds:
+    a, lr, (beta1, beta2) = w.arithmetic, float(group["lr"]), map(float, group["betas"])
+    direction = moving_average(state["exp_avg"], g, beta1).monotone(sign_or_nan)
+    return Bounds(w - scalar(lr, a) * direction, {"exp_avg": moving_average(state["exp_avg"], g, beta2)}, {}, lr)
+
+
+def sign_or_nan(end: Tensor) -> Tensor:
+    return torch.where(end.isnan(), end, end.sign())
+
+
 RULES = {
     "adam": adam_bounds,
     "sgd": sgd_bounds,
@@ -467,6 +477,7 @@ RULES = {
     "radam": radam_bounds,
     "adamax": adamax_bounds,
     "adadelta": adadelta_bounds,
+    "lion": lion_bounds,
 }
 """Stage 5 of every rule: ``rule(w, g, state, scalars, group)``, the scalar states as they were before the step."""
 

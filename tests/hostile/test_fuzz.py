@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import EXTENSION, FAST, needs_cpp
-from helpers import IDS, OPTIMIZER_VARIANTS, OPTIMIZERS, REGULARIZED, variant_of
+from helpers import IDS, OPTIMIZER_VARIANTS, OPTIMIZERS, regularized
 from hypothesis import event, given, note
 from hypothesis import strategies as st
 from scenarios import CHUNK, DTYPES, OWN_OPTIONS, Gradient, Param, Scenario, Step, Values, lay_out, scenarios
@@ -330,7 +330,7 @@ def test_every_rule_is_fuzzed() -> None:
 def test_the_intervals_are_narrow(cls, variant, mode) -> None:
     """An interval that holds everything would prove nothing: with everything on, it is a few roundings wide."""
     values = [Values(seed, 0, (), 0.0) for seed in range(5)]
-    options = {**REGULARIZED, **variant_of(cls, variant), "penalty_mode": mode}
+    options = {**regularized(cls, variant), "penalty_mode": mode}
     bound = options.pop("max_grad_norm")
     steps = [Step([{}], [Gradient("contiguous", values[i])], bound, 2.0, None, None) for i in range(1, 5)]
     params = [[Param((500,), "contiguous", "fp32", values[0])]]

@@ -18,6 +18,7 @@ _NAMES = (
     "radam",
     "adamax",
     "adadelta",
+    "lion",
 )
 
 RULES: dict[str, Rule] = {name: importlib.import_module(f"{__name__}.{name}").RULE for name in _NAMES}
