@@ -8,7 +8,7 @@ import torch
 from plain_rules import PLAIN
 from torch import Tensor
 
-from fusedreg import FusedRegAdagrad, FusedRegAdam, FusedRegAdamW, FusedRegRMSprop, FusedRegSGD
+from fusedreg import FusedRegAdagrad, FusedRegAdam, FusedRegAdamW, FusedRegASGD, FusedRegRMSprop, FusedRegSGD
 from fusedreg.parity import REGULARIZED, regularized
 from fusedreg.rules.registry import OPTIMIZERS
 
@@ -71,6 +71,7 @@ __all__ = [
     "REGULARIZED",
     "SHAPES",
     "TWINS",
+    "FusedRegASGD",
     "FusedRegAdagrad",
     "FusedRegAdam",
     "FusedRegAdamW",

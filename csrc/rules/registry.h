@@ -12,4 +12,5 @@
   RULE(radam, RAdam)         \
   RULE(adamax, Adamax)       \
   RULE(adadelta, Adadelta)   \
-  RULE(lion, Lion)
+  RULE(lion, Lion)           \
+  RULE(asgd, Asgd)

@@ -96,7 +96,8 @@ def update(
     g = add_penalty_gradients(g, w, group)
     decay = group["lr"] * group["weight_decay"] if group.get("decoupled_weight_decay", False) else 0.0
     step = spec.step(w * (1 - decay), g, state, scalars, group)
-    return step._replace(w=prox(step.w, w, step, group))
+    x = prox(step.w, w, step, group)
+    return step._replace(w=x, state={**step.state, **step.finish(x, step.w)})
 
 
 # -- the backend

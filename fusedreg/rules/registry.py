@@ -7,6 +7,7 @@ from .adadelta import FusedRegAdadelta
 from .adagrad import FusedRegAdagrad
 from .adam import FusedRegAdam, FusedRegAdamW
 from .adamax import FusedRegAdamax
+from .asgd import FusedRegASGD
 from .lion import FusedRegLion
 from .nadam import FusedRegNAdam
 from .radam import FusedRegRAdam
@@ -24,4 +25,5 @@ OPTIMIZERS: list[type[FusedRegOptimizer]] = [
     FusedRegAdamax,
     FusedRegAdadelta,
     FusedRegLion,
+    FusedRegASGD,
 ]

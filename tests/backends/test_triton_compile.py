@@ -156,7 +156,7 @@ def test_prepare(rule, clips, target, tmp_path) -> None:
 
 
 # What a rule brings to a kernel.
-FUNCTIONS = ("step", "prox", "next_scalars", "fill")
+FUNCTIONS = ("step", "prox", "finish", "next_scalars", "fill")
 
 
 @pytest.mark.parametrize("kernel", [kernels.update_kernel, kernels.squares_kernel, kernels.prepare_kernel], ids=str)

@@ -347,9 +347,11 @@ def test_the_tensors_of_a_state_dict_are_the_live_ones(configuration, backend) -
         run(optimizer, params, 1)
         state_dict = optimizer.state_dict()
         held = [tensor for state in state_dict["state"].values() for tensor in state.values()]
+        names = [name for state in state_dict["state"].values() for name in state]
         before = [tensor.clone() for tensor in held]
         run(optimizer, params, 1, first_seed=7)
-        assert all(not a.equal(b) for a, b in zip(held, before, strict=True) if a.numel() > 0)
+        for name, a, b in zip(names, held, before, strict=True):
+            assert a.numel() == 0 or name in ("eta", "mu") or not a.equal(b)  # ASGD's step size may stay the same
         now = [tensor for state in optimizer.state.values() for tensor in state.values()]
         assert all(a is b for a, b in zip(held, now, strict=True))
 

@@ -148,6 +148,7 @@ ACCUMULATORS = mostly(st.sampled_from([0.0, 0.0, 0.1, 1.0]), 5e-324, 1e-45, 1e-2
 # divides by 1 less a product of momenta that is kept in float32. In torch too.
 SHORTER_BETAS = mostly(st.sampled_from([0.0, 0.3, 0.5, 0.9, 0.99, 0.999]), 5e-324, 1e-45, 1e-8)
 MOMENTUM_DECAYS = mostly(st.sampled_from([0.0, 4e-3, 0.1]), 5e-324, 1e-45, 1.0, 1e10, 1e300)
+STARTS = mostly(st.sampled_from([0.0, 1.0, 2.0, 1e6]), -1e300, -0.5, 5e-324, 1.5, 1e300)
 CLIP_VALUES = mostly(st.sampled_from([None, None, 0.3, 1.2]), 0.0, 5e-324, 1e-45, 1e-30, 1e30, 3e38, 1e39, math.inf)
 NORMS = mostly(st.sampled_from([None, None, 0.5, 4.0]), 5e-324, 1e-45, 1e-30, 1e10, 1e38, 1e300, math.inf)
 GRAD_SCALES = mostly(
@@ -218,6 +219,7 @@ OWN_OPTIONS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
     ),
     "radam": st.fixed_dictionaries({"betas": st.tuples(BETAS, SHORTER_BETAS), "eps": EPS}),
     "adamax": st.fixed_dictionaries({"betas": st.tuples(BETAS, BETAS), "eps": EPS}),
+    "asgd": st.fixed_dictionaries({"lambd": LR_DECAYS, "alpha": ALPHAS, "t0": STARTS}),
     "lion": st.fixed_dictionaries({"betas": st.tuples(BETAS, BETAS)}),
     "adadelta": st.fixed_dictionaries({"rho": ALPHAS, "eps": EPS}),
 }

@@ -294,6 +294,8 @@ class Bounds:
     safeguard: Span | None = None
     """What the prox's floor is held against, where that is not d."""
     has_floor: bool = True
+    finish: Callable[[Span], dict[str, Span]] = lambda w: {}
+    """States that go by the weight after stage 6."""
 
 
 Scalars = dict[str, float]
@@ -464,6 +466,18 @@ def lion_bounds(w: Span, g: Span, state: dict[str, Span], scalars: Scalars, grou
     return Bounds(w - scalar(lr, a) * direction, {"exp_avg": moving_average(state["exp_avg"], g, beta2)}, {}, lr)
 
 
+def asgd_bounds(w: Span, g: Span, state: dict[str, Span], scalars: Scalars, group: dict[str, Any]) -> Bounds:
+    a, lr, t = w.arithmetic, float(group["lr"]), scalars["step"] + 1
+    lambd, alpha, t0 = (float(group[key]) for key in ("lambd", "alpha", "t0"))
+    eta, mu, ax = scalars["eta"], scalars["mu"], state["ax"]
+
+    def average(w: Span) -> dict[str, Span]:
+        return {"ax": w if mu == 1 else ax + scalar(mu, a) * (w - ax)}
+
+    new = {"step": t, "eta": lr / (1 + lambd * lr * t) ** alpha, "mu": 1 / max(1.0, t - t0)}
+    return Bounds(w * scalar(1 - lambd * eta, a) - scalar(eta, a) * g, {}, new, eta, finish=average)
+
+
 def sign_or_nan(end: Tensor) -> Tensor:
     return torch.where(end.isnan(), end, end.sign())
 
@@ -478,6 +492,7 @@ RULES = {
     "adamax": adamax_bounds,
     "adadelta": adadelta_bounds,
     "lion": lion_bounds,
+    "asgd": asgd_bounds,
 }
 """Stage 5 of every rule: ``rule(w, g, state, scalars, group)``, the scalar states as they were before the step."""
 
@@ -681,4 +696,6 @@ def step_bounds(
         moving = w_old * scalar(1 - float(group["lr"]) * float(group["weight_decay"]), a)
     spans = {name: exactly(tensor, a) for name, tensor in state.items()}
     bounds = RULES[rule](moving, g, spans, scalars, group)
-    return prox_bounds(bounds, w_old, group), bounds
+    weight = prox_bounds(bounds, w_old, group)
+    bounds.state |= bounds.finish(weight)
+    return weight, bounds

@@ -19,6 +19,7 @@ _NAMES = (
     "adamax",
     "adadelta",
     "lion",
+    "asgd",
 )
 
 RULES: dict[str, Rule] = {name: importlib.import_module(f"{__name__}.{name}").RULE for name in _NAMES}
