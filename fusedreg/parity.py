@@ -58,11 +58,15 @@ class Case:
         return stages_in(self.penalty_mode)
 
 
+def known(cls: type[FusedRegOptimizer], **options: Any) -> dict[str, Any]:
+    """Those of the options that a rule knows: Rprop has no ``weight_decay``."""
+    names = {*inspect.signature(cls).parameters, *(option.name for option in OPTIONS)}
+    return {name: value for name, value in options.items() if name in names}
+
+
 def regularized(cls: type[FusedRegOptimizer], variant: str | None = None) -> dict[str, Any]:
     """Those of ``REGULARIZED`` that a rule knows, and the options of one of its variants."""
-    known = {*inspect.signature(cls).parameters, *(option.name for option in OPTIONS)}
-    own = {} if variant is None else cls.spec.variants[variant]
-    return {**{name: value for name, value in REGULARIZED.items() if name in known}, **own}
+    return {**known(cls, **REGULARIZED), **({} if variant is None else cls.spec.variants[variant])}
 
 
 def stages_in(penalty_mode: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from plain_rules import PLAIN
 from torch import Tensor
 
 from fusedreg import FusedRegAdagrad, FusedRegAdam, FusedRegAdamW, FusedRegASGD, FusedRegRMSprop, FusedRegSGD
-from fusedreg.parity import REGULARIZED, regularized
+from fusedreg.parity import REGULARIZED, known, regularized
 from fusedreg.rules.registry import OPTIMIZERS
 
 # What torch.optim does not have is compared with its paper's loop.
@@ -77,5 +77,6 @@ __all__ = [
     "FusedRegAdamW",
     "FusedRegRMSprop",
     "FusedRegSGD",
+    "known",
     "regularized",
 ]

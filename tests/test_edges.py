@@ -17,6 +17,7 @@ from helpers import (
     FusedRegAdamW,
     FusedRegSGD,
     assert_same_bits,
+    known,
     make_params,
     regularized,
     run,
@@ -35,12 +36,13 @@ every_optimizer = pytest.mark.parametrize(("cls", "flags"), OPTIMIZER_VARIANTS, 
 def test_no_penalty_is_bitwise_no_prox(cls, flags, backend) -> None:
     """l1 = l2 = 0 in every mode gives the same bits, -0.0 included."""
     results = []
+    options = {**known(cls, weight_decay=0.1), **variant_of(cls, flags)}
     for mode in cls.spec.modes:
         params = make_params()
         with torch.no_grad():
             params[0][0, 0] = -0.0
         run(
-            cls(params, penalty_mode=mode, lr=0.01, weight_decay=0.1, backend=backend, **variant_of(cls, flags)),
+            cls(params, **options, penalty_mode=mode, lr=0.01, backend=backend),
             params,
             3,
         )
@@ -55,6 +57,8 @@ def test_lr_zero_moves_nothing(cls, flags, mode, backend) -> None:
     params = make_params()
     before = [param.detach().clone() for param in params]
     options = {**regularized(cls, flags), **stages_in(mode), "lr": 0.0, "penalty_mode": mode}
+    if cls.spec.name == "rprop":  # its lr is where step sizes begin
+        options["step_sizes"] = (0.0, 50.0)
     run(cls(params, backend=backend, **options), params, 3)
     assert_same_bits(before, [param.detach() for param in params])
 

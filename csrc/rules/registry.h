@@ -13,4 +13,5 @@
   RULE(adamax, Adamax)       \
   RULE(adadelta, Adadelta)   \
   RULE(lion, Lion)           \
-  RULE(asgd, Asgd)
+  RULE(asgd, Asgd)           \
+  RULE(rprop, Rprop)

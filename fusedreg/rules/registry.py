@@ -12,6 +12,7 @@ from .lion import FusedRegLion
 from .nadam import FusedRegNAdam
 from .radam import FusedRegRAdam
 from .rmsprop import FusedRegRMSprop
+from .rprop import FusedRegRprop
 from .sgd import FusedRegSGD
 
 OPTIMIZERS: list[type[FusedRegOptimizer]] = [
@@ -26,4 +27,5 @@ OPTIMIZERS: list[type[FusedRegOptimizer]] = [
     FusedRegAdadelta,
     FusedRegLion,
     FusedRegASGD,
+    FusedRegRprop,
 ]

@@ -19,6 +19,7 @@ from helpers import (
     TWINS,
     FusedRegAdam,
     assert_same_bits,
+    known,
     make_params,
     regularized,
     run,
@@ -30,7 +31,6 @@ from torch.nn.utils import parametrizations, parametrize
 from twin_pairs import (
     CONFIGURATIONS,
     OURS_ALONE,
-    PLAIN,
     assert_alike,
     assert_close,
     contents,
@@ -42,6 +42,7 @@ from twin_pairs import (
     make_model,
     on_default_device,
     one_thread,
+    plain,
     train,
 )
 
@@ -263,7 +264,7 @@ def test_a_shape_that_does_not_fit_the_state(configuration, backend) -> None:
     cls, flags = CONFIGURATIONS[configuration]
     for make, more in ((TWINS[cls], {}), (cls, {"backend": backend})):
         params = make_params(((5,), (2, 4)))
-        optimizer = make(params, **PLAIN, **flags, **more)
+        optimizer = make(params, **plain(cls), **flags, **more)
         run(optimizer, params, 2)
         params[0].grad, params[0].data = None, torch.ones(3, 5)
         set_grads(params, 3)
@@ -688,7 +689,7 @@ def test_state_made_in_inference_mode_is_of_no_use_outside(configuration, backen
     cls, flags = CONFIGURATIONS[configuration]
     for make, more in ((TWINS[cls], {}), (cls, {"backend": backend})):
         params = make_params(((4, 3),))
-        optimizer = make(params, **PLAIN, **flags, **more)
+        optimizer = make(params, **plain(cls), **flags, **more)
         set_grads(params, 1)
         with torch.inference_mode():
             optimizer.step()
@@ -761,7 +762,7 @@ def test_the_model_learns_alike(backend) -> None:
         lr = max(0.02, inspect.signature(cls).parameters["lr"].default)  # Adadelta's is 1
         for make, more in ((cls, {"backend": backend}), (TWINS[cls], {})):
             model = make_model()
-            optimizer = make(model.parameters(), lr=lr, weight_decay=0.01, **more)
+            optimizer = make(model.parameters(), lr=lr, **known(cls, weight_decay=0.01), **more)
             first = loss_of(model, 1).item()
             train(model, optimizer, 100, seed=0)
             losses.append(loss_of(model, 1).item())

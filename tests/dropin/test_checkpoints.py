@@ -26,7 +26,6 @@ from torch import Tensor, nn
 from twin_pairs import (
     CONFIGURATIONS,
     OURS_ALONE,
-    PLAIN,
     as_resumed,
     assert_alike,
     contents,
@@ -37,6 +36,7 @@ from twin_pairs import (
     few_configurations,
     loss_of,
     make_model,
+    plain,
     tolerance,
     train,
 )
@@ -61,7 +61,7 @@ def through_a_file(state_dict):
 @pytest.mark.parametrize("way", [through_memory, through_a_file, copy.deepcopy], ids=lambda way: way.__name__)
 def test_state_dicts_go_both_ways_in_mid_training(cls, flags, direction, way, backend) -> None:
     """The continuation is the uninterrupted twin's, and so are the state's keys, shapes and dtypes."""
-    options = {**PLAIN, **variant_of(cls, flags)}
+    options = {**plain(cls), **variant_of(cls, flags)}
 
     def make(fused_reg, params):
         return cls(params, backend=backend, **options) if fused_reg else TWINS[cls](params, **options)
@@ -86,7 +86,7 @@ def test_state_dicts_go_both_ways_in_mid_training(cls, flags, direction, way, ba
 def test_there_and_back_again(configuration, backend) -> None:
     """Ours, the twin, ours, the twin: handed over after every two steps."""
     cls, flags = CONFIGURATIONS[configuration]
-    options = {**PLAIN, **flags}
+    options = {**plain(cls), **flags}
     params, uninterrupted = make_params(dtype=torch.float64), make_params(dtype=torch.float64)
     state_dict, twin = None, TWINS[cls](uninterrupted, **options)
     for turn in range(4):
@@ -343,7 +343,7 @@ def test_the_tensors_of_a_state_dict_are_the_live_ones(configuration, backend) -
     cls, flags = CONFIGURATIONS[configuration]
     for make, more in ((TWINS[cls], {}), (cls, {"backend": backend})):
         params = make_params()
-        optimizer = make(params, **PLAIN, **flags, **more)
+        optimizer = make(params, **plain(cls), **flags, **more)
         run(optimizer, params, 1)
         state_dict = optimizer.state_dict()
         held = [tensor for state in state_dict["state"].values() for tensor in state.values()]

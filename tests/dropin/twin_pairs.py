@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import TARGETS
-from helpers import OPTIMIZERS, TWINS, random, regularized
+from helpers import OPTIMIZERS, TWINS, known, random, regularized
 from torch import Tensor, nn
 
 
@@ -29,6 +29,11 @@ def one_thread() -> Iterator[None]:
 
 
 PLAIN = {"lr": 0.05, "weight_decay": 0.1}
+
+
+def plain(cls: type) -> dict[str, Any]:
+    """Those of ``PLAIN`` that a rule knows."""
+    return known(cls, **PLAIN)
 
 
 def _configurations() -> dict[str, tuple[type, dict[str, Any]]]:
@@ -143,7 +148,7 @@ def assert_alike(
     """
     cls, flags = CONFIGURATIONS[configuration]
     if rival == "twin":
-        options = {**PLAIN, **flags, **options}
+        options = {**plain(cls), **flags, **options}
         makers = [lambda params, **more: cls(params, backend=backend, **{**options, **more})]
         makers.append(lambda params, **more: TWINS[cls](params, **{**options, **more}))
     else:

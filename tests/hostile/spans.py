@@ -265,7 +265,7 @@ def to_arithmetic(span: Span, a: Arithmetic) -> Span:
 def penalized(g: Span, w: Span, group: dict[str, Any]) -> Span:
     """Stage 4, coupled: term by term as the formulas have it, or with w's two factors added first."""
     a = g.arithmetic
-    decay = 0.0 if group.get("decoupled_weight_decay") else float(group["weight_decay"])
+    decay = 0.0 if group.get("decoupled_weight_decay") else float(group.get("weight_decay", 0.0))
     l1, l2 = (float(group[key]) if group["penalty_mode"] == "subgradient" else 0.0 for key in ("l1", "l2"))
     sign = w.monotone(torch.sign)
 
@@ -478,6 +478,35 @@ def asgd_bounds(w: Span, g: Span, state: dict[str, Span], scalars: Scalars, grou
     return Bounds(w * scalar(1 - lambd * eta, a) - scalar(eta, a) * g, {}, new, eta, finish=average)
 
 
+def among(*cases: tuple[Tensor, Span]) -> Span:
+    """Of all that may be, where each may."""
+    (seen, found), *others = cases
+    for may_be, span in others:
+        found = select(seen & may_be, either(found, span), select(may_be, span, found))
+        seen = seen | may_be
+    return found
+
+
+def rprop_bounds(w: Span, g: Span, state: dict[str, Span], scalars: Scalars, group: dict[str, Any]) -> Bounds:
+    a, lr = w.arithmetic, float(group["lr"])
+    (minus, plus), (smallest, largest) = (map(float, group[key]) for key in ("etas", "step_sizes"))
+    product, before = g * state["prev"], state["step_size"]
+    grows, turns = product.hi > 0, product.lo < 0
+    stays = (product.lo <= 0) & (product.hi >= 0) | product.nan | product.must_be_nan
+    least, most = scalar(smallest, a), scalar(largest, a)
+
+    def clamped(size: Span) -> Span:
+        lo = torch.minimum(torch.maximum(size.lo, least.lo), most.lo)
+        return Span(lo, torch.minimum(torch.maximum(size.hi, least.hi), most.hi), size.nan, a)
+
+    sizes = [clamped(before * scalar(factor, a)) for factor in (plus, minus, 1.0)]
+    zero = exactly(torch.zeros_like(w.lo), a)
+    gradients = [g, zero, g]
+    moved = [w - size * each.monotone(sign_or_nan) for size, each in zip(sizes, gradients, strict=True)]
+    z, prev, size = (among(*zip((grows, turns, stays), each, strict=True)) for each in (moved, gradients, sizes))
+    return Bounds(z, {"prev": prev, "step_size": size}, {"step": scalars["step"] + 1}, lr)
+
+
 def sign_or_nan(end: Tensor) -> Tensor:
     return torch.where(end.isnan(), end, end.sign())
 
@@ -493,6 +522,7 @@ RULES = {
     "adadelta": adadelta_bounds,
     "lion": lion_bounds,
     "asgd": asgd_bounds,
+    "rprop": rprop_bounds,
 }
 """Stage 5 of every rule: ``rule(w, g, state, scalars, group)``, the scalar states as they were before the step."""
 

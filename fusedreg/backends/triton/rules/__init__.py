@@ -20,6 +20,7 @@ _NAMES = (
     "adadelta",
     "lion",
     "asgd",
+    "rprop",
 )
 
 RULES: dict[str, Rule] = {name: importlib.import_module(f"{__name__}.{name}").RULE for name in _NAMES}
