@@ -8,7 +8,15 @@ import torch
 from plain_rules import PLAIN
 from torch import Tensor
 
-from fusedreg import FusedRegAdagrad, FusedRegAdam, FusedRegAdamW, FusedRegASGD, FusedRegRMSprop, FusedRegSGD
+from fusedreg import (
+    FusedRegAdagrad,
+    FusedRegAdam,
+    FusedRegAdamW,
+    FusedRegASGD,
+    FusedRegFTRL,
+    FusedRegRMSprop,
+    FusedRegSGD,
+)
 from fusedreg.parity import REGULARIZED, known, regularized
 from fusedreg.rules.registry import OPTIMIZERS
 
@@ -75,6 +83,7 @@ __all__ = [
     "FusedRegAdagrad",
     "FusedRegAdam",
     "FusedRegAdamW",
+    "FusedRegFTRL",
     "FusedRegRMSprop",
     "FusedRegSGD",
     "known",

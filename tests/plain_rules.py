@@ -60,4 +60,36 @@ class Lion(Plain):
         state["exp_avg"].mul_(beta2).add_((1 - beta2) * g)
 
 
-PLAIN = {"lion": Lion}
+class FTRL(Plain):
+    """Without penalties its closed form is gradient descent, per coordinate: McMahan, AISTATS 2011."""
+
+    def __init__(
+        self,
+        params,
+        lr=0.1,
+        beta=1.0,
+        initial_accumulator_value=0.0,
+        weight_decay=0,
+        *,
+        maximize=False,
+        differentiable=False,
+    ) -> None:
+        options = dict(lr=lr, beta=beta, initial_accumulator_value=initial_accumulator_value)
+        super().__init__(
+            params, {**options, "weight_decay": weight_decay, "maximize": maximize, "differentiable": differentiable}
+        )
+
+    def begin(self, state, param, group) -> None:
+        if not state:
+            state["held_back"] = torch.zeros_like(param, memory_format=torch.preserve_format)
+            state["sum"] = torch.zeros_like(param, memory_format=torch.preserve_format)
+            value = group["initial_accumulator_value"]
+            (torch.view_as_real(state["sum"]) if param.is_complex() else state["sum"]).fill_(value)
+
+    def move(self, w, g, state, group) -> None:
+        g = g + number(group["weight_decay"]) * w
+        state["sum"].add_(g * g)
+        w.sub_(number(group["lr"]) * g / (number(group["beta"]) + state["sum"].clone().sqrt()))
+
+
+PLAIN = {"ftrl": FTRL, "lion": Lion}

@@ -14,4 +14,5 @@
   RULE(adadelta, Adadelta)   \
   RULE(lion, Lion)           \
   RULE(asgd, Asgd)           \
-  RULE(rprop, Rprop)
+  RULE(rprop, Rprop)         \
+  RULE(ftrl, Ftrl)

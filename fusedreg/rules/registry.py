@@ -8,6 +8,7 @@ from .adagrad import FusedRegAdagrad
 from .adam import FusedRegAdam, FusedRegAdamW
 from .adamax import FusedRegAdamax
 from .asgd import FusedRegASGD
+from .ftrl import FusedRegFTRL
 from .lion import FusedRegLion
 from .nadam import FusedRegNAdam
 from .radam import FusedRegRAdam
@@ -28,4 +29,5 @@ OPTIMIZERS: list[type[FusedRegOptimizer]] = [
     FusedRegLion,
     FusedRegASGD,
     FusedRegRprop,
+    FusedRegFTRL,
 ]

@@ -20,6 +20,7 @@ from helpers import (
     REGULARIZED,
     FusedRegAdam,
     assert_same_bits,
+    known,
     make_params,
     regularized,
     run,
@@ -170,6 +171,7 @@ def test_hyperparameters_on_the_device(cls, variant, scalars_on_device, monkeypa
         monkeypatch.setattr(f"fusedreg.{module}.on_gpu", in_emulated_memory)
     values = {"lr": 0.05, "l1": 0.03, "l2": 0.2, "weight_decay": 0.1, "clip_value": 0.8, "max_grad_norm": 2.0}
     values |= {"mcp_gamma": 9.0, "lower": -1.6, "upper": 1.3, "l0": 1e-3}
+    values = known(cls, **values)
     tensors = {key: torch.tensor(value, dtype=torch.float64) for key, value in values.items()}
     params, own = make_params(dtype=torch.float64), make_params(dtype=torch.float64)
     options = variant_of(cls, variant)

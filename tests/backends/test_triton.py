@@ -20,6 +20,7 @@ from helpers import (
     FusedRegRMSprop,
     FusedRegSGD,
     assert_same_bits,
+    known,
     make_params,
     regularized,
     run,
@@ -237,7 +238,7 @@ def test_hyperparameters_on_the_device(cls, dtype, scalars_on_device, everything
     """As a CUDA graph needs it: moved in place between steps, read by the kernels."""
     values = {"lr": 0.05, "l1": 0.03, "l2": 0.2, "weight_decay": 0.1, "clip_value": 0.8, "max_grad_norm": 2.0}
     values |= {"mcp_gamma": 9.0, "lower": -1.6, "upper": 1.3, "l0": 1e-3}
-    tensors = {key: torch.tensor(value, dtype=dtype) for key, value in values.items()}
+    tensors = {key: torch.tensor(value, dtype=dtype) for key, value in known(cls, **values).items()}
     values = {key: tensor.item() for key, tensor in tensors.items()}
     params, own = make_params(dtype=torch.float64), make_params(dtype=torch.float64)
     ours = cls([{"params": params[:2]}, {"params": params[2:], "l2": 0.0}], backend="triton", **tensors)

@@ -155,6 +155,7 @@ ETAS_MINUS = mostly(st.sampled_from([0.5, 0.9]), 1e-45, 1e-8, 1 - 2.0**-10)
 ETAS_PLUS = mostly(st.sampled_from([1.2, 2.0]), 1 + 2.0**-10, 1e10, 1e38)
 SMALLEST_STEPS = mostly(st.sampled_from([0.0, 1e-6, 1e-3]), 5e-324, 1e-45, 1e-20)
 LARGEST_STEPS = mostly(st.sampled_from([50.0, 0.1]), 1e-3, 1e10, 1e38)
+BETAS_OF_FTRL = mostly(st.sampled_from([1.0, 0.1, 1e-3]), 1e-15, 1e-8, 10.0, 1e20, 1e38)
 CLIP_VALUES = mostly(st.sampled_from([None, None, 0.3, 1.2]), 0.0, 5e-324, 1e-45, 1e-30, 1e30, 3e38, 1e39, math.inf)
 NORMS = mostly(st.sampled_from([None, None, 0.5, 4.0]), 5e-324, 1e-45, 1e-30, 1e10, 1e38, 1e300, math.inf)
 GRAD_SCALES = mostly(
@@ -229,6 +230,7 @@ OWN_OPTIONS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
     "rprop": st.fixed_dictionaries(
         {"etas": st.tuples(ETAS_MINUS, ETAS_PLUS), "step_sizes": st.tuples(SMALLEST_STEPS, LARGEST_STEPS)}
     ),
+    "ftrl": st.fixed_dictionaries({"beta": BETAS_OF_FTRL, "initial_accumulator_value": ACCUMULATORS}),
     "lion": st.fixed_dictionaries({"betas": st.tuples(BETAS, BETAS)}),
     "adadelta": st.fixed_dictionaries({"rho": ALPHAS, "eps": EPS}),
 }

@@ -507,6 +507,36 @@ def rprop_bounds(w: Span, g: Span, state: dict[str, Span], scalars: Scalars, gro
     return Bounds(z, {"prev": prev, "step_size": size}, {"step": scalars["step"] + 1}, lr)
 
 
+def ftrl_bounds(w: Span, g: Span, state: dict[str, Span], scalars: Scalars, group: dict[str, Any]) -> Bounds:
+    a, lr = w.arithmetic, float(group["lr"])
+    before = scalars["l1_sum"]
+    after = before + (float(group["l1"]) if group["penalty_mode"] == "proximal" else 0.0)
+    total = state["sum"] + g.abs() * g.abs()
+    d = (total.sqrt() + scalar(float(group["beta"]), a)).not_negative()
+    moved = w - either(scalar(lr, a) * (g / d), scalar(lr, a) * g / d)
+    was_zero = w.is_point(0.0)
+    waiting = state["held_back"] - g
+    arriving = either(number_times_over(d * moved, lr), d * moved * scalar(1 / lr if lr else 0.0, a))
+    dual = select(was_zero, waiting, arriving + scalar(before, a) * w.monotone(torch.sign))
+    woken, ahead = soft(dual, scalar(before, a)), moved * w.monotone(torch.sign)
+    waited = either(scalar(lr, a) * (woken / d), scalar(lr, a) * woken / d)
+    z = decided(was_zero | (ahead.hi < 0), ~was_zero & (ahead.lo >= 0), waited, moved)
+    bound = scalar(after, a)
+    lo = torch.minimum(torch.maximum(dual.lo, -bound.hi), bound.hi)
+    held = Span(lo, torch.minimum(torch.maximum(dual.hi, -bound.hi), bound.hi), dual.nan, a)
+
+    def finish(w: Span) -> dict[str, Span]:
+        nothing = exactly(torch.zeros_like(w.lo), a)
+        return {"held_back": decided(w.is_point(0.0), ~w.zero | w.must_be_nan, held, nothing)}
+
+    return Bounds(z, {"sum": total}, {"l1_sum": after}, lr, d, has_floor=False, finish=finish)
+
+
+def number_times_over(a: Span, lr: float) -> Span:
+    """a / lr, where lr is not 0."""
+    return a / scalar(lr, a.arithmetic) if lr else a
+
+
 def sign_or_nan(end: Tensor) -> Tensor:
     return torch.where(end.isnan(), end, end.sign())
 
@@ -520,6 +550,7 @@ RULES = {
     "radam": radam_bounds,
     "adamax": adamax_bounds,
     "adadelta": adadelta_bounds,
+    "ftrl": ftrl_bounds,
     "lion": lion_bounds,
     "asgd": asgd_bounds,
     "rprop": rprop_bounds,

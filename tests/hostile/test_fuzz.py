@@ -348,7 +348,8 @@ def test_the_intervals_are_narrow(cls, variant, mode) -> None:
     weight, bounds = step_bounds(
         cls.spec.name, before.w, g, before.state, before.scalars, before.options(), coefficient
     )
-    for span, old in ((weight, before.w), *((bounds.state[name], before.state[name]) for name in bounds.state)):
+    names = set(bounds.state) - {"held_back"}  # a difference of larger numbers, or nothing
+    for span, old in ((weight, before.w), *((bounds.state[name], before.state[name]) for name in names)):
         largest = max(old.abs().max(), span.hi.abs().max())  # before or after: a state may begin small
         width = (span.hi - span.lo) / (largest * torch.finfo(torch.float32).eps)
         assert not span.nan.any()

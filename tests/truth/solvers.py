@@ -25,6 +25,7 @@ from fusedreg import (
     FusedRegAdamax,
     FusedRegAdamW,
     FusedRegASGD,
+    FusedRegFTRL,
     FusedRegNAdam,
     FusedRegRAdam,
     FusedRegRMSprop,
@@ -160,6 +161,7 @@ SOLVERS = {
     "adagrad-lr_decay": Solver(
         FusedRegAdagrad, {"lr": 12.0, "lr_decay": 1e-4, "initial_accumulator_value": 0.3}, 16_000, forgets=False
     ),
+    "ftrl": Solver(FusedRegFTRL, {"lr": 15.0, "beta": 0.1}, 12_000, forgets=False),
     "nadam": Solver(FusedRegNAdam, {"lr": 2.0}, 5000, lr_decay=True),
     "nadamw-no-decay": Solver(
         FusedRegNAdam, {"lr": 2.0, "momentum_decay": 0.1, "decoupled_weight_decay": True}, 5000, lr_decay=True

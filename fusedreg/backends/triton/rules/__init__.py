@@ -21,6 +21,7 @@ _NAMES = (
     "lion",
     "asgd",
     "rprop",
+    "ftrl",
 )
 
 RULES: dict[str, Rule] = {name: importlib.import_module(f"{__name__}.{name}").RULE for name in _NAMES}
