@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
 import sys
+from typing import Any
 
 import hypothesis
 import pytest
@@ -57,10 +59,21 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     return [f"tests marked {mark} are left out: {reason}" for mark, reason in left_out(config).items()]
 
 
+def suits_the_rule(callspec: Any) -> bool:
+    """Whether a test's class has the penalty mode, and a decay, that the test is about."""
+    chosen = {} if callspec is None else callspec.params
+    cls = chosen.get("cls")
+    if not hasattr(cls, "spec"):
+        return True
+    has_decay = "weight_decay" not in chosen.values() or "weight_decay" in inspect.signature(cls).parameters
+    return has_decay and chosen.get("mode", cls.spec.modes[0]) in cls.spec.modes
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     marks = left_out(config)
     without = [item for item in items if any(item.get_closest_marker(mark) for mark in marks)]
     config.hook.pytest_deselected(items=without)
+    without += [item for item in items if not suits_the_rule(getattr(item, "callspec", None))]
     gone = set(without)
     items[:] = [item for item in items if item not in gone]
 

@@ -114,7 +114,8 @@ def update(
     g = add_penalty_gradients(g, w, group)
     decay = group["lr"] * group["weight_decay"] if group.get("decoupled_weight_decay", False) else 0.0
     step = spec.step(w * (1 - decay), g, state, scalars, group)
-    step = step._replace(w=prox(step.w, w, step, group))
+    x = prox(step.w, w, step, group)
+    step = step._replace(w=x, state={**step.state, **step.finish(x, step.w)})
     if not has_units(group) or group["lr"] == 0:
         return step
     stored = {name: tensor.to(dtype or tensor.dtype).to(tensor.dtype) for name, tensor in step.state.items()}
