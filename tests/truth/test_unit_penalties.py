@@ -19,11 +19,11 @@ from sklearn.linear_model import MultiTaskElasticNet
 from solvers import SOLVERS, Array, Solver, diabetes, one_thread
 
 import fusedreg
-from fusedreg.parity import TOLERANCE_IN_EPS
+from fusedreg.parity import TOLERANCE_IN_EPS, known
 from fusedreg.penalties.units import as_units
 from fusedreg.rules.registry import OPTIMIZERS
 
-IN_METRIC_OR_NOT = [cls for cls in OPTIMIZERS if "proximal" in cls.spec.modes]
+WITH_UNITS = [cls for cls in OPTIMIZERS if not cls.spec.why_no_units]
 STRENGTHS = [(20.0, 0.0), (6.0, 0.0), (20.0, 0.3), (2.0, 0.05)]  # group_l1, l2
 
 
@@ -88,7 +88,7 @@ def distance(W: Array, units: str, group_l1: float, l1: float = 0.0, l2: float =
     return worst
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", [name for name, solver in SOLVERS.items() if solver.cls in WITH_UNITS])
 def test_group_lasso_is_scikit_learns(solver) -> None:
     """By columns, and by rows of the transposed problem. Adadelta's stage 7 sees steps that its stage 5 did not."""
     bar = 1e-3 if solver == "adadelta" else 1e-8
@@ -174,14 +174,15 @@ def a_step(cls: type, backend: str, dtype: torch.dtype, layout: str, **options: 
     its = dtype if backend == "cpp" or dtype == torch.bfloat16 else torch.float64
     param = torch.nn.Parameter(lay_out(start.to(dtype)).to(its))
     param.grad = lay_out(slope.to(dtype)).to(its)
-    cls([param], lr=0.05, backend=backend, weight_decay=0.1, clip_value=1.5, max_grad_norm=9.0, **options).step()
+    others = known(cls, lr=0.05, weight_decay=0.1, clip_value=1.5, max_grad_norm=9.0)
+    cls([param], backend=backend, **others, **options).step()
     return param.detach().double()
 
 
 # The loops over long units know nothing of rules.
 STEPS = [
     (cls, layout, dtype)
-    for cls in IN_METRIC_OR_NOT
+    for cls in WITH_UNITS
     for layout in LAYOUTS
     for dtype in (torch.float32, torch.float64, torch.bfloat16)
     if not layout.startswith("long") or (dtype == torch.float32 and cls in (FusedRegAdam, FusedRegSGD))
@@ -326,6 +327,12 @@ def test_a_parameter_without_such_units_is_refused_before_anything_changes(param
     with pytest.raises(error, match=message):
         construct_and_step()
     assert weights[0].equal(torch.ones(4, 4))
+
+
+@pytest.mark.parametrize("cls", [cls for cls in OPTIMIZERS if cls.spec.why_no_units])
+def test_a_rule_that_takes_none_says_why(cls) -> None:
+    with pytest.raises(ValueError, match=f"Invalid group_l1 value: 0.1 for the rule '{cls.spec.name}'.*its "):
+        cls([torch.nn.Parameter(torch.ones(2, 2))], group_l1=0.1)
 
 
 def test_differentiable_is_refused() -> None:
