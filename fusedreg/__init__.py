@@ -7,6 +7,8 @@ from .groups import param_groups
 from .optimizer import FusedRegOptimizer
 from .rules.registry import *  # noqa: F403
 from .rules.registry import OPTIMIZERS as _OPTIMIZERS
+from .sparsity.compact import compact
+from .sparsity.compact.report import CompactReport
 from .sparsity.report import SparsityReport, sparsity_report
 from .sparsity.schedule import SparsitySchedule
 from .sparsity.value import penalty
@@ -14,9 +16,11 @@ from .sparsity.value import penalty
 __version__ = "0.1.0"
 
 __all__ = [
+    "CompactReport",
     "FusedRegOptimizer",
     "SparsityReport",
     "SparsitySchedule",
+    "compact",
     "param_groups",
     "penalty",
     "sparsity_report",
