@@ -48,9 +48,9 @@ def compact(model: nn.Module, example_inputs: Any, *, optimizer: Optimizer | Non
         model: any module; it is not changed. It is followed in eval mode; the copy is in the mode that the model is in.
         example_inputs: a tensor, a tuple of arguments, or a dict of keyword arguments. A small batch is enough, of more
             than one example: all intermediate tensors are kept in float64.
-        optimizer: the model's optimizer, any of ``torch.optim`` or fusedreg. **It is taken from the model to the copy**:
-            its param groups have the copy's parameters, its state is cut like them, a ``sparsity`` becomes the share
-            that leaves as many units. Schedulers that hold it go on. With it no layer without a bias gets one.
+        optimizer: the model's optimizer, any of ``torch.optim`` or fusedreg. **It is taken from the model to the
+            copy**: its param groups have the copy's parameters, its state is cut like them, a ``sparsity`` becomes the
+            share that leaves as many units. Schedulers that hold it go on. With it no layer without a bias gets one.
 
             Training then goes on as the model's would in which all units that went stand still: all of it if no
             constant was folded (``report.folded == 0``); otherwise the biases that took constants are where the whole
@@ -136,21 +136,16 @@ def _plan(exact: nn.Module, inputs: Inputs, may_add_bias: bool) -> Plan:
         with without_fast_paths():
             tracer = Tracer(fresh.args, fresh.kwargs)
             graph = tracer.trace(root)
-            traced = tracer.outputs(graph)
-        with without_fast_paths():
-            gap, scale = difference(traced, run(exact, inputs))
-        if gap > _TOLERANCE_FLOAT64 * scale and not _agrees_to_rounding(exact, gap, scale):
-            return Plan(left=[(whole, "its forward, traced, computes something else", 0)])
+            gap, scale = difference(tracer.outputs(graph), run(exact, inputs))
+    except Exception as error:  # whatever a forward raises that is traced
+        return Plan(left=[(whole, f"torch.fx cannot trace its forward: {error}", 0)])
+    if gap > max(_TOLERANCE_FLOAT64, 64 * _eps(exact)) * scale:
+        return Plan(left=[(whole, "its forward, traced, computes something else", 0)])
+    try:
         follower.run(graph)
     except NotFollowed as error:
         return Plan(left=[(whole, str(error), 0)])
-    except Exception as error:  # whatever a forward raises that is traced
-        return Plan(left=[(whole, f"torch.fx cannot trace its forward: {error}", 0)])
     return plan(follower, may_add_bias)
-
-
-def _agrees_to_rounding(model: nn.Module, gap: float, scale: float) -> bool:
-    return gap <= 64 * _eps(model) * scale
 
 
 def _eps(model: nn.Module) -> float:
@@ -174,8 +169,8 @@ def _compare_exactly(exact: nn.Module, inputs: Inputs, what: Plan) -> float | No
         gap, scale = difference(expected, _run_cut(small, each))
         if gap > tolerance * scale:
             raise RuntimeError(
-                f"the compacted model's outputs differ by {gap:.1e}, where the largest is {scale:.1e}: this is a bug in "
-                "fusedreg.compact; nothing has changed"
+                f"the compacted model's outputs differ by {gap:.1e}, where the largest is {scale:.1e}: this is a bug "
+                "in fusedreg.compact; nothing has changed"
             )
         largest = max(largest, gap)
     return largest if _eps(exact) <= torch.finfo(torch.float64).eps else None
@@ -213,8 +208,8 @@ def _compare(
     rounding = difference(run(exact, exact_inputs), expected)[0]
     if gap > _ROUNDINGS * (rounding + 4 * _eps(model) * scale):
         raise RuntimeError(
-            f"the compacted model's outputs differ by {gap:.1e}, where rounding has {rounding:.1e} in them: this is a bug "
-            "in fusedreg.compact; nothing has changed"
+            f"the compacted model's outputs differ by {gap:.1e}, where rounding has {rounding:.1e} in them: this is a "
+            "bug in fusedreg.compact; nothing has changed"
         )
     return gap, small_flops
 

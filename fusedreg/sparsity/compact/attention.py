@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,8 +20,10 @@ class CompactAttention(nn.Module):
 
     # Fused paths of torch.nn.TransformerEncoderLayer would take the parameters out and expect the usual widths.
     _qkv_same_embed_dim = False
+    bias_k = bias_v = None
+    add_zero_attn = False
 
-    def __init__(self, attention: nn.MultiheadAttention | CompactAttention, num_heads: int) -> None:
+    def __init__(self, attention: Any, num_heads: int) -> None:
         super().__init__()
         self.num_heads, self.head_dim = num_heads, attention.head_dim
         self.embed_dim, self.dropout, self.batch_first = attention.embed_dim, attention.dropout, attention.batch_first

@@ -6,7 +6,6 @@ from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -25,7 +24,7 @@ def prepare(optimizer: Optimizer, model: nn.Module, small: nn.Module, plan: Plan
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"Invalid optimizer: a {type(optimizer).__name__} (allowed: a torch.optim.Optimizer)")
     news = dict(small.named_parameters(remove_duplicate=False))
-    twin: dict[Tensor, Tensor] = {}
+    twin: dict[Tensor, nn.Parameter] = {}
     masks: dict[Tensor, dict[int, Tensor]] = {}
     for name, param in model.named_parameters(remove_duplicate=False):
         if param not in twin:
@@ -36,19 +35,17 @@ def prepare(optimizer: Optimizer, model: nn.Module, small: nn.Module, plan: Plan
         raise ValueError("Invalid optimizer: it has no parameter of the model (allowed: the model's own optimizer)")
 
     state: dict[Any, Any] = defaultdict(dict)
-    for param, values in optimizer.state.items():
-        if isinstance(param, Tensor) and param in twin:
-            state[twin[param]] = {key: _cut(key, value, param, masks[param]) for key, value in values.items()}
+    for owner, values in optimizer.state.items():
+        if owner in twin:
+            state[twin[owner]] = {key: _cut(key, value, owner, masks[owner]) for key, value in values.items()}
         else:
-            state[param] = values
-    grads = {
-        twin[param]: take(param.grad, masks[param]) for param in owned if param in twin and param.grad is not None
-    }
+            state[owner] = values
+    grads = [(twin[each], take(each.grad, masks[each])) for each in owned if each in twin and each.grad is not None]
     targets = _targets(optimizer, twin)
 
     def put() -> None:
-        for param, grad in grads.items():
-            param.grad = grad
+        for new, grad in grads:
+            new.grad = grad
         for group, target in zip(optimizer.param_groups, targets, strict=True):
             group["params"] = [twin.get(param, param) for param in group["params"]]
             if target is not None:
@@ -74,8 +71,8 @@ def _cut(key: str, value: Any, param: Tensor, masks: dict[int, Tensor]) -> Any:
     )
 
 
-def _targets(optimizer: Optimizer, twin: dict[Tensor, Tensor]) -> list[float | None]:
-    """For each group with a sparsity, the share that leaves as many units as before: what went is not there to count."""
+def _targets(optimizer: Optimizer, twin: dict[Tensor, nn.Parameter]) -> list[float | None]:
+    """For each group with a sparsity, the share that leaves as many units as before: what went no longer counts."""
     pools: dict[tuple[float, Any], list[int]] = {}
     for group in optimizer.param_groups:
         if group.get("sparsity") is not None:

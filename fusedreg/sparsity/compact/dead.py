@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -23,6 +23,8 @@ class Plan:
     """By layer, the bias that it gets, before it is cut."""
     groups: dict[str, int] = field(default_factory=dict)
     """By convolution, how many groups stay."""
+    features: dict[str, int] = field(default_factory=dict)
+    """By norm layer without tensors, how many channels stay."""
     heads: dict[str, Tensor] = field(default_factory=dict)
     """By attention, a mask of the heads that stay; only where something of it goes."""
     folded: int = 0
@@ -72,6 +74,8 @@ def plan(f: Follower, may_add_bias: bool) -> Plan:
             result.new_biases[reading.bias.module] = constant
     for path, ids in f.grouped.items():
         result.groups[path] = int(needed[labels[ids]].sum())
+    for path, ids in f.norms.items():
+        result.features[path] = int(needed[labels[ids]].sum())
     for attention in f.attentions:
         names = f.store.names_under(attention.path)
         if any(key in names for key, _ in result.keep):
@@ -82,15 +86,7 @@ def plan(f: Follower, may_add_bias: bool) -> Plan:
     unfolded = _unfolded(f, folds, labels, needed)
     left = [(where, reason, dead[where, reason]) for where, reason in f.left]
     left += [(pin.where, pin.reason, 0) for pin in f.channels.pins if "same tensor" in pin.reason]
-    return Plan(
-        result.keep,
-        result.add,
-        result.new_biases,
-        result.groups,
-        result.heads,
-        count,
-        list(dict.fromkeys([*left, *unfolded])),
-    )
+    return replace(result, folded=count, left=list(dict.fromkeys([*left, *unfolded])))
 
 
 def _used_otherwise(f: Follower, uses: Counter[tuple[str, int]]) -> set[str]:

@@ -17,9 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from .attention import CompactAttention
 from .channels import Channels
 from .tensors import ChannelCount, Followed, Store, Stored
-from .trace import attribute, where
+from .trace import where
+
+UNEXPECTED = "compact does not know this way to call it"
 
 
 class NotFollowed(Exception):
@@ -95,6 +98,8 @@ class Follower:
         self.attentions: list[Attention] = []
         self.grouped: dict[str, Tensor] = {}
         """Convolutions in groups: for each group a channel."""
+        self.norms: dict[str, Tensor] = {}
+        """Norm layers that have no tensors, but know how many channels they get."""
         self.left: dict[tuple[str, str], None] = {}
         """What is left whole, (where, reason), in the order of the forward."""
         self.arrays: list[Tensor] = []
@@ -157,6 +162,8 @@ class Follower:
             return handler(self, call, *args, **kwargs)
         except NotFollowed as error:
             return self._leave(call, args, kwargs, str(error))
+        except Exception as error:  # whatever a way to call it does to what expects another
+            return self._leave(call, args, kwargs, f"{UNEXPECTED}: {error}")
 
     def _handler(self, node: fx.Node, module: nn.Module | None) -> Callable[..., Any]:
         key: Any = node.target if module is None else type(module)
@@ -509,9 +516,8 @@ def _aligned(f: Follower, call: Call, operand: Followed | Stored, place: int, si
         if dim < 0 or shape[dim] != size:
             f.store.pin(operand, (dim,) if dim >= 0 else (), call.where)
             return None
-        rows = operand.tensor.detach().movedim(dim, 0).flatten(start_dim=1)
-        known = (rows == rows[:, :1]).all(dim=1)
-        value = rows[:, 0] if rows.shape[1] else torch.zeros(size)
+        rows = operand.tensor.detach().movedim(dim, 0).reshape(size, -1)
+        known, value = (rows == rows[:, :1]).all(dim=1), rows[:, 0]
         template = Followed((size,), 0, f.store.ids(operand, dim), known, value)
         return template.constant(known, value)
     if dim < 0 or shape[dim] != size:
@@ -538,6 +544,9 @@ def _batch_norm(f: Follower, call: Call, x: Any) -> Followed:
         stored = f.own(call, name)
         if stored is not None:
             f.channels.join(x.ids, f.store.ids(stored, 0))
+    if module.weight is None and module.running_mean is None:
+        path = str(call.node.target)
+        f.channels.join(x.ids, f.norms.setdefault(path, x.ids))
     weight, bias = module.weight, module.bias
     zeros = torch.zeros_like(x.value)
     shift = zeros if bias is None else bias.detach().to(zeros.dtype)
@@ -591,15 +600,20 @@ def _pool(count: int) -> Callable[..., Followed]:
 
 
 def _avg_pool(count: int) -> Callable[..., Followed]:
-    def handler(f: Follower, call: Call, x: Any, kernel_size: Any = None, stride: Any = None, padding: Any = 0,
-                ceil_mode: bool = False, count_include_pad: bool = True, divisor_override: Any = None) -> Followed:  # fmt: skip
+    def handler(f: Follower, call: Call, x: Any, *args: Any, **kwargs: Any) -> Followed:
+        names = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
+        options: dict[str, Any] = {
+            "padding": 0,
+            "count_include_pad": True,
+            **dict(zip(names, args, strict=False)),
+            **kwargs,
+        }
         if call.module is not None:
-            padding = call.module.padding
-            count_include_pad = call.module.count_include_pad
-            divisor_override = getattr(call.module, "divisor_override", None)
+            options = {name: getattr(call.module, name, None) for name in names}
         x = _spatial(x, count).over(call.shape, x.dim)
-        is_padded = any(_flat(padding)) and count_include_pad
-        return replace(x, known=x.known & (x.value == 0)) if is_padded or divisor_override is not None else x
+        is_padded = any(_flat(options["padding"])) and options["count_include_pad"]
+        has_divisor = options.get("divisor_override") is not None
+        return replace(x, known=x.known & (x.value == 0)) if is_padded or has_divisor else x
 
     return handler
 
@@ -642,9 +656,8 @@ def _size(f: Follower, call: Call, x: Any, dim: Any = None) -> Any:
 def _getattr(f: Follower, call: Call, x: Any, name: str) -> Any:
     if name == "shape" and isinstance(x, (Followed, Stored)):
         return _size(f, call, x)
-    if name in ("T", "mT") and isinstance(x, Followed):
-        if len(x.shape) == 2 or name == "mT":
-            return _transpose(f, call, x, -2, -1)
+    if name in ("T", "mT") and isinstance(x, Followed) and (len(x.shape) == 2 or name == "mT"):
+        return _transpose(f, call, x, -2, -1)
     if name == "data" and isinstance(x, Followed):
         return x
     if not any(isinstance(each, (Followed, Stored, ChannelCount)) for each in _flat(x)):
@@ -784,9 +797,9 @@ def _getitem(f: Follower, call: Call, x: Any, index: Any) -> Any:
         f._look_at_all(index, call.where, "")
         return Followed(call.shape)
     indices = list(index) if isinstance(index, tuple) else [index]
-    if any(not (each is None or each is ... or isinstance(each, slice) or type(each) is int) for each in indices) or any(
-        isinstance(each, ChannelCount) for each in _flat(indices)
-    ):
+    if any(
+        not (each is None or each is ... or isinstance(each, slice) or type(each) is int) for each in indices
+    ) or any(isinstance(each, ChannelCount) for each in _flat(indices)):
         raise NotFollowed("its indices are computed")
     missing = len(x.shape) - sum(each is not None and each is not ... for each in indices)
     if ... in indices:
@@ -823,8 +836,8 @@ def _cat(f: Follower, call: Call, tensors: Any, dim: Any = 0, axis: Any = None) 
         parts = [f.at(each, dim, call.where) for each in tensors]
         ids, known, value = (torch.cat(each) for each in zip(*((p.ids, p.known, p.value) for p in parts), strict=True))
         return Followed(call.shape, dim, ids, known, value)
-    place = min(places)  # type: ignore[type-var]
-    return _together(f, call, tensors, place, place)  # type: ignore[arg-type]
+    place = min(places)
+    return _together(f, call, tensors, place, place)
 
 
 def _stack(f: Follower, call: Call, tensors: Any, dim: Any = 0) -> Followed:
@@ -833,7 +846,7 @@ def _stack(f: Follower, call: Call, tensors: Any, dim: Any = 0) -> Followed:
     places = {each.dim for each in tensors} - {None}
     if not places:
         return Followed(call.shape)
-    place: int = min(places)  # type: ignore[assignment, type-var]
+    place = min(places)
     return _together(f, call, tensors, place, place + (dim % len(call.shape) <= place))
 
 
@@ -939,7 +952,7 @@ def _attention(
     is_causal: bool = False,
 ) -> Any:
     module = call.module
-    assert isinstance(module, nn.MultiheadAttention)
+    assert isinstance(module, (nn.MultiheadAttention, CompactAttention))
     in_weight, in_bias = f.own(call, "in_proj_weight"), f.own(call, "in_proj_bias")
     if in_weight is None or module.bias_k is not None or module.add_zero_attn:
         raise NotFollowed("attention is followed with one in_proj_weight, and without add_bias_kv and add_zero_attn")
@@ -1030,6 +1043,7 @@ def _table() -> dict[Any, Callable[..., Any]]:
     add_modules(_statistics, "LayerNorm RMSNorm GroupNorm LocalResponseNorm")
     add_modules(_embedding, "Embedding")
     add_modules(_attention, "MultiheadAttention")
+    table[CompactAttention] = _attention
     for n in (1, 2, 3):
         add(_pool(n), f"max_pool{n}d adaptive_avg_pool{n}d adaptive_max_pool{n}d")
         add_modules(_pool(n), f"MaxPool{n}d AdaptiveAvgPool{n}d AdaptiveMaxPool{n}d")

@@ -39,6 +39,7 @@ def cut(model: nn.Module, plan: Plan) -> dict[str, Tensor]:
         for name in names:
             _put(model, name, new)
             changed[name] = new
+    layer: Any
     for path, constant in plan.new_biases.items():
         layer = model.get_submodule(path)
         weight: Any = layer.weight
@@ -56,11 +57,14 @@ def cut(model: nn.Module, plan: Plan) -> dict[str, Tensor]:
                     parent._modules[name] = new_attention
     for module in model.modules():
         _say_sizes(module)
+    for path, features in plan.features.items():
+        layer = model.get_submodule(path)
+        layer.num_features = features
     for path, groups in plan.groups.items():
         layer = model.get_submodule(path)
-        layer.in_channels = layer.in_channels // layer.groups * groups  # type: ignore[operator, assignment]
-        layer.out_channels = layer.out_channels // layer.groups * groups  # type: ignore[operator, assignment]
-        layer.groups = groups  # type: ignore[assignment]
+        layer.in_channels = layer.in_channels // layer.groups * groups
+        layer.out_channels = layer.out_channels // layer.groups * groups
+        layer.groups = groups
     return changed
 
 

@@ -66,13 +66,16 @@ class Store:
         self.tensors: dict[str, Tensor] = {}
         self.names: dict[str, list[str]] = {}
         """All names of one tensor, by its first."""
+        self._owner: dict[str, tuple[int, str]] = {}
+        self._met: set[tuple[int, str]] = set()
+        """The modules, with the names there, as which the forward has used them."""
         for name, tensor in named_tensors(model):
             key = self._keys.setdefault(id(tensor), name)
             self.tensors[key] = tensor
             self.names.setdefault(key, []).append(name)
+            path, _, last = name.rpartition(".")
+            self._owner[name] = (id(model.get_submodule(path)), last)
         self.channels: dict[tuple[str, int], Tensor] = {}
-        self.met: set[str] = set()
-        """The names under which the forward has used them."""
         self.pinned: set[str] = set()
         """What something looks at that does not only add or multiply."""
 
@@ -80,7 +83,8 @@ class Store:
         key = self._keys.get(id(tensor))
         if key is None:
             return None
-        self.met.add(name)
+        if name in self._owner:
+            self._met.add(self._owner[name])
         return Stored(key, self.tensors[key])
 
     def ids(self, stored: Stored, dim: int) -> Tensor:
@@ -99,7 +103,7 @@ class Store:
     def pin_what_others_use(self) -> None:
         """Parameters that also something uses that the forward has not called."""
         for key, dim in list(self.channels):
-            others = sorted(set(self.names[key]) - self.met)
+            others = [name for name in self.names[key] if self._owner[name] not in self._met]
             if others:
                 reason = f"{others[0]} is the same tensor, in a module that the forward does not call"
                 self._channels.pin(self.channels[key, dim], key, reason)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import operator
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -9,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
+
+from .attention import CompactAttention
 
 # What tracing puts in their place meanwhile would record what only computes a value.
 _CALL, _GETATTR = nn.Module.__call__, nn.Module.__getattr__
@@ -19,14 +24,17 @@ _FIXED = ("ndim", "dtype", "device", "layout", "is_nested", "is_sparse", "is_cud
 _THROUGH = (nn.Sequential, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer, nn.TransformerEncoder)
 
 
+_NOT_THE_USERS = (os.path.dirname(torch.__file__), os.path.dirname(__file__))
+
+
 class _Proxy(fx.Proxy):
     """A value that is traced, and answers what it may: of which kind it is, and how many dimensions it has."""
 
     def _value(self) -> Any:
         return self.node.meta.get("value")
 
-    @property
-    def __class__(self) -> type:  # type: ignore[override]
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
         value = self.__dict__["node"].meta.get("value")
         return type(value) if isinstance(value, (Tensor, tuple)) else _Proxy
 
@@ -45,7 +53,7 @@ class _Proxy(fx.Proxy):
 
     def __iter__(self) -> Iterator[Any]:
         if isinstance(self._value(), (tuple, list)):
-            return (self[i] for i in range(len(self._value())))
+            return (operator.getitem(self, i) for i in range(len(self._value())))
         return super().__iter__()
 
 
@@ -63,7 +71,9 @@ class Tracer(fx.Tracer):
         return _Proxy(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return super().is_leaf_module(m, module_qualified_name) and type(m) not in _THROUGH
+        return type(m) is CompactAttention or (
+            super().is_leaf_module(m, module_qualified_name) and type(m) not in _THROUGH
+        )
 
     def create_arg(self, a: Any) -> Any:
         return a.node if issubclass(type(a), fx.Proxy) else super().create_arg(a)
@@ -87,7 +97,9 @@ class Tracer(fx.Tracer):
 
         return forward, [self.root]
 
-    def create_node(self, kind: str, target: Any, args: Any, kwargs: Any, name: Any = None, type_expr: Any = None) -> Any:
+    def create_node(
+        self, kind: str, target: Any, args: Any, kwargs: Any, name: Any = None, type_expr: Any = None
+    ) -> Any:
         node = super().create_node(kind, target, args, kwargs, name, type_expr)
         if kind != "output":
             node.meta["value"] = self._next_value if kind == "placeholder" else self._evaluate(node)
@@ -116,7 +128,7 @@ class Tracer(fx.Tracer):
 @contextmanager
 def _untraced() -> Iterator[None]:
     call, getattribute = nn.Module.__call__, nn.Module.__getattr__
-    nn.Module.__call__, nn.Module.__getattr__ = _CALL, _GETATTR  # type: ignore[method-assign, assignment]
+    nn.Module.__call__, nn.Module.__getattr__ = _CALL, _GETATTR  # type: ignore[method-assign]
     try:
         yield
     finally:
@@ -145,5 +157,8 @@ def where(node: fx.Node) -> str:
     if node.op in ("call_module", "get_attr"):
         return str(node.target)
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
-    trace = (node.stack_trace or "").strip().splitlines()
-    return f"{name} in {trace[-1].strip()!r}" if trace and node.op != "output" else str(name)
+    lines = (node.stack_trace or "").splitlines()
+    for place, code in reversed(list(itertools.pairwise(lines))):
+        if place.lstrip().startswith("File ") and not any(each in place for each in _NOT_THE_USERS):
+            return f"{name} in {code.strip()!r}"
+    return str(name)
