@@ -11,6 +11,7 @@ from .sparsity.compact import compact
 from .sparsity.compact.report import CompactReport
 from .sparsity.report import SparsityReport, sparsity_report
 from .sparsity.schedule import SparsitySchedule
+from .sparsity.sparse_linear import SparseLinear, to_sparse
 from .sparsity.value import penalty
 
 __version__ = "0.1.0"
@@ -18,12 +19,14 @@ __version__ = "0.1.0"
 __all__ = [
     "CompactReport",
     "FusedRegOptimizer",
+    "SparseLinear",
     "SparsityReport",
     "SparsitySchedule",
     "compact",
     "param_groups",
     "penalty",
     "sparsity_report",
+    "to_sparse",
     "torch_twin",
     *(cls.__name__ for cls in _OPTIMIZERS),
 ]
