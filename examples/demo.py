@@ -322,7 +322,7 @@ def main() -> None:
         epochs=(60, "epochs on digits"),
         l1=(3e-4, "lambda on digits"),
         rounds=(300, "of timing"),
-        steps=(600, "of each net that is made smaller"),
+        steps=(550, "of each net that is made smaller"),
     )
     run_digits(arguments.epochs, arguments.l1, arguments.seed, arguments.output)
     run_timing(arguments.l1, arguments.seed, arguments.rounds)

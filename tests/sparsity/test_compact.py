@@ -301,16 +301,19 @@ def left(model: nn.Module, *inputs: Tensor, **options: Any) -> str:
     return str(small.report)
 
 
-def test_a_constant_beside_zero_padding_is_not_folded() -> None:
+def test_constants_beside_zero_padding_are_put_together_in_one_channel() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 3, padding=1), nn.Flatten(), nn.Linear(64, 2))
-    zero_rows(model[0], keep=5)
-    assert "1: a constant beside its padding, or under its stride, is not one constant (3 dead" in left(
-        model, torch.randn(2, 3, 4, 4)
-    )
+    zero_rows(model[0], keep=3)
+    x = torch.randn(2, 3, 4, 4)
+    assert "1: a constant beside its padding, or under its stride, is not one constant (1 dead" in left(model, x)
+    small = fusedreg.compact(model, x)
+    assert small[0].out_channels == 4
+    optimizer = torch.optim.SGD(model.parameters())
+    assert fusedreg.compact(model, x, optimizer=optimizer)[0].out_channels == 8
     with torch.no_grad():
-        model[0].bias[5:] = 0
-    small = fusedreg.compact(model, torch.randn(2, 3, 4, 4))
-    assert small[0].out_channels == 5
+        model[0].bias[3:] = 0
+    small = fusedreg.compact(model, x)
+    assert small[0].out_channels == 3
     assert small.report.left == []
 
 

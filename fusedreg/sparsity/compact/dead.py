@@ -11,6 +11,20 @@ from torch import Tensor
 from .follow import Follower, Reading
 
 
+@dataclass(frozen=True, eq=False)
+class Merge:
+    """Inputs of a convolution that are constants, put together in one of them: ``w[to] += sum of factor * w[goes]``.
+
+    What a constant comes to beside a padding of zeros is no constant. But it is the same for all constants, times the
+    constant itself, so that one channel can stand for all.
+    """
+
+    dim: int
+    to: int
+    factor: Tensor
+    """[inputs], 0 for those that stay."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """What to cut. Keys are names of parameters and buffers, as ``Store.tensors`` has them."""
@@ -21,6 +35,8 @@ class Plan:
     """By bias, what is added to it before it is cut."""
     new_biases: dict[str, Tensor] = field(default_factory=dict)
     """By layer, the bias that it gets, before it is cut."""
+    merge: dict[str, Merge] = field(default_factory=dict)
+    """By weight, which inputs become a part of another one before it is cut."""
     groups: dict[str, int] = field(default_factory=dict)
     """By convolution, how many groups stay."""
     features: dict[str, int] = field(default_factory=dict)
@@ -28,7 +44,7 @@ class Plan:
     heads: dict[str, Tensor] = field(default_factory=dict)
     """By attention, a mask of the heads that stay; only where something of it goes."""
     folded: int = 0
-    """How many readings of a channel became a part of a bias, because it is a constant other than 0."""
+    """How often a channel that is a constant other than 0 became a part of a bias, or of another such channel."""
     left: list[tuple[str, str, int]] = field(default_factory=list)
     """What is left whole, (where, reason, how many dead channels are in it)."""
 
@@ -44,12 +60,19 @@ def plan(f: Follower, may_add_bias: bool) -> Plan:
     uses = Counter((each.bias.stored.key, each.bias.offset) for each in f.readings if each.bias.stored is not None)
     shared = _used_otherwise(f, uses)
     folds = [_folds(each, uses, shared, may_add_bias, f) for each in f.readings]
+    readers = Counter(each.weight.key for each in f.readings if each.weight is not None)
+    merges = [
+        _merges(each, can, readers, f) if may_add_bias else None for each, can in zip(f.readings, folds, strict=True)
+    ]
+    without = [
+        can if to is None else _without(each, can, to) for each, can, to in zip(f.readings, folds, merges, strict=True)
+    ]
     needed = torch.zeros(f.channels.count, dtype=torch.bool)
     for pin in f.channels.pins:
         needed[labels[pin.ids]] = True
     arrays = [labels[ids] for ids in (*f.store.channels.values(), *f.arrays) if len(ids)]
     while True:
-        _spread(f.readings, folds, labels, needed)
+        _spread(f.readings, without, merges, labels, needed)
         empty = next((ids for ids in arrays if not needed[ids].any()), None)
         if empty is None:
             break
@@ -72,6 +95,13 @@ def plan(f: Follower, may_add_bias: bool) -> Plan:
         else:
             assert reading.bias.module is not None
             result.new_biases[reading.bias.module] = constant
+    for reading, can_fold, to in zip(f.readings, folds, merges, strict=True):
+        if to is not None and reading.weight is not None:
+            goes = ~needed[labels[reading.inputs]] & reading.known & ~can_fold
+            factor = torch.where(goes, reading.value / reading.value[to], 0.0)
+            if factor.any():
+                result.merge[reading.weight.key] = Merge(reading.dim, to, factor)
+                count += int((factor != 0).sum())
     for path, ids in f.grouped.items():
         result.groups[path] = int(needed[labels[ids]].sum())
     for path, ids in f.norms.items():
@@ -107,13 +137,33 @@ def _folds(
     return reading.constant & ((reading.value == 0) | has_place)
 
 
-def _spread(readings: list[Reading], folds: list[Tensor], labels: Tensor, needed: Tensor) -> None:
+def _merges(reading: Reading, can_fold: Tensor, readers: Counter[str], f: Follower) -> int | None:
+    """The input that can stand for all others that are constants: the largest of them."""
+    weight = reading.weight
+    if weight is None or readers[weight.key] > 1 or len(f.store.names[weight.key]) > 1 or weight.key in f.store.pinned:
+        return None
+    sizes = torch.where(reading.known & ~can_fold, reading.value.abs(), 0.0)
+    return int(sizes.argmax()) if sizes.any() else None
+
+
+def _without(reading: Reading, can_fold: Tensor, to: int) -> Tensor:
+    """[inputs]: whether the reader does without it, if one channel stands for all constants."""
+    without = can_fold | reading.known
+    without[to] = False
+    return without
+
+
+def _spread(
+    readings: list[Reading], without: list[Tensor], merges: list[int | None], labels: Tensor, needed: Tensor
+) -> None:
     """Adds what the needed outputs read, until nothing is added."""
     while True:
         before = int(needed.sum())
-        for reading, can_fold in zip(reversed(readings), reversed(folds), strict=True):
+        for reading, can_go, to in zip(reversed(readings), reversed(without), reversed(merges), strict=True):
             is_read = reading.is_read[needed[labels[reading.outputs]]].any(dim=0)
-            needed[labels[reading.inputs][is_read & ~can_fold]] = True
+            needed[labels[reading.inputs][is_read & ~can_go]] = True
+            if to is not None and (is_read & reading.known & (reading.value != 0)).any():
+                needed[labels[reading.inputs[to]]] = True
         if int(needed.sum()) == before:
             return
 

@@ -56,6 +56,10 @@ class Reading:
     """[inputs]: whether it is, and adds one constant to all of an output."""
     value: Tensor
     bias: Bias
+    weight: Stored | None = None
+    """A convolution's, whose constants can be put together in one channel."""
+    dim: int = 0
+    """Which of its dimensions the inputs are."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -232,18 +236,29 @@ class Follower:
         return Followed(tuple(shape), dim, ids, torch.zeros(size, dtype=torch.bool), torch.zeros(size).double())
 
     def read(
-        self, where: str, x: Followed, outputs: Tensor, weight: Tensor, bias: Bias, uniform: Tensor | None = None
+        self,
+        where: str,
+        x: Followed,
+        outputs: Tensor,
+        weight: Tensor,
+        bias: Bias,
+        uniform: Tensor | None = None,
+        stored: Stored | None = None,
+        dim: int = 0,
     ) -> tuple[Tensor, Tensor]:
         """Registers a reading; returns which outputs are constants, and which ones.
 
         Args:
             weight: [outputs, inputs, taps].
             uniform: of the inputs, whether a constant comes to one constant for each output.
+            stored, dim: the weight as it is stored, and where it has the inputs, if constants may be put together.
         """
         taps = weight.flatten(start_dim=2) if weight.ndim > 2 else weight.unsqueeze(2)
         is_read, sums = (taps != 0).any(dim=2), taps.sum(dim=2)
         constant = x.known if uniform is None else x.known & uniform
-        self.readings.append(Reading(where, outputs, x.ids, sums, is_read, x.known, constant, x.value, bias))
+        self.readings.append(
+            Reading(where, outputs, x.ids, sums, is_read, x.known, constant, x.value, bias, stored, dim)
+        )
         known = ~(is_read & ~constant).any(dim=1)
         value = sums @ torch.where(constant, x.value.to(sums.dtype), 0.0)
         if bias.stored is not None:
@@ -362,7 +377,7 @@ def _conv_module(f: Follower, call: Call, x: Any) -> Followed:
     ins, outs = (0, 1) if module.transposed else (1, 0)
     f.channels.join(x.ids, f.store.ids(weight, ins))
     f.channels.join(outputs, f.store.ids(weight, outs))
-    known, value = f.read(call.where, x, outputs, w, Bias(bias, module=path), uniform)
+    known, value = f.read(call.where, x, outputs, w, Bias(bias, module=path), uniform, weight, ins)
     return Followed(call.shape, x.dim, outputs, known, value)
 
 

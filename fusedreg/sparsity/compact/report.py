@@ -38,8 +38,8 @@ class CompactReport:
     max_difference_float64: float | None
     """The same in float64; None for a model that does not run in float64."""
     folded: int
-    """How many constants other than 0 became a part of a bias. They are those of eval mode. If there are none, training
-    goes on with the same function, too."""
+    """How many constants other than 0 became a part of a bias, or, beside a convolution's padding, of another channel.
+    They are those of eval mode. If there are none, training goes on as the model's with these units standing still."""
     layers: list[CompactLayer] = field(default_factory=list)
     left: list[LeftWhole] = field(default_factory=list)
 
@@ -49,7 +49,7 @@ class CompactReport:
             _ratio("FLOPs", self.flops),
             f"outputs differ by at most {self.max_difference:.1e}"
             + ("" if self.max_difference_float64 is None else f", in float64 by {self.max_difference_float64:.1e}"),
-            f"constants that became part of a bias: {self.folded}",
+            f"constants folded: {self.folded}",
         ]
         if self.layers:
             width = max(len(layer.name) for layer in self.layers)

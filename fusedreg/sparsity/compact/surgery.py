@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .attention import CompactAttention
-from .dead import Plan
+from .dead import Merge, Plan
 from .tensors import named_tensors
 
 
@@ -31,6 +31,8 @@ def cut(model: nn.Module, plan: Plan) -> dict[str, Tensor]:
         if not masks and key not in plan.add:
             continue
         new = tensor.detach()
+        if key in plan.merge:
+            new = _merged(new, plan.merge[key])
         if key in plan.add:
             new = (new.double() + plan.add[key].to(new.device).double()).to(new.dtype)
         new = take(new, masks)
@@ -66,6 +68,13 @@ def cut(model: nn.Module, plan: Plan) -> dict[str, Tensor]:
         layer.out_channels = layer.out_channels // layer.groups * groups
         layer.groups = groups
     return changed
+
+
+def _merged(weight: Tensor, merge: Merge) -> Tensor:
+    new = weight.to(torch.float64, copy=True)
+    factor = merge.factor.to(new.device).double()
+    new.select(merge.dim, merge.to).add_(torch.tensordot(new, factor, dims=([merge.dim], [0])))
+    return new.to(weight.dtype)
 
 
 def take(tensor: Tensor, masks: dict[int, Tensor]) -> Tensor:
