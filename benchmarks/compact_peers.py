@@ -1,8 +1,8 @@
 """``fusedreg.compact`` beside Torch-Pruning and torch.nn.utils.prune, on the same nets with the same rows of zeros.
 
-Run it with ``python benchmarks/compact_peers.py``. Each net has hidden units whose weights are exactly zero. Each way is
-to make it smaller and keep its outputs in eval mode. Printed: how far the outputs are off, how many parameters are left,
-and how long it took.
+Run it with ``python benchmarks/compact_peers.py``. Each net has hidden units whose weights are exactly zero. Each way
+is to make it smaller and keep its outputs in eval mode. Printed: how far the outputs are off, how many parameters are
+left, and how long it took.
 
 - Torch-Pruning (https://github.com/VainF/Torch-Pruning) gets, layer by layer, the rows that are zero, and removes them
   with what its dependency graph couples to them. It is for pruning with training afterwards and does not promise equal
