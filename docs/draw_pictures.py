@@ -25,7 +25,9 @@ from fusedreg.rules.registry import OPTIMIZERS  # noqa: E402
 
 PICTURES = ROOT / "docs" / "pictures"
 EXAMPLE_PLOTS = ROOT / "examples-output"
-DEMO_PLOT = ROOT / "demo-output" / "exact-zeros.png"
+DEMO_PLOTS = [
+    ROOT / "demo-output" / f"{name}.png" for name in ("exact-zeros", "accuracy-against-size", "before-and-after")
+]
 
 
 def step_of(z: float, **strengths: Any) -> float:
@@ -179,7 +181,7 @@ def main() -> None:
     draw_rules()
     for path in sorted(PICTURES.glob("*.png")):
         shrink(path, path, width=900)
-    for path in (DEMO_PLOT, *sorted(EXAMPLE_PLOTS.glob("*.png"))):
+    for path in (*DEMO_PLOTS, *sorted(EXAMPLE_PLOTS.glob("*.png"))):
         shrink(path, PICTURES / path.name)
 
 
