@@ -77,6 +77,7 @@ experiments: $(VENV)/.experiments ## zeros and accuracy beside other ways to pru
 	$(BIN)/python -m experiments.sparsity run
 	$(BIN)/python -m experiments.sparsity run --sanity
 	$(BIN)/python -m experiments.sparsity strengths
+	$(BIN)/python -m experiments.sparsity survivors
 	$(BIN)/python -m experiments.sparsity tables
 	$(BIN)/python -m experiments.sparsity plot
 

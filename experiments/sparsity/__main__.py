@@ -4,6 +4,7 @@
     python -m experiments.sparsity tables       # prints the tables, and renews those of docs/minibatch.md
     python -m experiments.sparsity plot         # draws docs/pictures/sparsity-*.png
     python -m experiments.sparsity strengths    # by lambda: the prox, the penalty in the loss, "decoupled"
+    python -m experiments.sparsity survivors    # where the weights are that are left
 
 It measures no time. One process, one thread.
 """
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from . import report, runner, strengths
+from . import report, runner, strengths, survivors
 
 
 def main() -> None:
@@ -29,6 +30,7 @@ def main() -> None:
     commands.add_parser("tables")
     commands.add_parser("plot")
     commands.add_parser("strengths", help="some five minutes")
+    commands.add_parser("survivors", help="some two minutes")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     begin = time.monotonic()
@@ -42,6 +44,8 @@ def main() -> None:
         )
     elif arguments.command == "strengths":
         strengths.run_all()
+    elif arguments.command == "survivors":
+        survivors.run_all()
     elif arguments.command == "plot":
         report.plot()
     else:

@@ -7,7 +7,7 @@ import statistics
 import sys
 from pathlib import Path
 
-from . import strengths
+from . import strengths, survivors
 from .problems import PROBLEMS, UNSEEN
 from .runner import COMPARISONS, SANITY, Comparison, Row, read
 from .ways import UNIT_WAYS, WAYS
@@ -75,6 +75,7 @@ def tables() -> dict[str, str]:
             if (each.problem, each.optimizer, each.units) in done
         },
         **(strengths.tables() if strengths.RESULTS.exists() else {}),
+        **({"survivors": survivors.table()} if survivors.RESULTS.exists() else {}),
     }
 
 

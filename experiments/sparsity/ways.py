@@ -301,7 +301,7 @@ WAYS = {
     "uniform": Way("gradual, abs(w), layerwise uniform", gradual(magnitude, layerwise=True)),
     "lamp": Way("gradual, LAMP", gradual(lamp)),
     "l1": Way("`l1`, then refitted", penalised("l1")),
-    "mcp": Way("`l1` with `mcp_gamma`, then refitted", penalised("l1", flat_at=3.0)),
+    "mcp": Way("`l1` with `mcp_gamma`, then refitted", penalised("l1", flat_at=6.0)),
     "finetuned": Way("pruned by abs(w), finetuned", pruned_and_finetuned),
 }
 UNIT_WAYS = {
