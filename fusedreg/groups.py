@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .flat_parameters import originals
-from .penalties import PENALTIES, TARGETS
+from .penalties import of_the_weights
 
 _NORM_LAYERS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
@@ -78,8 +78,7 @@ def param_groups(
                 "(allowed: FullyShardedDataParallel(..., use_orig_params=True))"
             )
         (spared if all(made_of) else weights).append(param)
-    for_weights = (*(penalty.option for penalty in PENALTIES), *TARGETS)
-    off = {"weight_decay": 0.0, **{option.name: option.default for option in for_weights}}
+    off = {"weight_decay": 0.0, **{option.name: option.default for option in of_the_weights()}}
     strengths = {"l1": l1, "l2": l2, "weight_decay": weight_decay}
     given = {key: value for key, value in strengths.items() if value is not None}
     given |= {key: options.pop(key) for key in off if key in options}

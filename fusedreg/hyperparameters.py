@@ -10,7 +10,16 @@ from typing import Any
 
 from torch import Tensor
 
-from .penalties import MAX_GRAD_NORM, OPTIONS, PENALTIES, check_together, compiled_fields, on_gpu
+from .penalties import (
+    MAX_GRAD_NORM,
+    OPTIONS,
+    PENALTIES,
+    UNIT_PENALTIES,
+    check_together,
+    compiled_fields,
+    has_units,
+    on_gpu,
+)
 from .rules.spec import COMMON, RuleSpec, number
 
 OLD_NAME = "l1_mode"
@@ -36,7 +45,7 @@ def check_group(spec: RuleSpec, group: dict[str, Any]) -> None:
 
 def check_complex(group: dict[str, Any]) -> None:
     """Raises ValueError if a penalty meets complex parameters and is defined on real ones alone."""
-    for penalty in PENALTIES:
+    for penalty in (*PENALTIES, *UNIT_PENALTIES):
         if not penalty.takes_complex and penalty.is_on(group) and any(each.is_complex() for each in group["params"]):
             raise ValueError(
                 f"Invalid {penalty.name} value: {group[penalty.name]} for a group with complex parameters "
@@ -126,7 +135,8 @@ class Hyperparameters:
             (
                 self._spec.needed_states(group),
                 self._spec.needed_scalar_states(group),
-                tuple(penalty.is_on(group) for penalty in PENALTIES),
+                tuple(penalty.is_on(group) for penalty in (*PENALTIES, *UNIT_PENALTIES)),
+                group["unit"] if has_units(group) else None,
                 group[MAX_GRAD_NORM.name] is not None,
             )
             for group in groups

@@ -57,7 +57,7 @@ def compile_loops(isa: str, loops: str, folder: Path) -> str:
 
 
 @needs_gcc
-@pytest.mark.parametrize("stages", ["", "Stages"], ids=["l1+l2", "stages"])
+@pytest.mark.parametrize("stages", ["kShrink", "kChoose", "kFade"])
 @each_isa
 def test_the_update_loop_is_vectorised(isa, register, stages, tmp_path) -> None:
     """The main loop of fp32 Adam with its prox has packed square roots and divisions of the full width."""
@@ -66,9 +66,9 @@ def test_the_update_loop_is_vectorised(isa, register, stages, tmp_path) -> None:
         f"""
 #include "cpu/update_loop.h"
 using namespace fusedreg;
-template void cpu::{isa}::update_chunk<Update<Adam, Adam::kAmsgrad, ProxKind::kMetric{stages}, true>, float>(
+template void cpu::{isa}::update_chunk<Update<Adam, Adam::kAmsgrad, ProxStages::{stages}, true, true>, float>(
     const Pointers&, const cpu::DTypes&, std::int64_t, std::int64_t, const void*);
-template void cpu::{isa}::update_chunk<Update<Sgd, Sgd::kMomentum, ProxKind::kUniform{stages}, true>, float>(
+template void cpu::{isa}::update_chunk<Update<Sgd, Sgd::kMomentum, ProxStages::{stages}, false, true>, float>(
     const Pointers&, const cpu::DTypes&, std::int64_t, std::int64_t, const void*);
 """,
         tmp_path,

@@ -1,9 +1,16 @@
-// Chooses the instruction set. The norm's kernels are here; a rule's are in a unit of its own.
+// Chooses the instruction set. The kernels of the norm and of stage 7 are here; a rule's are in a unit of its own.
 #include "kernels.h"
 #include "prefetch.h"
 
 #define FUSEDREG_LOOPS "squares_loop.h"
 #include "each_isa.h"
+#undef FUSEDREG_LOOPS
+#define FUSEDREG_LOOPS "update_loop.h"
+#include "each_isa.h"
+#undef FUSEDREG_LOOPS
+#define FUSEDREG_LOOPS "unit_loop.h"
+#include "each_isa.h"
+#undef FUSEDREG_LOOPS
 
 namespace fusedreg::cpu {
 
@@ -18,10 +25,12 @@ const std::vector<InstructionSet>& instruction_sets() {
   static const std::vector<InstructionSet> usable = [] {
     const InstructionSet built[] = {
 #if defined(FUSEDREG_X86_64_LEVELS)
-        {kX8664V4, "x86-64-v4", [] { return __builtin_cpu_supports("x86-64-v4") != 0; }, x86_64_v4::squares_kernel},
-        {kX8664V3, "x86-64-v3", [] { return __builtin_cpu_supports("x86-64-v3") != 0; }, x86_64_v3::squares_kernel},
+        {kX8664V4, "x86-64-v4", [] { return __builtin_cpu_supports("x86-64-v4") != 0; }, x86_64_v4::squares_kernel,
+         x86_64_v4::unit_loops},
+        {kX8664V3, "x86-64-v3", [] { return __builtin_cpu_supports("x86-64-v3") != 0; }, x86_64_v3::squares_kernel,
+         x86_64_v3::unit_loops},
 #endif
-        {kBaseline, "baseline", [] { return true; }, baseline::squares_kernel},
+        {kBaseline, "baseline", [] { return true; }, baseline::squares_kernel, baseline::unit_loops},
     };
     std::vector<InstructionSet> supported;
     for (const InstructionSet& set : built) {

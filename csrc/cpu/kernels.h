@@ -7,6 +7,7 @@
 #include "../maths/score.h"
 #include "../maths/states.h"
 #include "../maths/storage.h"
+#include "../maths/units.h"
 #include "../plan/rule_info.h"
 #include "../rules/registry.h"
 
@@ -46,14 +47,34 @@ struct ScoredTile {
 using ScoreKernel = void (*)(const Pointers& at, const DTypes&, std::int64_t begin, std::int64_t count,
                              const void* constants, void* keys, ScoredTile& tile);
 
+// The metric of at most kTileElements weights, and its floor_ratio, in the arithmetic type, after a step.
+using MetricKernel = void (*)(const Pointers& at, const DTypes&, std::int64_t begin, std::int64_t count,
+                              const void* constants, void* d, void* floor_ratio);
+
+// Loops over the weights y of one unit, their ridges e and safeguards, in the arithmetic type; see maths/units.h.
+struct UnitLoops {
+  void (*first)(const void* y, const void* e, std::int64_t count, double* sums);
+  void (*newton)(const void* y, const void* e, std::int64_t count, const UnitRoot& root, double* sums);
+  void (*norm)(const void* y, const void* e, const void* furthest, std::int64_t count, const UnitRoot& root,
+               double* sums);
+  void (*apply)(void* y, const void* e, const void* furthest, std::int64_t count, const UnitRoot& root);
+  // Of at most kTileElements: e and the safeguard in place of d and floor_ratio; weights from memory and back.
+  void (*ridge)(void* d, void* floor_ratio, std::int64_t count, const UnitConstants& constants);
+  void (*load)(void* to, const void* from, DType dtype, std::int64_t begin, std::int64_t count);
+  void (*store)(void* to, DType dtype, const void* from, std::int64_t begin, std::int64_t count);
+};
+
 // A rule with its kernels; each is a translation unit of its own.
 struct Rule {
   RuleInfo info;
+  bool has_metric;
   std::size_t constants_size;  // of StepConstants in either arithmetic type
-  void (*fill)(void* constants, DType arithmetic, const double* fields, const double* before, const double* after,
-               double inv_grad_scale, double clip_coef);
+  // Returns the rule's tau.
+  double (*fill)(void* constants, DType arithmetic, const double* fields, const double* before, const double* after,
+                 double inv_grad_scale, double clip_coef);
   UpdateKernel (*update)(Isa isa, DType arithmetic, const double* fields, StateMask states);
   ScoreKernel (*score)(Isa isa, DType arithmetic, StateMask states, bool in_metric);
+  MetricKernel (*metric)(Isa isa, DType arithmetic, StateMask states);  // nullptr for a rule without one
 };
 
 // Defined by the units that setup.py writes, from rules/registry.h.
@@ -68,6 +89,7 @@ struct InstructionSet {
   const char* name;
   bool (*is_supported)();
   SquaresKernel (*sum_of_squares)(DType dtype, bool clamps);
+  UnitLoops (*units)(DType arithmetic);
 };
 
 // The instruction sets that this build has and this processor supports, the best first.

@@ -1,16 +1,19 @@
 #include "plan.h"
 
+#include <algorithm>
+#include <cmath>
+
 namespace fusedreg::cpu {
 
 namespace {
 
 DType arithmetic_of(DType dtype) { return dtype == DType::kFloat64 ? DType::kFloat64 : DType::kFloat32; }
 
-// The common hyperparameters come first among a rule's fields.
-CommonHyperparameters common_of(const double* fields) {
-  CommonHyperparameters common;
-  common.bind([&](const char*, double& field) { field = *fields++; });
-  return common;
+// The common hyperparameters come first among a rule's fields, then the penalties.
+void read_fields(const double* fields, CommonHyperparameters& common, Penalties& penalties) {
+  const auto read = [&](const char*, double& field) { field = *fields++; };
+  common.bind(read);
+  penalties.bind(read);
 }
 
 }  // namespace
@@ -24,20 +27,54 @@ Plan::Plan(const std::string& rule, const Columns& columns)
     if (!entries_[i].param().is_cpu()) throw std::invalid_argument("a CPU plan takes CPU tensors");
     const Entry& entry = entries_[i];
     if (!entry.active) continue;
-    work_list_.add_tensor(static_cast<std::int32_t>(i), real_numel(entry.param()));
     DTypes& dtypes = work_[i].dtypes;
     dtypes.w = dtypes.g = entry.dtype;
     for (DType& state : dtypes.state) state = entry.dtype;
     dtypes.converted = entry.dtype != arithmetic_of(entry.dtype);
   }
+  make_work_list();
+}
+
+void Plan::make_work_list() {
+  work_list_.clear();
+  for (std::size_t i = 0; i < entries_.size(); ++i) {
+    if (!entries_[i].active) continue;
+    work_list_.add_tensor(static_cast<std::int32_t>(i), real_numel(entries_[i].param()), work_[i].whole);
+  }
   work_list_.finish();
   partial_sums_.resize(work_list_.chunks().size());
+}
+
+// Of the parameter where the kernels find it: a staged one is contiguous.
+UnitLayout Plan::layout_of_units(const Entry& entry) const {
+  const int unit = static_cast<int>(penalties_[entry.group].unit);
+  if (!entry.staged && entry.is_dense) return unit_layout(entry.sizes, entry.strides, unit);
+  std::vector<std::int64_t> strides(entry.sizes.size(), 1);
+  for (std::size_t dim = strides.size(); dim > 1; --dim) strides[dim - 2] = strides[dim - 1] * entry.sizes[dim - 1];
+  return unit_layout(entry.sizes, strides, unit);
+}
+
+UnitWork Plan::unit_work(std::size_t i) const {
+  const Entry& entry = entries_[i];
+  const DType arithmetic = arithmetic_of(entry.dtype);
+  return {entry.pointers,
+          work_[i].dtypes,
+          arithmetic,
+          layout_of_units(entry),
+          make_unit_constants(common_[entry.group], penalties_[entry.group], kernels_.has_metric, work_[i].tau),
+          work_[i].constants,
+          kernels_.metric(instruction_set().isa, arithmetic, entry.needed),
+          instruction_set().units(arithmetic)};
 }
 
 void Plan::set_groups(const std::vector<std::vector<double>>& groups) {
   take_groups(groups);
   common_.clear();
-  for (const std::vector<double>& fields : groups_) common_.push_back(common_of(fields.data()));
+  penalties_.clear();
+  for (const std::vector<double>& fields : groups_) {
+    read_fields(fields.data(), common_.emplace_back(), penalties_.emplace_back());
+  }
+  bool is_cut_otherwise = false;
   for (std::size_t i = 0; i < entries_.size(); ++i) {
     const Entry& entry = entries_[i];
     if (!entry.active) continue;
@@ -45,7 +82,16 @@ void Plan::set_groups(const std::vector<std::vector<double>>& groups) {
     const bool clamps = !std::isinf(common_[entry.group].clip_value);
     work_[i].update = kernels_.update(instruction_set().isa, arithmetic_of(entry.dtype), fields, entry.needed);
     work_[i].squares = instruction_set().sum_of_squares(entry.dtype, clamps);
+    work_[i].has_units = has_units(common_[entry.group], penalties_[entry.group]);
+    std::int64_t whole = 1;
+    if (work_[i].has_units) {
+      const UnitLayout layout = layout_of_units(entry);
+      if (layout.outer == 1 && layout.run > 0 && layout.run <= kUnitElements) whole = layout.run;
+    }
+    is_cut_otherwise |= whole != work_[i].whole;
+    work_[i].whole = whole;
   }
+  if (is_cut_otherwise) make_work_list();
 }
 
 double Plan::sum_of_squares(double inv_grad_scale) {
@@ -70,7 +116,7 @@ void Plan::prepare(double inv_grad_scale, double clip_coef) {
   constants_.resize(entries_.size() * constants_stride_);  // once: pointers into it are handed out below
   std::size_t used = 0;
   const Entry* previous = nullptr;
-  double before[kMaxScalarStates] = {}, after[kMaxScalarStates] = {}, now[kMaxScalarStates] = {};
+  double before[kMaxScalarStates] = {}, after[kMaxScalarStates] = {}, now[kMaxScalarStates] = {}, tau = 0;
   unsigned singles = 0;
   for (std::size_t i = 0; i < entries_.size(); ++i) {
     prefetch(i);
@@ -87,11 +133,33 @@ void Plan::prepare(double inv_grad_scale, double clip_coef) {
       const double* fields = groups_[entry.group].data();
       singles = this->singles(entry);
       rule_.next(fields, after, singles);
-      kernels_.fill(constants_.data() + used++ * constants_stride_, arithmetic_of(entry.dtype), fields, before, after,
-                    inv_grad_scale, clip_coef);
+      tau = kernels_.fill(constants_.data() + used++ * constants_stride_, arithmetic_of(entry.dtype), fields, before,
+                          after, inv_grad_scale, clip_coef);
     }
+    work_[i].tau = tau;
     work_[i].constants = constants_.data() + (used - 1) * constants_stride_;
     write_scalar_states(entry, after);
+  }
+}
+
+// A parameter may have been staged, and so laid out otherwise, since it was cut into chunks.
+static bool are_whole_in_chunks(const UnitLayout& layout, std::int64_t whole) {
+  return layout.outer == 1 && layout.run == whole;
+}
+
+void Plan::update_chunk(const Chunk& chunk, UnitScratch& scratch) const {
+  const Work& work = work_[chunk.tensor];
+  const Entry& entry = entries_[chunk.tensor];
+  if (!work.has_units) return work.update(entry.pointers, work.dtypes, chunk.begin, chunk.count, work.constants);
+  // Little enough for what stage 6 leaves to be in the cache in stage 7.
+  constexpr std::int64_t kTogether = 4 * 1024;
+  const UnitWork units = unit_work(chunk.tensor);
+  const bool is_whole = are_whole_in_chunks(units.layout, work.whole);
+  const std::int64_t step = std::max<std::int64_t>(kTogether / work.whole, 1) * work.whole;
+  for (std::int64_t done = 0; done < chunk.count; done += step) {
+    const std::int64_t begin = chunk.begin + done, count = std::min(step, chunk.count - done);
+    work.update(entry.pointers, work.dtypes, begin, count, work.constants);
+    if (is_whole) prox_of_units(units, begin / work.whole, count / work.whole, scratch);
   }
 }
 
@@ -100,11 +168,14 @@ void Plan::update(double inv_grad_scale, double clip_coef) {
   const std::vector<Chunk>& chunks = work_list_.chunks();
   {
     const py::gil_scoped_release no_gil;
-    for_each_chunk(work_list_, [&](std::int64_t i) {
-      const Chunk& chunk = chunks[i];
-      const Work& work = work_[chunk.tensor];
-      work.update(entries_[chunk.tensor].pointers, work.dtypes, chunk.begin, chunk.count, work.constants);
-    });
+    scratch_.resize(at::get_num_threads());
+    for_each_chunk_of_worker(work_list_,
+                             [&](std::int64_t i, std::int64_t worker) { update_chunk(chunks[i], scratch_[worker]); });
+    for (std::size_t i = 0; i < entries_.size(); ++i) {
+      if (!entries_[i].active || !work_[i].has_units) continue;
+      const UnitWork units = unit_work(i);
+      if (!are_whole_in_chunks(units.layout, work_[i].whole)) prox_of_all_units(units);
+    }
   }
   finish_update();
 }

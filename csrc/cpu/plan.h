@@ -3,6 +3,7 @@
 
 #include "../plan/parameters.h"
 #include "parallel.h"
+#include "units.h"
 
 namespace fusedreg::cpu {
 
@@ -18,7 +19,7 @@ class __attribute__((visibility("hidden"))) Plan : public Parameters {
   // Sum of squares of the gradients after stages 1 and 2, in a fixed order.
   double sum_of_squares(double inv_grad_scale);
 
-  // Stages 1 to 6 for every parameter with a gradient.
+  // Stages 1 to 7 for every parameter with a gradient.
   void update(double inv_grad_scale, double clip_coef);
 
  private:
@@ -27,7 +28,19 @@ class __attribute__((visibility("hidden"))) Plan : public Parameters {
     SquaresKernel squares = nullptr;
     DTypes dtypes;
     const void* constants = nullptr;
+    bool has_units = false;
+    std::int64_t whole = 1;  // elements that no chunk cuts: a unit's, where it is one run in memory and small
+    double tau = 0;
   };
+
+  // Cuts the parameters into chunks.
+  void make_work_list();
+
+  UnitLayout layout_of_units(const Entry& entry) const;
+  UnitWork unit_work(std::size_t entry) const;
+
+  // Stages 1 to 6 of a chunk, and stage 7 where its units are in it whole, a cache's worth at a time.
+  void update_chunk(const Chunk& chunk, UnitScratch& scratch) const;
 
   // Fills the constants of every parameter with a gradient, and moves its scalar states on.
   void prepare(double inv_grad_scale, double clip_coef);
@@ -36,9 +49,11 @@ class __attribute__((visibility("hidden"))) Plan : public Parameters {
   WorkList work_list_{kChunkElements};
   std::vector<Work> work_;
   std::vector<CommonHyperparameters> common_;  // of the groups
+  std::vector<Penalties> penalties_;           // likewise
   std::size_t constants_stride_;
   std::vector<std::max_align_t> constants_;  // a scalar set after the other
   std::vector<double> partial_sums_;
+  std::vector<UnitScratch> scratch_;  // of the threads
 };
 
 }  // namespace fusedreg::cpu

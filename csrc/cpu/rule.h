@@ -12,6 +12,9 @@
 #define FUSEDREG_LOOPS "score_loop.h"
 #include "each_isa.h"
 #undef FUSEDREG_LOOPS
+#define FUSEDREG_LOOPS "metric_loop.h"
+#include "each_isa.h"
+#undef FUSEDREG_LOOPS
 
 namespace fusedreg::cpu {
 
@@ -33,20 +36,30 @@ ScoreKernel score_kernel(Isa isa, StateMask states, bool in_metric) {
   return baseline::score_kernel<Rule_, A>(states, in_metric);
 }
 
+template <class Rule_, class A>
+MetricKernel metric_kernel(Isa isa, StateMask states) {
+#if defined(FUSEDREG_X86_64_LEVELS)
+  if (isa == kX8664V4) return x86_64_v4::metric_kernel<Rule_, A>(states);
+  if (isa == kX8664V3) return x86_64_v3::metric_kernel<Rule_, A>(states);
+#endif
+  return baseline::metric_kernel<Rule_, A>(states);
+}
+
 template <class Rule_>
 Rule make_rule() {
   Rule rule;
   rule.info = make_rule_info<Rule_>();
+  rule.has_metric = Rule_::kHasMetric;
   rule.constants_size = std::max(sizeof(StepConstants<Rule_, float>), sizeof(StepConstants<Rule_, double>));
   rule.fill = [](void* constants, DType arithmetic, const double* fields, const double* before, const double* after,
                  double inv_grad_scale, double clip_coef) {
     const Group<Rule_> group = make_group<Rule_>(fields);
     if (arithmetic == DType::kFloat64) {
       auto& c = *static_cast<StepConstants<Rule_, double>*>(constants);
-      fill_constants(c, group, before, after, inv_grad_scale, clip_coef);
+      return fill_constants(c, group, before, after, inv_grad_scale, clip_coef);
     } else {
       auto& c = *static_cast<StepConstants<Rule_, float>*>(constants);
-      fill_constants(c, group, before, after, inv_grad_scale, clip_coef);
+      return fill_constants(c, group, before, after, inv_grad_scale, clip_coef);
     }
   };
   rule.update = [](Isa isa, DType arithmetic, const double* fields, StateMask states) {
@@ -56,6 +69,10 @@ Rule make_rule() {
   rule.score = [](Isa isa, DType arithmetic, StateMask states, bool in_metric) {
     return arithmetic == DType::kFloat64 ? score_kernel<Rule_, double>(isa, states, in_metric)
                                          : score_kernel<Rule_, float>(isa, states, in_metric);
+  };
+  rule.metric = [](Isa isa, DType arithmetic, StateMask states) {
+    return arithmetic == DType::kFloat64 ? metric_kernel<Rule_, double>(isa, states)
+                                         : metric_kernel<Rule_, float>(isa, states);
   };
   return rule;
 }

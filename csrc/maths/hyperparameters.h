@@ -26,7 +26,8 @@ enum class PenaltyMode { kProximal = 0, kDecoupled = 1, kSubgradient = 2 };
 
 struct Penalties {
   double penalty_mode = 0, l1 = 0, l2 = 0, mcp_gamma = INFINITY, lower = -INFINITY, upper = INFINITY, l0 = 0;
-  double freeze_zeros = 0;
+  double freeze_zeros = 0, group_l1 = 0, max_unit_norm = INFINITY;
+  double unit = 1;  // of the last two: so many rows, 0 for the whole tensor, -1 for a column
 
   template <class Bind>
   FUSEDREG_HD void bind(Bind&& bind) {
@@ -38,15 +39,15 @@ struct Penalties {
     bind("upper", upper);
     bind("l0", l0);
     bind("freeze_zeros", freeze_zeros);
+    bind("group_l1", group_l1);
+    bind("max_unit_norm", max_unit_norm);
+    bind("unit", unit);
   }
 
   FUSEDREG_HD PenaltyMode mode() const { return static_cast<PenaltyMode>(static_cast<int>(penalty_mode)); }
   FUSEDREG_HD bool any() const { return l1 != 0 || l2 != 0 || l0 != 0; }
-  // Whether there is more to a prox than l1 and l2.
-  FUSEDREG_HD bool has_stages() const {
-    return l0 != 0 || freeze_zeros != 0 || lower != -INFINITY || upper != INFINITY ||
-           (l1 != 0 && mcp_gamma != INFINITY);
-  }
+  FUSEDREG_HD bool fades() const { return l1 != 0 && mcp_gamma != INFINITY; }
+  FUSEDREG_HD bool is_boxed() const { return lower != -INFINITY || upper != INFINITY; }
 };
 
 // A param group under one rule.

@@ -5,15 +5,18 @@
 
 namespace fusedreg {
 
-enum class ProxKind {
-  kNone,           // no penalty, or one that enters through the gradient
-  kMetric,         // l1 and l2 in tau / d, element by element: the metric of an adaptive step
-  kUniform,        // l1 and l2 with one tau: SGD's step, and penalty_mode="decoupled"
-  kMetricStages,   // as kMetric and kUniform, and all the other stages, which constants choose from: together they are
-  kUniformStages,  // worth a kernel of their own, so that l1 and l2 alone do not pay for them; one by one they are not
+// What a kernel's prox can do; each kind can do what those before it can, and is slower.
+enum class ProxStages {
+  kNone,    // no penalty, or one that enters through the gradient
+  kShrink,  // l1, l2, frozen zeros
+  kChoose,  // the box, and whether a weight is worth l0
+  kFade,    // the minimax concave penalty
 };
 
-constexpr bool has_stages(ProxKind kind) { return kind == ProxKind::kMetricStages || kind == ProxKind::kUniformStages; }
+struct ProxKind {
+  ProxStages stages;
+  bool in_metric;  // tau / d is the step size, element by element, in the metric of an adaptive step; else one for all
+};
 
 // What a rule's step says of the metric that it was taken in.
 template <class A>
@@ -32,12 +35,13 @@ FUSEDREG_HD Metric<A> no_metric() {
 template <class A>
 struct ProxConstants {
   A tau, l1, l2, shrink;
-  // Of the further stages. Objectives are multiplied by 2 * tau.
+  A frozen;  // a weight that is equal to it stays zero: 0, or a NaN
+  // Of the further stages. Objectives are multiplied by 2 * tau, and in a metric by d.
   A inv_gamma, tau_over_gamma, least_d;  // 1 / gamma, tau / gamma, the least d that leaves the problem convex
   A knee, height;                        // gamma * l1, from where on the minimax concave penalty is flat; how high
   A firm_up_to, firm_shrink;             // as knee and shrink, for the candidate
   A l0;                                  // what a weight costs that is not zero
-  A lower, upper, freezes;
+  A lower, upper;
 };
 
 // On a GPU, whose threads have few registers, the constants of the further stages are read where they are needed.
@@ -50,11 +54,10 @@ FUSEDREG_HD A fetch(const A& constant) {
 #endif
 }
 
-// The other stages beside l1 and l2: the minimax concave penalty, the box, the L0 penalty, frozen zeros. First the best
-// x that is not zero, by the firm threshold; then whether zero is better.
+// With the minimax concave penalty. First the best x that is not zero, by the firm threshold; then whether zero is
+// better.
 template <bool kInMetric, class A>
-FUSEDREG_HD A prox_with_stages(A z, A w_old, const Metric<A>& metric, const ProxConstants<A>& c) {
-  const bool is_frozen = (fetch(c.freezes) != A(0)) & (w_old == A(0)) & (z == z);  // a NaN is to be seen
+FUSEDREG_HD A prox_that_fades(A z, A w_old, const Metric<A>& metric, const ProxConstants<A>& c) {
   A scaled = z, ridge = A(1) + fetch(c.tau) * fetch(c.l2);
   if constexpr (kInMetric) {
     // The floor is half of the penalty's slope at w_old, as below; and the metric that keeps the problem convex.
@@ -77,34 +80,48 @@ FUSEDREG_HD A prox_with_stages(A z, A w_old, const Metric<A>& metric, const Prox
   const A gain = size * (pull - (is_beyond ? A(0) : A(2) * threshold) - size * (is_beyond ? ridge : curvature)) -
                  (is_beyond ? fetch(c.height) : A(0));
   const bool is_zero = gain <= fetch(c.l0);  // not where one is a NaN
-  return is_zero | is_frozen ? A(0) : x;
+  return is_zero ? A(0) : x;
 }
 
 // soft(z, tau * l1) / (1 + tau * l2). In a metric d, tau becomes tau / d; multiplied out, it is one division, not two.
-template <ProxKind kKind, class A>
-FUSEDREG_HD A prox(A z, A w_old, const Metric<A>& metric, const ProxConstants<A>& c) {
-  if constexpr (kKind == ProxKind::kNone) {
-    return z;
-  } else if constexpr (has_stages(kKind)) {
-    return prox_with_stages<kKind == ProxKind::kMetricStages>(z, w_old, metric, c);
-  } else if constexpr (kKind == ProxKind::kUniform) {
-    return soft_threshold(z, c.tau * c.l1) * c.shrink;
-  } else {
+template <ProxStages kStages, bool kInMetric, class A>
+FUSEDREG_HD A prox_of_penalties(A z, A w_old, const Metric<A>& metric, const ProxConstants<A>& c) {
+  if constexpr (kStages == ProxStages::kFade) return prox_that_fades<kInMetric>(z, w_old, metric, c);
+  A scaled = z, ridge = A(1);
+  if constexpr (kInMetric) {
     // The floor keeps a weight that never saw a gradient (d = eps) from vanishing at once: the penalty moves no
     // weight by more than 2 * tau a step. With a factor above 1/2 the elastic net's solutions are no longer exact.
     const A floor = A(0.5) * (c.l1 + c.l2 * absolute(w_old));
     const A d = max_keeping_nan(metric.d, floor * metric.floor_ratio);
-    return soft_threshold(d * z, c.tau * c.l1) / (d + c.tau * c.l2);
+    scaled = d * z;
+    ridge = d;
   }
+  const A pulled = soft_threshold(scaled, c.tau * c.l1);
+  ridge = ridge + c.tau * c.l2;
+  A x = kInMetric ? pulled / ridge : pulled * c.shrink;
+  if constexpr (kStages == ProxStages::kShrink) return x;
+  if constexpr (kInMetric) x = (pulled == scaled) & (c.l2 == A(0)) ? z : x;  // to the bit: d * z / d is not always z
+  x = x < fetch(c.lower) ? fetch(c.lower) : x;
+  x = x > fetch(c.upper) ? fetch(c.upper) : x;
+  const A size = absolute(x), gain = size * (A(2) * absolute(pulled) - size * ridge);
+  return gain <= fetch(c.l0) ? A(0) : x;  // not where one is a NaN
+}
+
+template <ProxStages kStages, bool kInMetric, class A>
+FUSEDREG_HD A prox(A z, A w_old, const Metric<A>& metric, const ProxConstants<A>& c) {
+  if constexpr (kStages == ProxStages::kNone) return z;
+  const bool is_frozen = (w_old == fetch(c.frozen)) & (z == z);  // a NaN is to be seen
+  const A x = prox_of_penalties<kStages, kInMetric>(z, w_old, metric, c);
+  return is_frozen ? A(0) : x;
 }
 
 FUSEDREG_HD ProxKind prox_kind(const CommonHyperparameters& common, const Penalties& penalties, bool rule_has_metric) {
-  const bool shrinks = penalties.any() && penalties.mode() != PenaltyMode::kSubgradient;
+  if (common.lr == 0) return {ProxStages::kNone, false};
+  const bool acts = penalties.mode() != PenaltyMode::kSubgradient, shrinks = acts && penalties.any();
   const bool in_metric = shrinks && rule_has_metric && penalties.mode() == PenaltyMode::kProximal;
-  if (common.lr == 0) return ProxKind::kNone;
-  if (penalties.has_stages()) return in_metric ? ProxKind::kMetricStages : ProxKind::kUniformStages;
-  if (!shrinks) return ProxKind::kNone;
-  return in_metric ? ProxKind::kMetric : ProxKind::kUniform;
+  if (acts && penalties.fades()) return {ProxStages::kFade, in_metric};
+  if ((shrinks && penalties.l0 != 0) || penalties.is_boxed()) return {ProxStages::kChoose, in_metric};
+  return {shrinks || penalties.freeze_zeros != 0 ? ProxStages::kShrink : ProxStages::kNone, in_metric};
 }
 
 // `tau` is the rule's.
@@ -120,7 +137,7 @@ FUSEDREG_HD void fill_prox(ProxConstants<A>& c, const CommonHyperparameters& com
   c.l2 = static_cast<A>(l2);
   c.shrink = static_cast<A>(1 / (1 + tau * l2));  // one division a step, not one an element
 
-  const bool fades = l1 != 0 && penalties.mcp_gamma != INFINITY;
+  const bool fades = shrinks && penalties.fades();
   const double inv_gamma = fades ? 1 / penalties.mcp_gamma : 0, knee = fades ? penalties.mcp_gamma * l1 : INFINITY;
   c.inv_gamma = static_cast<A>(inv_gamma);
   c.tau_over_gamma = static_cast<A>(tau * inv_gamma);
@@ -138,7 +155,7 @@ FUSEDREG_HD void fill_prox(ProxConstants<A>& c, const CommonHyperparameters& com
   c.l0 = static_cast<A>(l0 != 0 || !is_firm ? 2 * tau * l0 : -INFINITY);
   c.lower = static_cast<A>(penalties.lower);
   c.upper = static_cast<A>(penalties.upper);
-  c.freezes = static_cast<A>(penalties.freeze_zeros);
+  c.frozen = penalties.freeze_zeros != 0 ? A(0) : static_cast<A>(NAN);
 }
 
 }  // namespace fusedreg

@@ -32,15 +32,17 @@ struct StepConstants {
   ProxConstants<A> prox;
 };
 
+// Returns the rule's tau.
 template <class Rule, class A>
-FUSEDREG_HD void fill_constants(StepConstants<Rule, A>& c, const Group<Rule>& group, const double* before,
-                                const double* after, double inv_grad_scale, double clip_coef) {
+FUSEDREG_HD double fill_constants(StepConstants<Rule, A>& c, const Group<Rule>& group, const double* before,
+                                  const double* after, double inv_grad_scale, double clip_coef) {
   fill_gradient(c.gradient, group.common, group.penalties, inv_grad_scale, clip_coef);
   const double tau = Rule::fill(c.rule, group.common.lr, group.rule, before, after);
   fill_prox(c.prox, group.common, group.penalties, Rule::kHasMetric, tau);
+  return tau;
 }
 
-template <class Rule_, StateMask kStates_, ProxKind kProx, bool kPenalized>
+template <class Rule_, StateMask kStates_, ProxStages kProx, bool kInMetric, bool kPenalized>
 struct Update {
   using Rule = Rule_;
   static constexpr StateMask kStates = kStates_;
@@ -52,7 +54,7 @@ struct Update {
     g = transform_gradient<kPenalized>(g, w, c.gradient);                         // stages 1 to 4
     w = w * c.gradient.w_scale;                                                   // 4, decoupled decay
     const Metric<A> metric = Rule::template step<kStates_>(w, g, state, c.rule);  // 5
-    w = prox<kProx>(w, w_old, metric, c.prox);                                    // 6
+    w = prox<kProx, kInMetric>(w, w_old, metric, c.prox);                         // 6
   }
 };
 
@@ -61,23 +63,28 @@ template <class Rule, class Visitor, std::size_t... kI>
 FUSEDREG_HD bool visit_update(const Group<Rule>& group, StateMask states, Visitor&& visitor,
                               std::index_sequence<kI...>) {
   const ProxKind kind = prox_kind(group.common, group.penalties, Rule::kHasMetric);
-  // A penalty in the gradient that is zero adds nothing, so that with all stages one kernel does for both.
-  const bool penalized = has_stages(kind) || penalizes_gradient(group.common, group.penalties);
-  const auto with = [&](auto mask, auto is_penalized) {
+  // A penalty in the gradient that is zero adds nothing, so that with the further stages one kernel does for both.
+  const bool penalized = kind.stages > ProxStages::kShrink || penalizes_gradient(group.common, group.penalties);
+  const auto with = [&](auto mask, auto is_penalized, auto is_in_metric) {
     constexpr StateMask kMask = decltype(mask)::value;
-    constexpr bool kPenalized = decltype(is_penalized)::value;
-    if (kind == ProxKind::kNone) return visitor(Update<Rule, kMask, ProxKind::kNone, kPenalized>{});
-    if (kind == ProxKind::kUniform) return visitor(Update<Rule, kMask, ProxKind::kUniform, kPenalized>{});
+    constexpr bool kPenalized = decltype(is_penalized)::value, kInMetric = decltype(is_in_metric)::value;
+    if constexpr (!kInMetric) {
+      if (kind.stages == ProxStages::kNone) visitor(Update<Rule, kMask, ProxStages::kNone, false, kPenalized>{});
+    }
+    if (kind.stages == ProxStages::kShrink) visitor(Update<Rule, kMask, ProxStages::kShrink, kInMetric, kPenalized>{});
     if constexpr (kPenalized) {
-      if (kind == ProxKind::kUniformStages) return visitor(Update<Rule, kMask, ProxKind::kUniformStages, true>{});
+      if (kind.stages == ProxStages::kChoose) visitor(Update<Rule, kMask, ProxStages::kChoose, kInMetric, true>{});
+      if (kind.stages == ProxStages::kFade) visitor(Update<Rule, kMask, ProxStages::kFade, kInMetric, true>{});
     }
-    if constexpr (kPenalized && Rule::kHasMetric) {
-      if (kind == ProxKind::kMetricStages) return visitor(Update<Rule, kMask, ProxKind::kMetricStages, true>{});
+  };
+  const auto with_metric = [&](auto mask, auto is_penalized) {
+    if constexpr (Rule::kHasMetric) {
+      if (kind.in_metric) return with(mask, is_penalized, std::true_type{});
     }
-    if constexpr (Rule::kHasMetric) return visitor(Update<Rule, kMask, ProxKind::kMetric, kPenalized>{});
+    with(mask, is_penalized, std::false_type{});
   };
   const auto with_states = [&](auto mask) {
-    penalized ? with(mask, std::true_type{}) : with(mask, std::false_type{});
+    penalized ? with_metric(mask, std::true_type{}) : with_metric(mask, std::false_type{});
     return true;
   };
   return ((states == Rule::kVariants[kI] && with_states(std::integral_constant<StateMask, Rule::kVariants[kI]>{})) ||

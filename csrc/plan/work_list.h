@@ -24,13 +24,15 @@ class WorkList {
     elements_ = pending_ = 0;
   }
 
-  void add_tensor(std::int32_t tensor, std::int64_t numel) {
-    for (std::int64_t begin = 0; begin < numel; begin += chunk_elements_) {
-      const std::int64_t count = std::min(chunk_elements_, numel - begin);
+  // `unit` elements that follow each other, at most a chunk's, are not cut.
+  void add_tensor(std::int32_t tensor, std::int64_t numel, std::int64_t unit = 1) {
+    const std::int64_t size = chunk_elements_ / unit * unit;
+    for (std::int64_t begin = 0; begin < numel; begin += size) {
+      const std::int64_t count = std::min(size, numel - begin);
       chunks_.push_back({tensor, begin, count});
       elements_ += count;
       pending_ += count;
-      if (pending_ >= chunk_elements_) close_task();
+      if (pending_ >= size) close_task();
     }
   }
 

@@ -47,16 +47,27 @@ def check_name(name: str) -> None:
             raise RuntimeError(f"backend {name!r} cannot run: {reason}")
 
 
-def choose(name: str, spec: RuleSpec, param: Tensor, states: list[Tensor], differentiable: bool) -> Backend:
+def choose(
+    name: str, spec: RuleSpec, param: Tensor, states: list[Tensor], differentiable: bool, with_units: bool = False
+) -> Backend:
     """The backend for one parameter under a rule.
+
+    Args:
+        with_units: whether its group has penalties on units.
 
     Raises:
         RuntimeError: ``name`` is a backend's own name and that one cannot take this parameter.
     """
+
+    def reason_against(backend: Backend) -> str | None:
+        if with_units and not backend.takes_units:
+            return "it has no pass over units yet, which group_l1 and max_unit_norm need"
+        return backend.unavailable_reason() or backend.rejection(spec, param, states)
+
     if differentiable:
         return BACKENDS["reference"]
     if name != "auto":
-        reason = BACKENDS[name].unavailable_reason() or BACKENDS[name].rejection(spec, param, states)
+        reason = reason_against(BACKENDS[name])
         if reason is not None:
             raise RuntimeError(f"backend {name!r} cannot run: {reason}")
         return BACKENDS[name]
@@ -64,7 +75,7 @@ def choose(name: str, spec: RuleSpec, param: Tensor, states: list[Tensor], diffe
     for backend in BACKENDS.values():
         if backend.device_type not in (None, param.device.type):
             continue
-        reason = backend.unavailable_reason() or backend.rejection(spec, param, states)
+        reason = reason_against(backend)
         if reason is None:
             break
         reasons.append(f"backend {backend.name!r} is not used: {reason}")

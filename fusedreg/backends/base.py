@@ -97,13 +97,15 @@ class Plan(Protocol):
         """Of the gradients after stages 1 and 2. A tensor may hold it in parts."""
 
     def update(self, step: StepScalars) -> None:
-        """Stages 1 to 6; moves the scalar states on."""
+        """Stages 1 to 7; moves the scalar states on."""
 
 
 class Backend(Protocol):
     name: str
     device_type: str | None
     """The only type of device that it runs on; None for any."""
+    takes_units: bool
+    """Whether its plans do stage 7, the penalties on units."""
 
     def unavailable_reason(self) -> str | None:
         """Why this backend cannot run on this machine, or None."""

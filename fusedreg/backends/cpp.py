@@ -78,6 +78,7 @@ class CppPlan(Plan):
 class CppBackend:
     name = "cpp"
     device_type: str | None = "cpu"
+    takes_units = True
 
     def unavailable_reason(self) -> str | None:
         return load_extension()[1]

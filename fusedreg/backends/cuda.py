@@ -79,6 +79,7 @@ def _rules() -> frozenset[str]:
 class CudaBackend:
     name = "cuda"
     device_type: str | None = "cuda"
+    takes_units = False
 
     def unavailable_reason(self) -> str | None:
         if not torch.cuda.is_available():

@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..penalties import PENALTIES, Prox, as_python
+from ..penalties import PENALTIES, Prox, as_python, has_units
 from ..penalties.l1 import L1
 from ..penalties.mcp import MCP_GAMMA
 from ..penalties.spec import Group, Scalar, like, on_host
+from ..penalties.units import UnitProx, as_units, from_units, unit_prox
 from ..rules.spec import RuleSpec, Scalars, Step, number
 from .base import Entry, Plan, StepScalars
 from .memory import is_dtensor, local
@@ -81,6 +82,24 @@ def prox(z: Tensor, w_old: Tensor, step: Step, group: Group) -> Tensor:
     return x
 
 
+def prox_of_units(spec: RuleSpec, y: Tensor, step: Step, scalars: Scalars, group: Group) -> Tensor:
+    """Stage 7: the prox of the penalties on units, in the metric that the step has left."""
+    if not has_units(group) or group["lr"] == 0:
+        return y
+    mode = group["penalty_mode"]
+    tau = group["lr"] if mode == "decoupled" else step.tau
+    ridge, furthest = torch.ones_like(y), torch.full_like(y, torch.inf)
+    if mode == "proximal" and spec.metric is not None:
+        ridge = spec.metric(step.state, scalars.after, group)
+        ratio = torch.ones_like(y) if step.safeguard is None else ridge / step.safeguard
+        furthest = torch.where(ratio > 0, like(y, 2 * tau) / ratio, torch.inf)  # below zero there is no floor
+    if mode != "subgradient":
+        ridge = ridge + tau * group["l2"]
+    unit = group["unit"]
+    x = unit_prox(as_units(y, unit), UnitProx(tau, as_units(ridge, unit), as_units(furthest, unit)), group)
+    return from_units(x, y, unit)
+
+
 def update(
     spec: RuleSpec,
     w: Tensor,
@@ -91,12 +110,12 @@ def update(
     inv_grad_scale: Scalar,
     clip_coef: Scalar,
 ) -> Step:
-    """Stages 1 to 6 for one parameter."""
+    """Stages 1 to 7 for one parameter."""
     g = clip_gradient_value(g, group, inv_grad_scale) * clip_coef
     g = add_penalty_gradients(g, w, group)
     decay = group["lr"] * group["weight_decay"] if group.get("decoupled_weight_decay", False) else 0.0
     step = spec.step(w * (1 - decay), g, state, scalars, group)
-    return step._replace(w=prox(step.w, w, step, group))
+    return step._replace(w=prox_of_units(spec, prox(step.w, w, step, group), step, scalars, group))
 
 
 # -- the backend
@@ -218,6 +237,7 @@ def _named(declared: tuple[Any, ...], tensors: tuple[Tensor | None, ...]) -> dic
 class ReferenceBackend:
     name = "reference"
     device_type: str | None = None
+    takes_units = True
 
     def unavailable_reason(self) -> str | None:
         return None

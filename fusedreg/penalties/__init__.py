@@ -15,7 +15,8 @@ from .l0 import L0
 from .l1 import L1
 from .l2 import L2
 from .mcp import MCP_GAMMA
-from .spec import PENALTY_MODES, Group, Option, Penalty, Prox, as_python, on_gpu
+from .spec import PENALTY_MODES, Group, Option, Penalty, Prox, UnitPenalty, as_python, on_gpu
+from .units import GROUP_L1, MAX_UNIT_NORM, UNIT, unit_code
 
 __all__ = [
     "MAX_GRAD_NORM",
@@ -23,20 +24,27 @@ __all__ = [
     "PENALTIES",
     "PENALTY_MODES",
     "TARGETS",
+    "UNIT_PENALTIES",
     "Option",
     "Penalty",
     "Prox",
     "Regularizers",
+    "UnitPenalty",
     "as_python",
     "check_together",
     "compiled_fields",
     "has_stages",
+    "has_units",
+    "of_the_weights",
     "on_gpu",
 ]
 
 # In the order in which their proxes are applied. The L0 penalty is behind the box: what it weighs against zero is what
 # the box has left.
 PENALTIES: tuple[Penalty, ...] = (L1, L2, MCP_GAMMA, LOWER, UPPER, L0, FREEZE_ZEROS)
+
+# Behind them, on the norms of units.
+UNIT_PENALTIES: tuple[UnitPenalty, ...] = (GROUP_L1, MAX_UNIT_NORM)
 
 PENALTY_MODE = Option(
     "penalty_mode",
@@ -96,7 +104,8 @@ SPARSITY_UNIT = Option(
 TARGETS = (SPARSITY, SPARSITY_UNIT)
 
 OPTIONS: tuple[Option, ...] = (
-    *(each.option for each in PENALTIES),
+    *(each.option for each in (*PENALTIES, *UNIT_PENALTIES)),
+    UNIT,
     PENALTY_MODE,
     CLIP_VALUE,
     MAX_GRAD_NORM,
@@ -114,6 +123,9 @@ class Regularizers(TypedDict, total=False):
     upper: float | Tensor
     l0: float | Tensor
     freeze_zeros: bool
+    group_l1: float | Tensor
+    max_unit_norm: float | Tensor
+    unit: Literal["rows", "columns", "tensor"] | int
     penalty_mode: Literal["proximal", "decoupled", "subgradient"]
     clip_value: float | Tensor | None
     max_grad_norm: float | Tensor | None
@@ -126,14 +138,23 @@ class Regularizers(TypedDict, total=False):
 def check_together(group: Group) -> None:
     """Raises ValueError if options of a group are allowed one by one, and not together."""
     on = [penalty for penalty in PENALTIES if penalty.is_on(group)]
+    of_units = [penalty for penalty in UNIT_PENALTIES if penalty.is_on(group)]
     if group["penalty_mode"] == "subgradient":
-        for penalty in on:
+        for penalty in (*on, *of_units):
             if penalty.gradient is None and not penalty.is_constraint:
                 raise ValueError(
                     f"Invalid {penalty.name} value: {group[penalty.name]} with penalty_mode='subgradient' (allowed: "
                     f"{penalty.option.default:g}, or another mode: its subgradient is not worth a step)"
                 )
     lower, upper = group["lower"], group["upper"]
+    for penalty in on if of_units else ():
+        value = group[penalty.name]
+        if penalty in (L0, MCP_GAMMA) or (penalty in (LOWER, UPPER) and not on_gpu(value) and value != 0):
+            allowed = "0 or none" if penalty in (LOWER, UPPER) else f"{penalty.option.default:g}"
+            raise ValueError(
+                f"Invalid {penalty.name} value: {value} with {of_units[0].name}={group[of_units[0].name]} (allowed: "
+                f"{allowed}; one after the other they would not be the minimiser of both)"
+            )
     if on_gpu(lower) or on_gpu(upper):
         return
     if lower > upper:
@@ -154,11 +175,22 @@ def has_stages(group: Group) -> bool:
     return any(penalty.is_on(group) for penalty in PENALTIES if penalty not in (L1, L2))
 
 
+def has_units(group: Group) -> bool:
+    """Whether a penalty is on the units of a group's parameters."""
+    return any(penalty.is_on(group) for penalty in UNIT_PENALTIES)
+
+
+def of_the_weights() -> tuple[Option, ...]:
+    """The options that are about weights, so that biases and the like have none of them."""
+    return (*(penalty.option for penalty in (*PENALTIES, *UNIT_PENALTIES)), UNIT, *TARGETS)
+
+
 def compiled_fields(group: dict[str, Any]) -> dict[str, Any]:
     """What the kernels of every rule know of these options: numbers, by the names that they have there."""
     mode, clip_value = group["penalty_mode"], group["clip_value"]
     return {
         "clip_value": math.inf if clip_value is None else clip_value,
         "penalty_mode": PENALTY_MODES.index(mode),
-        **{penalty.name: group[penalty.name] for penalty in PENALTIES},
+        **{penalty.name: group[penalty.name] for penalty in (*PENALTIES, *UNIT_PENALTIES)},
+        "unit": unit_code(group["unit"]),
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -85,30 +85,21 @@ class Prox(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Penalty:
-    """A term of the objective, a sum over the elements of the weights, or a constraint on each of them.
-
-    Its option is its strength: at the default it is not there, and its prox the identity. Tensors are real, in the
-    arithmetic dtype; every function returns new ones, of the shape of ``w``.
-    """
+class Term:
+    """What is common to penalties on elements and on units. At the default of its option it is not there."""
 
     option: Option
-    prox: Callable[[Tensor, Prox], Tensor]
-    """``prox(x, problem)``: the minimiser, from ``x``, the one without this penalty and without those behind it in
-    ``PENALTIES``. They are applied one after the other, in that order: together they must solve the whole problem."""
+    """Its strength, or its bound."""
     value: Callable[[Tensor, Group], Tensor]
-    """``value(w, group)``: the penalty of each element. A constraint's is 0, and infinite where it is not met."""
-    subdifferential: Callable[[Tensor, Group], tuple[Tensor, Tensor]]
-    """``subdifferential(w, group)``: each element's interval of subgradients, its lower and upper ends."""
-    gradient: Callable[[Tensor, Group], Tensor] | None = None
+    """``value(w, group)``: the penalty of each element; of one on units, ``value(norms, group)``: of each unit. A
+    constraint's is 0, and infinite where it is not met."""
+    gradient: Callable[[Tensor, Group], Tensor] | None = field(default=None, kw_only=True)
     """``gradient(w, group)``: the subgradient that autograd takes of the penalty as a term of a loss. None where it
     says nothing of the penalty: with ``penalty_mode="subgradient"`` that is an error."""
-    takes_complex: bool = False
+    takes_complex: bool = field(default=False, kw_only=True)
     """Whether complex parameters may have it, as pairs of real numbers."""
-    is_constraint: bool = False
-    """Whether every weight must meet it after a step, in every penalty mode."""
-    needs_zero: bool = False
-    """Whether it is about weights that are zero, so that a box must not forbid them."""
+    is_constraint: bool = field(default=False, kw_only=True)
+    """Whether every weight, or unit, must meet it after a step, in every penalty mode."""
 
     @property
     def name(self) -> str:
@@ -118,6 +109,28 @@ class Penalty:
         """Whether the penalty acts. A strength that only a GPU knows counts as on."""
         value = group[self.name]
         return on_gpu(value) or bool(value != self.option.default)
+
+
+@dataclass(frozen=True)
+class UnitPenalty(Term):
+    """A sum over the units of a parameter, or a constraint on each: of its Euclidean norm. See units.py."""
+
+
+@dataclass(frozen=True)
+class Penalty(Term):
+    """A term of the objective, a sum over the elements of the weights, or a constraint on each of them.
+
+    At its option's default its prox is the identity. Tensors are real, in the arithmetic dtype; every function returns
+    new ones, of the shape of ``w``.
+    """
+
+    prox: Callable[[Tensor, Prox], Tensor]
+    """``prox(x, problem)``: the minimiser, from ``x``, the one without this penalty and without those behind it in
+    ``PENALTIES``. They are applied one after the other, in that order: together they must solve the whole problem."""
+    subdifferential: Callable[[Tensor, Group], tuple[Tensor, Tensor]]
+    """``subdifferential(w, group)``: each element's interval of subgradients, its lower and upper ends."""
+    needs_zero: bool = field(default=False, kw_only=True)
+    """Whether it is about weights that are zero, so that a box must not forbid them."""
 
 
 def distance_to_subdifferential(penalties: tuple[Penalty, ...], gradient: Tensor, w: Tensor, group: Group) -> Tensor:

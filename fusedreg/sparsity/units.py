@@ -7,10 +7,9 @@ import math
 import torch
 from torch import Tensor
 
+from ..penalties.units import Unit, count_units
 from ..step.partition import reduce_over_shards
 from .weights import Weights
-
-Unit = str | int
 
 
 def units_in(weights: Weights, unit: Unit) -> int:
@@ -19,14 +18,7 @@ def units_in(weights: Weights, unit: Unit) -> int:
     Raises:
         ValueError: it has none.
     """
-    shape = tuple(weights.param.shape)
-    if len(shape) < (2 if unit == "columns" else 1):
-        raise ValueError(f"Invalid sparsity_unit value: {unit!r} for {weights.name}, which has none")
-    if isinstance(unit, int) and shape[0] % unit != 0:
-        raise ValueError(
-            f"Invalid sparsity_unit value: {unit} for {weights.name} (allowed: a number that divides {shape[0]})"
-        )
-    return shape[1] if unit == "columns" else shape[0] // (unit if isinstance(unit, int) else 1)
+    return count_units(tuple(weights.param.shape), unit, "sparsity_unit", weights.name)
 
 
 @torch.no_grad()

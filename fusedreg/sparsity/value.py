@@ -8,7 +8,8 @@ from torch import Tensor
 from ..backends.memory import local
 from ..flat_parameters import is_flat
 from ..optimizer import FusedRegOptimizer
-from ..penalties import PENALTIES
+from ..penalties import PENALTIES, UNIT_PENALTIES
+from ..penalties.units import as_units
 from ..step.partition import SumOverProcesses, partition_of
 
 
@@ -43,12 +44,17 @@ def penalty(optimizer: FusedRegOptimizer) -> Tensor:
     partitions = {param: partition_of(param) for param in params}
     totals = {each: torch.zeros((), dtype=dtype, device=device) for each in (None, *partitions.values())}
     for group in optimizer.param_groups:
-        for each in (penalty for penalty in PENALTIES if penalty.is_on(group)):
-            for param in group["params"]:
-                w = local(param)
-                w = torch.view_as_real(w.resolve_conj()) if w.is_complex() else w
-                total = totals[partitions[param]]
-                total += each.value(w.to(dtype), group).sum().to(total.device)
+        on = [penalty for penalty in PENALTIES if penalty.is_on(group)]
+        of_units = [penalty for penalty in UNIT_PENALTIES if penalty.is_on(group)]
+        for param in group["params"] if on or of_units else ():
+            w = local(param)
+            w = (torch.view_as_real(w.resolve_conj()) if w.is_complex() else w).to(dtype)
+            total = totals[partitions[param]]
+            for element_penalty in on:
+                total += element_penalty.value(w, group).sum().to(total.device)
+            norms = as_units(w, group["unit"]).norm(dim=1) if of_units else w
+            for unit_penalty in of_units:
+                total += unit_penalty.value(norms, group).sum().to(total.device)
     over_processes = SumOverProcesses(partitions.values(), norm_group)
     if not over_processes.is_needed:  # nor float64, which some devices do not have
         return torch.stack(list(totals.values())).sum()

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import operator
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..backends.memory import has_freed_memory, local
+from ..backends.memory import has_freed_memory, is_dtensor, local
+from ..flat_parameters import is_flat
+from ..penalties.units import count_units
 
 
 def memory_extent(tensor: Tensor) -> int:
@@ -78,6 +81,19 @@ def check_gradient(param: Tensor, grad: Tensor, optimizer: str, group: int) -> N
             f"Invalid parameter: elements of it share memory, shape {tuple(param.shape)}, strides {param.stride()} "
             "(allowed: one place in memory for each element; use .contiguous())"
         )
+
+
+def check_units(params: list[Any], unit: str | int) -> None:
+    """Raises ValueError where a parameter has no such units, or this process does not hold them whole."""
+    for param in params:
+        count_units(tuple(param.shape), unit, "unit", f"a parameter of shape {tuple(param.shape)}")
+        shards = [each.dim for each in param.placements if each.is_shard()] if is_dtensor(param) else []
+        whole_along = {"rows": [0], "columns": [1]}.get(str(unit), [])
+        if is_flat(param) or not all(dim in whole_along for dim in shards):
+            raise ValueError(
+                f"Invalid unit value: {unit!r} for a parameter whose units are spread over processes (allowed: 'rows' "
+                "of DTensors that are sharded along dimension 0, as fully_shard's, or 'columns' along dimension 1)"
+            )
 
 
 def check_graph_capture(optimizer: str) -> None:

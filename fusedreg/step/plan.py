@@ -12,9 +12,9 @@ from .. import backends
 from ..backends import Entry, Plan
 from ..backends.memory import is_dtensor, needs_reading, read_gradient
 from ..hyperparameters import Hyperparameters, check_complex
-from ..penalties import MAX_GRAD_NORM
+from ..penalties import MAX_GRAD_NORM, has_units
 from ..rules.spec import RuleSpec
-from .checks import check_gradient, check_states, parameters_that_share_memory
+from .checks import check_gradient, check_states, check_units, parameters_that_share_memory
 from .created import Created
 from .partition import Partition, SumOverProcesses, check_norm_is_whole, partition_of
 
@@ -167,6 +167,10 @@ def _choose_backends(
     chosen: dict[Tensor, str] = {}
     for index, group in enumerate(groups):
         check_complex(group)
+        if with_units := has_units(group):
+            check_units(group["params"], group["unit"])
+            if differentiable:
+                raise RuntimeError("differentiable=True does not work with group_l1 and max_unit_norm")
         needed, scalars = spec.needed_states(group), spec.needed_scalar_states(group)
         for param in group["params"]:
             grad = gradients.get(id(param), param.grad)
@@ -181,7 +185,7 @@ def _choose_backends(
             own = state.get(param, {})
             states = [own[name] for name in needed if own.get(name) is not None]
             check_states(param, states, [own[name] for name in scalars if isinstance(own.get(name), Tensor)])
-            chosen[param] = backends.choose(backend, spec, param, states, differentiable).name
+            chosen[param] = backends.choose(backend, spec, param, states, differentiable, with_units).name
     listed = [param for group in groups for param in group["params"]]  # twice, some
     for pair in parameters_that_share_memory([each for each in listed if chosen.get(each, "reference") != "reference"]):
         # They are updated one after the other, as torch does, not side by side.

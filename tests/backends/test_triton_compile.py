@@ -192,6 +192,7 @@ def compilations(monkeypatch):
 
     class Backend(backends.TritonBackend):
         device_type = "cpu"
+        takes_units = False
 
         def unavailable_reason(self) -> None:
             return None

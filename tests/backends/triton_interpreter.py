@@ -29,6 +29,7 @@ class InterpretedTritonBackend:
 
     name = "triton"
     device_type = "cpu"
+    takes_units = False
 
     def __init__(self, scalars_on_host: bool) -> None:
         self.scalars_on_host = scalars_on_host

@@ -1,0 +1,229 @@
+#include "units.h"
+
+#include <ATen/Parallel.h>
+
+#include <algorithm>
+
+namespace fusedreg::cpu {
+
+UnitLayout unit_layout(const std::vector<std::int64_t>& sizes, const std::vector<std::int64_t>& strides, int unit) {
+  std::int64_t numel = 1;
+  for (const std::int64_t size : sizes) numel *= size;
+  UnitLayout layout;
+  layout.run = numel;
+  const std::size_t dim = unit < 0 ? 1 : 0;
+  if (unit == 0 || dim >= sizes.size() || sizes[dim] <= 1) return layout;  // a stride of a size of 1 says nothing
+  const std::int64_t rows = unit < 0 ? 1 : unit;
+  layout.count = sizes[dim] / rows;
+  layout.run = strides[dim] * rows;
+  layout.outer = layout.run > 0 ? numel / (layout.count * layout.run) : 0;
+  return layout;
+}
+
+namespace {
+
+// Units next to each other, solved together: each line of memory is read once for all of them. Their weights are worked
+// on in pieces of at most kUnitElements; with more than one piece, they are read anew in every pass.
+class Panel {
+ public:
+  Panel(const UnitWork& work, std::int64_t first, std::int64_t count)
+      : work_(work), first_(first), count_(count), size_(work.layout.size()), roots_(count) {
+    const std::int64_t most = std::max<std::int64_t>(kUnitElements / count, 1), run = work.layout.run;
+    piece_ = count > 1 ? std::max<std::int64_t>(most / run, 1) * run : most;  // of several units, runs are not cut
+    piece_ = std::min(piece_, std::max<std::int64_t>(size_, 1));
+  }
+
+  std::int64_t pieces() const { return (size_ + piece_ - 1) / piece_; }
+
+  // `for_each_piece(body)` calls body(piece, scratch), for all pieces.
+  template <class ForEachPiece>
+  void solve(const ForEachPiece& for_each_piece) {
+    const bool keeps = pieces() == 1;
+    partial_.resize(pieces() * count_ * kSums);
+    const auto with_piece = [&](bool is_first, const auto& body) {
+      for_each_piece([&](std::int64_t piece, UnitScratch& scratch) {
+        if (is_first || !keeps) gather(piece, scratch);
+        body(piece, scratch);
+      });
+    };
+    bool is_first = true;
+    for (; std::any_of(roots_.begin(), roots_.end(), wants_something); is_first = false) {
+      with_piece(is_first, [&](std::int64_t piece, UnitScratch& scratch) { add_up(piece, scratch); });
+      take_sums();
+    }
+    if (std::all_of(roots_.begin(), roots_.end(), [](const UnitRoot& root) { return root.is_identity; })) return;
+    with_piece(is_first, [&](std::int64_t piece, UnitScratch& scratch) { apply(piece, scratch); });
+  }
+
+ private:
+  static constexpr int kSums = 3;
+  static bool wants_something(const UnitRoot& root) { return root.wants != UnitRoot::Wants::kNothing; }
+
+  std::size_t width() const { return work_.arithmetic == DType::kFloat64 ? sizeof(double) : sizeof(float); }
+  std::int64_t begin_of(std::int64_t piece) const { return piece * piece_; }
+  std::int64_t size_of(std::int64_t piece) const { return std::min(piece_, size_ - begin_of(piece)); }
+
+  // Where a unit's part of a piece is: its weights, ridges and safeguards.
+  char* at(UnitScratch& scratch, int stream, std::int64_t unit, std::int64_t piece) const {
+    return reinterpret_cast<char*>(scratch.data()) + (stream * count_ * piece_ + unit * size_of(piece)) * width();
+  }
+
+  // Calls body(first element in memory, how many, where the first is in a unit's part of the piece) for what lies
+  // together of all the units of the panel.
+  template <class Body>
+  void for_each_segment(std::int64_t piece, const Body& body) const {
+    const UnitLayout& layout = work_.layout;
+    const std::int64_t begin = begin_of(piece), end = begin + size_of(piece);
+    for (std::int64_t i = begin; i < end;) {
+      const std::int64_t in_run = i % layout.run, together = std::min(layout.run - in_run, end - i);
+      body((i / layout.run * layout.count + first_) * layout.run + in_run, together * count_, i - begin);
+      i += together;
+    }
+  }
+
+  void gather(std::int64_t piece, UnitScratch& scratch) const {
+    scratch.resize(3 * count_ * piece_);
+    alignas(64) double weights[kTileElements], ridges[kTileElements], furthest[kTileElements];
+    const bool in_metric = work_.constants.in_metric;
+    const double ridge = in_metric ? 0 : 1 + work_.constants.ridge;
+    if (!in_metric) {
+      fill(ridges, ridge);
+      fill(furthest, INFINITY);
+    }
+    for_each_segment(piece, [&](std::int64_t from, std::int64_t count, std::int64_t to) {
+      for (std::int64_t done = 0; done < count; done += kTileElements) {
+        const std::int64_t tile = std::min(kTileElements, count - done);
+        work_.loops.load(weights, work_.at.w, work_.dtypes.w, from + done, tile);
+        if (in_metric) {
+          work_.metric(work_.at, work_.dtypes, from + done, tile, work_.step_constants, ridges, furthest);
+          work_.loops.ridge(ridges, furthest, tile, work_.constants);
+        }
+        spread(done, tile, [&](std::int64_t unit, std::int64_t place, std::int64_t in_tile, std::int64_t length) {
+          const void* const streams[] = {weights, ridges, furthest};
+          for (int stream = 0; stream < 3; ++stream) {
+            std::memcpy(at(scratch, stream, unit, piece) + (to + place) * width(),
+                        static_cast<const char*>(streams[stream]) + in_tile * width(), length * width());
+          }
+        });
+      }
+    });
+  }
+
+  void scatter(std::int64_t piece, UnitScratch& scratch) const {
+    alignas(64) double weights[kTileElements];
+    for_each_segment(piece, [&](std::int64_t to, std::int64_t count, std::int64_t from) {
+      for (std::int64_t done = 0; done < count; done += kTileElements) {
+        const std::int64_t tile = std::min(kTileElements, count - done);
+        spread(done, tile, [&](std::int64_t unit, std::int64_t place, std::int64_t in_tile, std::int64_t length) {
+          std::memcpy(reinterpret_cast<char*>(weights) + in_tile * width(),
+                      at(scratch, 0, unit, piece) + (from + place) * width(), length * width());
+        });
+        work_.loops.store(work_.at.w, work_.dtypes.w, weights, to + done, tile);
+      }
+    });
+  }
+
+  // Calls body(unit, place, place in the tile, how many) for what a tile has of each unit, where the tile begins `done`
+  // elements into a segment.
+  template <class Body>
+  void spread(std::int64_t done, std::int64_t tile, const Body& body) const {
+    if (count_ == 1) return body(0, done, 0, tile);
+    const std::int64_t run = work_.layout.run;
+    for (std::int64_t i = 0; i < tile;) {
+      const std::int64_t in_run = (done + i) % run, length = std::min(run - in_run, tile - i);
+      body((done + i) / run, in_run, i, length);
+      i += length;
+    }
+  }
+
+  void fill(double* tile, double value) const {
+    if (work_.arithmetic == DType::kFloat64) {
+      std::fill_n(tile, kTileElements, value);
+    } else {
+      std::fill_n(reinterpret_cast<float*>(tile), kTileElements, static_cast<float>(value));
+    }
+  }
+
+  void add_up(std::int64_t piece, UnitScratch& scratch) {
+    const std::int64_t size = size_of(piece);
+    for (std::int64_t unit = 0; unit < count_; ++unit) {
+      const void *y = at(scratch, 0, unit, piece), *e = at(scratch, 1, unit, piece), *f = at(scratch, 2, unit, piece);
+      const UnitRoot& root = roots_[unit];
+      double* const sums = &partial_[(piece * count_ + unit) * kSums];
+      if (root.wants == UnitRoot::Wants::kFirst) work_.loops.first(y, e, size, sums);
+      if (root.wants == UnitRoot::Wants::kSums) work_.loops.newton(y, e, size, root, sums);
+      if (root.wants == UnitRoot::Wants::kNorm) work_.loops.norm(y, e, f, size, root, sums);
+    }
+  }
+
+  void take_sums() {
+    for (std::int64_t unit = 0; unit < count_; ++unit) {
+      UnitRoot& root = roots_[unit];
+      double sums[kSums] = {};
+      for (std::int64_t piece = 0; piece < pieces(); ++piece) {
+        for (int i = 0; i < kSums; ++i) sums[i] += partial_[(piece * count_ + unit) * kSums + i];
+      }
+      // Half of the digits: the root then has them all.
+      const double precision = work_.arithmetic == DType::kFloat64 ? 1e-10 : 1e-6;
+      if (root.wants == UnitRoot::Wants::kFirst)
+        root.take_first(work_.constants, sums[0], sums[1], precision);
+      else if (root.wants == UnitRoot::Wants::kSums)
+        root.take(work_.constants, {sums[0], sums[1], sums[2]});
+      else if (root.wants == UnitRoot::Wants::kNorm)
+        root.take_norm(work_.constants, sums[0]);
+    }
+  }
+
+  void apply(std::int64_t piece, UnitScratch& scratch) const {
+    for (std::int64_t unit = 0; unit < count_; ++unit) {
+      if (roots_[unit].is_identity) continue;
+      work_.loops.apply(at(scratch, 0, unit, piece), at(scratch, 1, unit, piece), at(scratch, 2, unit, piece),
+                        size_of(piece), roots_[unit]);
+    }
+    scatter(piece, scratch);
+  }
+
+  const UnitWork& work_;
+  const std::int64_t first_, count_, size_;
+  std::int64_t piece_;
+  std::vector<UnitRoot> roots_;
+  std::vector<double> partial_;
+};
+
+}  // namespace
+
+void prox_of_units(const UnitWork& work, std::int64_t first, std::int64_t count, UnitScratch& scratch) {
+  Panel panel(work, first, count);
+  panel.solve([&](const auto& body) {
+    for (std::int64_t piece = 0; piece < panel.pieces(); ++piece) body(piece, scratch);
+  });
+}
+
+void prox_of_all_units(const UnitWork& work) {
+  const UnitLayout& layout = work.layout;
+  if (layout.size() == 0 || layout.count == 0) return;
+  if (layout.size() <= kUnitElements) {
+    const std::int64_t together = std::max<std::int64_t>(kUnitElements / layout.size(), 1);
+    const std::int64_t panels = (layout.count + together - 1) / together;
+    at::parallel_for(0, panels, 1, [&](std::int64_t begin, std::int64_t end) {
+      UnitScratch scratch;
+      for (std::int64_t i = begin; i < end; ++i) {
+        prox_of_units(work, i * together, std::min(together, layout.count - i * together), scratch);
+      }
+    });
+    return;
+  }
+  // Units next to each other share lines of memory: as many as fill one are solved together.
+  const std::int64_t together = std::min(std::max<std::int64_t>(16 / layout.run, 1), layout.count);
+  for (std::int64_t first = 0; first < layout.count; first += together) {
+    Panel panel(work, first, std::min(together, layout.count - first));
+    panel.solve([&](const auto& body) {
+      at::parallel_for(0, panel.pieces(), 1, [&](std::int64_t begin, std::int64_t end) {
+        UnitScratch scratch;
+        for (std::int64_t piece = begin; piece < end; ++piece) body(piece, scratch);
+      });
+    });
+  }
+}
+
+}  // namespace fusedreg::cpu
