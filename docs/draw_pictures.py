@@ -88,6 +88,35 @@ def draw_penalty(name: str, strengths: dict[str, Any], title: str) -> None:
     save(figure, PICTURES / f"prox-{name}.png")
 
 
+UNIT_PENALTIES: tuple[tuple[dict[str, Any], float, str], ...] = (
+    ({"group_l1": 0.6}, 0.6, "group_l1 = 0.6: a unit within the circle goes to zero"),
+    ({"max_unit_norm": 1.0}, 1.0, "max_unit_norm = 1: a unit beyond it is drawn in"),
+)
+
+
+def draw_unit_penalties() -> None:
+    """Arrows from where the gradient step takes a unit of two weights to where the prox does."""
+    figure, panels = plt.subplots(1, 2, figsize=(12, 6), layout="constrained")
+    ticks = np.linspace(-1.6, 1.6, 9)
+    z = np.stack(np.meshgrid(ticks, ticks), axis=-1).reshape(-1, 2)
+    for axes, (strengths, radius, title) in zip(panels, UNIT_PENALTIES, strict=True):
+        w = nn.Parameter(torch.from_numpy(z.copy()))
+        w.grad = torch.zeros_like(w)
+        FusedRegSGD([w], lr=1.0, **strengths).step()
+        x = w.detach().numpy()
+        axes.add_patch(plt.Circle((0, 0), radius, fill=False, color=ORANGE, linewidth=2))
+        for start, end in zip(z, x, strict=True):
+            if np.abs(start - end).max() > 1e-6:
+                axes.annotate(
+                    "", end, start, arrowprops={"arrowstyle": "->", "color": BLUE, "shrinkA": 0, "shrinkB": 0}
+                )
+            else:
+                axes.plot(*start, marker=".", color=GREY)
+        axes.set(title=title, xlabel="first weight", ylabel="second weight", aspect="equal")
+        axes.set(xlim=(-1.8, 1.8), ylim=(-1.8, 1.8))
+    save(figure, PICTURES / "prox-units.png")
+
+
 def draw_target() -> None:
     """Which weights of an MLP on digits the last renewal of a target sparsity takes, by their metric."""
     pixels, labels = load_digits(return_X_y=True)
@@ -203,6 +232,7 @@ def main() -> None:
     draw_proxes()
     for name, strengths, title in PENALTIES:
         draw_penalty(name, strengths, title)
+    draw_unit_penalties()
     draw_target()
     draw_modes()
     draw_thresholds()

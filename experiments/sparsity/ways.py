@@ -175,7 +175,9 @@ def penalised(option: str, flat_at: float | None = None) -> Callable[[Run], nn.M
                 return
             share, wanted = zero_share(weights_of(optimizer), run.units), run.share_at(step, REFIT)
             if step < int(REFIT * run.steps):
-                group[option] = min(max(group[option] * math.exp(4.0 * (wanted - share)), 1e-7), 1.0)
+                # Units that shrink together go together: their penalty falls at once where there are enough.
+                factor = 0.5 if run.units and share >= wanted else math.exp(4.0 * (wanted - share))
+                group[option] = min(max(group[option] * factor, 1e-7), 1.0)
                 if flat is not None:
                     group["mcp_gamma"] = flat / group[option]
                 return
