@@ -11,7 +11,7 @@ EXAMPLES := $(sort $(filter-out examples/_% examples/demo%, $(wildcard examples/
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
 CPP := $(shell find csrc tests experiments -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
-.PHONY: help check test test-triton test-cuda sanitize fuzz lint format typecheck demo examples notebooks docs bench bench-compare gpu-check clean
+.PHONY: help check test test-triton test-cuda sanitize fuzz lint format typecheck demo examples notebooks docs experiments bench bench-compare gpu-check clean
 .NOTPARALLEL: # they install into one environment
 
 help: ## this list
@@ -73,6 +73,14 @@ docs: export NO_MKDOCS_2_WARNING = 1
 docs: $(VENV)/.docs ## the documentation, in site/; a dead link fails
 	$(BIN)/mkdocs build --strict
 
+experiments: $(VENV)/.experiments ## zeros and accuracy beside other ways to prune, an hour; runs what experiments/sparsity/ has no results of
+	$(BIN)/python -m experiments.sparsity run
+	$(BIN)/python -m experiments.sparsity run --sanity
+	$(BIN)/python -m experiments.sparsity strengths
+	$(BIN)/python -m experiments.sparsity survivors
+	$(BIN)/python -m experiments.sparsity tables
+	$(BIN)/python -m experiments.sparsity plot
+
 bench: $(VENV)/.bench ## times a CPU step, five minutes on a machine that does nothing else; BENCH=--quick takes one
 	$(BIN)/python benchmarks/cpu_step.py $(BENCH)
 
@@ -116,6 +124,10 @@ $(VENV)/.docs: $(VENV)/.built requirements/docs.txt
 
 $(VENV)/.triton: $(VENV)/.test requirements/triton.txt
 	$(PIP) -r requirements/triton.txt
+	touch $@
+
+$(VENV)/.experiments: $(VENV)/.built requirements/experiments.txt
+	$(PIP) -r requirements/experiments.txt
 	touch $@
 
 $(VENV)/.bench: $(VENV)/.built requirements/bench.txt

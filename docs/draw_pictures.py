@@ -13,6 +13,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from PIL import Image
+from sklearn.datasets import load_digits
 from torch import nn
 
 ROOT = Path(__file__).parents[1]
@@ -20,7 +21,7 @@ sys.path.insert(0, str(ROOT / "examples"))
 
 from _plots import BLUE, GREEN, GREY, ORANGE, save  # noqa: E402
 
-from fusedreg import FusedRegAdam, FusedRegSGD  # noqa: E402
+from fusedreg import FusedRegAdam, FusedRegSGD, SparsitySchedule, param_groups, penalty  # noqa: E402
 from fusedreg.rules.registry import OPTIMIZERS  # noqa: E402
 
 PICTURES = ROOT / "docs" / "pictures"
@@ -56,6 +57,116 @@ def draw_proxes() -> None:
     axes.title.set_fontsize(13)
     axes.legend()
     save(figure, PICTURES / "prox.png")
+
+
+# One picture each: its file, its strengths, its title.
+PENALTIES: tuple[tuple[str, dict[str, Any], str], ...] = (
+    ("l1", {"l1": 0.6}, "l1 = 0.6"),
+    ("l2", {"l2": 0.6}, "l2 = 0.6"),
+    ("elastic-net", {"l1": 0.6, "l2": 0.6}, "l1 = 0.6, l2 = 0.6"),
+    ("mcp", {"l1": 0.6, "mcp_gamma": 2.5}, "l1 = 0.6, mcp_gamma = 2.5"),
+    ("l0", {"l0": 0.3}, "l0 = 0.3"),
+    ("box", {"lower": -0.5, "upper": 1.0}, "lower = -0.5, upper = 1"),
+)
+
+
+def draw_penalty(name: str, strengths: dict[str, Any], title: str) -> None:
+    """What a penalty costs a weight, and what its proximal step makes of it."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    z = np.linspace(-2, 2, 801)
+    values = []
+    for value in z:
+        optimizer = FusedRegSGD([nn.Parameter(torch.tensor([value], dtype=torch.float64))], lr=1.0, **strengths)
+        values.append(penalty(optimizer).item())
+    costs = np.array(values)
+    left.plot(z, np.where(np.isfinite(costs), costs, np.nan), color=ORANGE)
+    for end in strengths.keys() & {"lower", "upper"}:
+        left.axvline(strengths[end], color=ORANGE, linestyle="--")
+    left.set(title=f"{title}: what it costs", xlabel="w", xlim=(-2.1, 2.1), ylim=(-0.05, 1.3))
+    right.plot(z, z, color=GREY, linestyle="--")
+    after = np.array([step_of(value, **strengths) for value in z])
+    after[1:][np.abs(np.diff(after)) > 0.1] = np.nan  # a jump is no line
+    right.plot(z, after, color=BLUE)
+    right.set(title="what its step makes of z", xlabel="z: after the gradient step", ylabel="w")
+    save(figure, PICTURES / f"prox-{name}.png")
+
+
+UNIT_PENALTIES: tuple[tuple[dict[str, Any], float, str], ...] = (
+    ({"group_l1": 0.6}, 0.6, "group_l1 = 0.6: a unit within the circle goes to zero"),
+    ({"max_unit_norm": 1.0}, 1.0, "max_unit_norm = 1: a unit beyond it is drawn in"),
+)
+
+
+def draw_unit_penalties() -> None:
+    """Arrows from where the gradient step takes a unit of two weights to where the prox does."""
+    figure, panels = plt.subplots(1, 2, figsize=(12, 6), layout="constrained")
+    ticks = np.linspace(-1.6, 1.6, 9)
+    z = np.stack(np.meshgrid(ticks, ticks), axis=-1).reshape(-1, 2)
+    for axes, (strengths, radius, title) in zip(panels, UNIT_PENALTIES, strict=True):
+        w = nn.Parameter(torch.from_numpy(z.copy()))
+        w.grad = torch.zeros_like(w)
+        FusedRegSGD([w], lr=1.0, **strengths).step()
+        x = w.detach().numpy()
+        axes.add_patch(plt.Circle((0, 0), radius, fill=False, color=ORANGE, linewidth=2))
+        for start, end in zip(z, x, strict=True):
+            if np.abs(start - end).max() > 1e-6:
+                axes.annotate(
+                    "", end, start, arrowprops={"arrowstyle": "->", "color": BLUE, "shrinkA": 0, "shrinkB": 0}
+                )
+            else:
+                axes.plot(*start, marker=".", color=GREY)
+        axes.set(title=title, xlabel="first weight", ylabel="second weight", aspect="equal")
+        axes.set(xlim=(-1.8, 1.8), ylim=(-1.8, 1.8))
+    save(figure, PICTURES / "prox-units.png")
+
+
+def draw_target() -> None:
+    """Which weights of an MLP on digits the last renewal of a target sparsity takes, by their metric."""
+    pixels, labels = load_digits(return_X_y=True)
+    x, y = torch.from_numpy(pixels / 16.0).float(), torch.from_numpy(labels)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 10))
+    optimizer = FusedRegAdam(param_groups(model, sparsity=0.8), lr=3e-3)
+    steps = 600
+    # One renewal, so that all weights are there to be compared.
+    schedule = SparsitySchedule(optimizer, total_steps=steps, begin=0.9, end=0.99, every=steps)
+    weights = optimizer.param_groups[0]["params"]
+    step = 0
+    while step < int(0.99 * steps):
+        for batch in torch.randperm(len(x)).split(64):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x[batch]), y[batch]).backward()
+            optimizer.step()
+            step += 1
+            before = torch.cat([w.detach().abs().flatten() for w in weights])
+            schedule.step()
+            if step == int(0.99 * steps):
+                break
+    moments = torch.cat([optimizer.state[w]["exp_avg_sq"].flatten() for w in weights])
+    d = (moments / (1 - 0.999**step)).sqrt() + 1e-8
+    gone = torch.cat([(w == 0).flatten() for w in weights])
+    q = (d.sqrt() * before)[gone].max().item()
+    some = torch.randperm(len(d), generator=torch.Generator().manual_seed(0))[:3000]
+    figure, axes = plt.subplots(figsize=(8, 4.8), layout="constrained")
+    for mask, colour, label in ((gone, GREY, "becomes zero"), (~gone, BLUE, "stays")):
+        shown = some[mask[some] & (before[some] > 1e-4) & (d[some] > 1e-6)]
+        axes.scatter(d[shown], before[shown], s=5, color=colour, label=label)
+    line = np.logspace(-6, -0.5, 50)
+    axes.plot(line, q / np.sqrt(line), color=ORANGE, label="sqrt(d) * |w| = q")
+    axes.axhline(
+        before.kthvalue(int(gone.sum())).values.item(), color="black", linestyle=":", label="where |w| alone would cut"
+    )
+    axes.set(
+        title="sparsity=0.8: the weights of an MLP on digits",
+        xlabel="d: the size of the weight's gradients",
+        ylabel="|w|",
+        xscale="log",
+        yscale="log",
+        xlim=(1e-5, 0.05),
+        ylim=(1e-3, 3),
+    )
+    axes.legend(loc="lower left", markerscale=3)
+    save(figure, PICTURES / "target.png")
 
 
 def draw_modes() -> None:
@@ -176,11 +287,16 @@ def shrink(path: Path, to: Path, width: int = 1200) -> None:
 def main() -> None:
     PICTURES.mkdir(exist_ok=True)
     draw_proxes()
+    for name, strengths, title in PENALTIES:
+        draw_penalty(name, strengths, title)
+    draw_unit_penalties()
+    draw_target()
     draw_modes()
     draw_thresholds()
     draw_rules()
     for path in sorted(PICTURES.glob("*.png")):
-        shrink(path, path, width=900)
+        if not path.name.startswith("sparsity-"):  # experiments/sparsity draws those
+            shrink(path, path, width=900)
     for path in (*DEMO_PLOTS, *sorted(EXAMPLE_PLOTS.glob("*.png"))):
         shrink(path, PICTURES / path.name)
 

@@ -6,6 +6,7 @@ import contextlib
 import inspect
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 import hypothesis
@@ -15,6 +16,9 @@ from triton_interpreter import INTERPRETING, InterpretedTritonBackend, reason_to
 
 from fusedreg import backends
 from fusedreg.backends.cpp import load_extension
+
+# For the programs in experiments/. Behind all else: what is tested is the fusedreg that is installed.
+sys.path.append(str(Path(__file__).parents[1]))
 
 EXTENSION, NO_EXTENSION_REASON = load_extension()
 
