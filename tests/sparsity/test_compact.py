@@ -279,7 +279,7 @@ def test_a_mask_may_leave_no_key_to_a_head_that_sends_a_constant() -> None:
         model.attention.in_proj_bias[16:20] = 0
     small = fusedreg.compact(model, inputs)
     assert small.attention.num_heads == 2
-    # With gradients: without, torch's fused path makes NaN of a query that has no keys. Its other path gives 0, as ours.
+    # With gradients on: torch's fused path makes NaN of a query without keys, its other path 0, as ours does.
     all_hidden = inputs[0], torch.ones(5, 5, dtype=torch.bool)
     torch.testing.assert_close(small.eval()(*all_hidden), model.eval()(*all_hidden))
 
