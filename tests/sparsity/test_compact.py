@@ -265,6 +265,25 @@ def test_attention_loses_heads() -> None:
     assert shapes(again) == shapes(small)
 
 
+def test_a_mask_may_leave_no_key_to_a_head_that_sends_a_constant() -> None:
+    def forward(m: Any, x: Tensor, mask: Tensor) -> Tensor:
+        return m.out(m.attention(x, x, x, attn_mask=mask, need_weights=False)[0])
+
+    model = Functional(forward, attention=nn.MultiheadAttention(8, 4, batch_first=True), out=nn.Linear(8, 3))
+    with torch.no_grad():
+        model.attention.in_proj_weight[16:20] = 0
+        model.attention.in_proj_bias.fill_(1)
+    inputs = torch.randn(2, 5, 8), torch.ones(5, 5, dtype=torch.bool).triu(1)
+    assert fusedreg.compact(model, inputs).report.layers == []
+    with torch.no_grad():
+        model.attention.in_proj_bias[16:20] = 0
+    small = fusedreg.compact(model, inputs)
+    assert small.attention.num_heads == 2
+    # With gradients on: torch's fused path makes NaN of a query without keys, its other path 0, as ours does.
+    all_hidden = inputs[0], torch.ones(5, 5, dtype=torch.bool)
+    torch.testing.assert_close(small.eval()(*all_hidden), model.eval()(*all_hidden))
+
+
 @pytest.mark.parametrize("batch_first", [True, False])
 @pytest.mark.parametrize("need_weights", [True, False])
 @pytest.mark.parametrize("is_batched", [True, False])

@@ -15,7 +15,8 @@ class CompactAttention(nn.Module):
 
     There the heads together are as wide as the inputs; here ``in_proj_weight`` is ``[3 * num_heads * head_dim,
     inputs]`` and ``out_proj.weight`` ``[outputs, num_heads * head_dim]``, whatever inputs and outputs are. Parameters
-    have the same names, and ``forward`` has the same arguments, without masks that differ between heads.
+    have the same names, and ``forward`` has the same arguments, without masks that differ between heads. Where a mask
+    leaves a query no key, it gives what torch gives while gradients are on; torch's fused path gives NaN there.
     """
 
     # Fused paths of torch.nn.TransformerEncoderLayer would take the parameters out and expect the usual widths.
