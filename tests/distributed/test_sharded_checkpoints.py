@@ -41,16 +41,18 @@ Contents = dict[str, dict[str, Tensor]]
 
 
 def _cases() -> dict[str, tuple[type, str, torch.dtype]]:
-    """Of each class, the variant with the most options."""
+    """Of each class whose twin takes DTensors, the variant with the most options. torch's Rprop writes by masks, and
+    its ASGD reads its scalars, which DTensors refuse."""
     fullest = {}
     for case, (cls, variant) in zip(IDS, OPTIMIZER_VARIANTS, strict=True):
+        if cls.spec.twin in (None, torch.optim.Rprop, torch.optim.ASGD):
+            continue
         if cls not in fullest or len(variant_of(cls, variant)) > len(variant_of(*fullest[cls][1])):
             fullest[cls] = case, (cls, variant)
     return {case: (*each, torch.float32) for case, each in fullest.values()}
 
 
-# torch's Rprop writes by masks, and its ASGD reads its scalars, which DTensors refuse.
-CASES = {case: it for case, it in _cases().items() if it[0].spec.name not in ("rprop", "asgd")}
+CASES = _cases()
 # 16 bits are what the parameters have, and not their scalars: a step count, a momentum's gain.
 CASES |= {
     f"{case}-bfloat16": (cls, variant, torch.bfloat16)
