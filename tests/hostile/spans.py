@@ -522,8 +522,8 @@ def ftrl_bounds(w: Span, g: Span, state: dict[str, Span], scalars: Scalars, grou
     waited = either(scalar(lr, a) * (woken / d), scalar(lr, a) * woken / d)
     z = decided(was_zero | (ahead.hi < 0), ~was_zero & (ahead.lo >= 0), waited, moved)
     bound = scalar(after, a)
-    lo = torch.minimum(torch.maximum(dual.lo, -bound.hi), bound.hi)
-    held = Span(lo, torch.minimum(torch.maximum(dual.hi, -bound.hi), bound.hi), dual.nan, a)
+    lo = torch.minimum(torch.maximum(dual.lo, -bound.hi), bound.lo)
+    held = Span(lo, torch.maximum(torch.minimum(dual.hi, bound.hi), -bound.lo), dual.nan, a)
 
     def finish(w: Span) -> dict[str, Span]:
         nothing = exactly(torch.zeros_like(w.lo), a)
