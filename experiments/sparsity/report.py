@@ -52,7 +52,9 @@ def table(comparison: Comparison, rows: list[Row]) -> str:
                 cell = f"**{median}** {spread}"
             zeros = statistics.median(row.zeros)
             cells.append(cell + (f", at {zeros:.1%}" if abs(zeros - share) > 0.01 else ""))
-        lines.append(f"| {way.title} | {' | '.join(cells)} |")
+        has_metric = comparison.optimizer != "SGD"
+        title = way.title if has_metric else way.title.replace("sqrt(d) * abs(w)", "abs(w), global")
+        lines.append(f"| {title} | {' | '.join(cells)} |")
     return "\n".join(lines).replace("%", " %")
 
 
