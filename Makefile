@@ -41,7 +41,7 @@ sanitize: $(VENV)/.test ## the extension under AddressSanitizer and UndefinedBeh
 	BIN=$(BIN) FUSEDREG_NO_CUDA=1 tools/sanitize $(PYTEST)
 
 fuzz: $(VENV)/.test ## hostile input, new in every run: FUZZ_EXAMPLES=5000 of each property
-	FUZZ_EXAMPLES=$${FUZZ_EXAMPLES:-5000} $(BIN)/python -m pytest tests/hostile/test_fuzz.py $(PYTEST)
+	FUZZ_EXAMPLES=$${FUZZ_EXAMPLES:-5000} $(BIN)/python -m pytest tests/hostile/test_fuzz.py tests/sparsity/test_compact_fuzz.py $(PYTEST)
 
 lint: $(VENV)/.lint ## ruff and clang-format, which change nothing
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""Draws docs/pictures/: the penalties' proxes, and the examples' plots, shrunk.
+"""Draws docs/pictures/: the penalties' proxes, the rules' paths, and the examples' plots, shrunk.
 
 Run `make demo examples` before: the plots are those that they left in demo-output/ and examples-output/.
 """
@@ -22,10 +22,13 @@ sys.path.insert(0, str(ROOT / "examples"))
 from _plots import BLUE, GREEN, GREY, ORANGE, save  # noqa: E402
 
 from fusedreg import FusedRegAdam, FusedRegSGD, SparsitySchedule, param_groups, penalty  # noqa: E402
+from fusedreg.rules.registry import OPTIMIZERS  # noqa: E402
 
 PICTURES = ROOT / "docs" / "pictures"
 EXAMPLE_PLOTS = ROOT / "examples-output"
-DEMO_PLOT = ROOT / "demo-output" / "exact-zeros.png"
+DEMO_PLOTS = [
+    ROOT / "demo-output" / f"{name}.png" for name in ("exact-zeros", "accuracy-against-size", "before-and-after")
+]
 
 
 def step_of(z: float, **strengths: Any) -> float:
@@ -221,6 +224,60 @@ def draw_thresholds() -> None:
     save(figure, PICTURES / "thresholds.png")
 
 
+# A rule's lr, and the share of it that is left at the end: the steps of most do not fall by themselves.
+RULES: dict[str, tuple[dict[str, Any], float]] = {
+    "Adam": ({"lr": 0.1}, 1e-2),
+    "AdamW": ({"lr": 0.1, "weight_decay": 0.0}, 1e-2),
+    "SGD": ({"lr": 0.1}, 1.0),
+    "RMSprop": ({"lr": 0.03}, 1e-2),
+    "Adagrad": ({"lr": 0.5}, 1.0),
+    "NAdam": ({"lr": 0.1}, 1e-2),
+    "RAdam": ({"lr": 0.1, "betas": (0.9, 0.99)}, 1e-2),
+    "Adamax": ({"lr": 0.1}, 1e-2),
+    "Adadelta": ({"lr": 1.0, "eps": 1e-3}, 1e-2),
+    "ASGD": ({"lr": 0.1, "lambd": 0.0}, 1.0),
+    "Rprop": ({"lr": 0.1}, 1.0),
+    "FTRL": ({"lr": 0.5, "beta": 0.1}, 1.0),
+    "Lion": ({"lr": 0.05}, 1e-2),
+}
+
+
+def draw_rules() -> None:
+    """Every rule on one Lasso in two dimensions, whose minimiser has a zero."""
+    curvature, centre, l1 = torch.tensor([[1.0, 0.7], [0.7, 1.0]]).double(), torch.tensor([1.2, -0.25]).double(), 0.3
+    first = float((curvature[0] @ centre - l1) / curvature[0, 0])  # the second is 0: its gradient is smaller than l1
+    assert abs(float(curvature[1] @ (torch.tensor([first, 0.0]).double() - centre))) < l1
+    assert {cls.__name__ for cls in OPTIMIZERS} == {f"FusedReg{name}" for name in RULES}
+    x, y = np.meshgrid(np.linspace(-1.2, 2.1, 200), np.linspace(-0.9, 1.3, 200))
+    from_centre = np.stack([x, y], -1) - centre.numpy()
+    objective = np.einsum("...i,ij,...j", from_centre, curvature.numpy(), from_centre) / 2 + l1 * (abs(x) + abs(y))
+    figure, panels = plt.subplots(3, 5, figsize=(15, 8.4), layout="constrained", sharex=True, sharey=True)
+    for axes, cls in zip(panels.flat, OPTIMIZERS, strict=False):
+        name = cls.__name__.removeprefix("FusedReg")
+        options, falls_to = RULES[name]
+        is_exact = "proximal" in cls.spec.modes
+        w = nn.Parameter(torch.tensor([-0.9, 1.0], dtype=torch.float64))
+        optimizer, path, steps = cls([w], l1=l1, **options), [w.tolist()], 600
+        for i in range(steps):
+            optimizer.param_groups[0]["lr"] = options["lr"] * falls_to ** (i / steps)
+            w.grad = curvature @ (w.detach() - centre)
+            optimizer.step()
+            path.append(w.tolist())
+        axes.contour(x, y, objective, levels=14, colors="#dddddd", linewidths=0.8)
+        axes.plot(*zip(*path, strict=True), color=BLUE if is_exact else ORANGE, linewidth=1.6)
+        axes.plot(first, 0, "o", color="black", markersize=5)
+        axes.plot(*path[-1], "x", color=BLUE if is_exact else ORANGE, markersize=9, markeredgewidth=2)
+        axes.set_title(f"{name}: ({path[-1][0]:.3f}, {path[-1][1]:.3g})", fontsize=12)
+        axes.grid(visible=False)
+    for axes in panels.flat[len(OPTIMIZERS) :]:
+        axes.axis("off")
+    figure.suptitle(
+        f"One Lasso, its minimiser at ({first:.3f}, 0): blue is proximal and ends there, orange is decoupled",
+        fontsize=15,
+    )
+    save(figure, PICTURES / "rules.png")
+
+
 def shrink(path: Path, to: Path, width: int = 1200) -> None:
     image = Image.open(path).convert("RGB")
     image = image.resize((width, round(image.height * width / image.width)), Image.Resampling.LANCZOS)
@@ -236,10 +293,11 @@ def main() -> None:
     draw_target()
     draw_modes()
     draw_thresholds()
+    draw_rules()
     for path in sorted(PICTURES.glob("*.png")):
         if not path.name.startswith("sparsity-"):  # experiments/sparsity draws those
             shrink(path, path, width=900)
-    for path in (DEMO_PLOT, *sorted(EXAMPLE_PLOTS.glob("*.png"))):
+    for path in (*DEMO_PLOTS, *sorted(EXAMPLE_PLOTS.glob("*.png"))):
         shrink(path, PICTURES / path.name)
 
 

@@ -1,5 +1,5 @@
 # %% [markdown]
-"""What fusedreg does, on data that ships with scikit-learn: a sparse digits classifier, and the Lasso.
+"""What fusedreg does, on data that ships with scikit-learn: sparse and small digits classifiers, and the Lasso.
 
 Run it with ``python examples/demo.py``; ``make demo`` installs what it needs. Tables go to the terminal, plots to
 ``demo-output/``.
@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+import _shrinking as shrinking
 import demo_plots
 import torch
 from _common import (
@@ -285,6 +286,30 @@ def run_lasso(output: Path) -> None:
 
 
 # %% [markdown]
+# ## Part 4: zeros that pay
+
+
+# %%
+def run_shrinking(seed: int, steps: int, output: Path) -> None:
+    CONSOLE.rule("4. A smaller, faster model with the same outputs")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the matrices are so small that threads would only wait for one another
+    results = shrinking.run_all(load_split(), steps, range(seed, seed + 3))
+    shrinking.print_shrinking(results)
+    torch.set_num_threads(threads)
+    points: dict[str, list[tuple[float, float]]] = {}
+    for runs in results:
+        size = statistics.mean(shrinking.numbers(run.net) for run in runs)
+        points.setdefault(runs[0].way, []).append((size, 100 * statistics.mean(run.accuracy for run in runs)))
+    demo_plots.accuracy_against_size(points, output / "accuracy-against-size.png")
+    one = results[1][0]
+    matrices = [
+        [param.detach().numpy() for param in net.parameters() if param.ndim == 2] for net in (one.trained, one.net)
+    ]
+    demo_plots.before_and_after(*matrices, output / "before-and-after.png")
+
+
+# %% [markdown]
 # ## The program
 
 
@@ -297,10 +322,12 @@ def main() -> None:
         epochs=(60, "epochs on digits"),
         l1=(3e-4, "lambda on digits"),
         rounds=(300, "of timing"),
+        steps=(550, "of each net that is made smaller"),
     )
     run_digits(arguments.epochs, arguments.l1, arguments.seed, arguments.output)
     run_timing(arguments.l1, arguments.seed, arguments.rounds)
     run_lasso(arguments.output)
+    run_shrinking(arguments.seed, arguments.steps, arguments.output)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from typing import Protocol
 
 import matplotlib.pyplot as plt
 import numpy as np
-from _plots import BLUE, GREY, ORANGE, draw_coefficients, save
+from _plots import BLUE, GREEN, GREY, ORANGE, draw_coefficients, save
 from matplotlib.axes import Axes
 
 # The dashes let a curve below them show.
@@ -125,4 +125,56 @@ def lasso_comparison(
         yscale="log",
     )
     right.legend(title="fitted with", loc="center right")
+    save(figure, path)
+
+
+def accuracy_against_size(points: Mapping[str, Sequence[tuple[float, float]]], path: Path) -> None:
+    """For each way, (numbers stored, accuracy in %), the first way being the dense net."""
+    figure, axes = plt.subplots(figsize=(9, 5.6), layout="constrained")
+    looks = ((GREY, "D"), (GREEN, "o"), (BLUE, "s"), (ORANGE, "^"))
+    dense = next(iter(points.values()))[0]
+    axes.axhspan(dense[1] - 0.5, dense[1], color="#eef6f2", zorder=0)
+    axes.annotate("within half a point of dense", (dense[0], dense[1] - 0.48), ha="right", va="bottom", fontsize=10)
+    for (way, places), (colour, marker) in zip(points.items(), looks, strict=True):
+        sizes, accuracies = zip(*sorted(places), strict=True)
+        axes.plot(sizes, accuracies, marker=marker, markersize=9, color=colour, label=way)
+    axes.set(
+        title="Smaller at the same accuracy",
+        xlabel="weights and biases that are stored",
+        ylabel="correct (% of test images)",
+        xscale="log",
+    )
+    axes.legend(loc="lower right")
+    save(figure, path)
+
+
+def before_and_after(trained: Sequence[np.ndarray], cut: Sequence[np.ndarray], path: Path) -> None:
+    """Weight matrices as pictures, on one scale: what is zero is white, and what was cut out is not there."""
+    widths = [matrix.shape[1] for matrix in trained]
+    heights = [max(matrix.shape[0] for matrix in trained)] * 2
+    figure, panels = plt.subplots(
+        2,
+        len(trained),
+        figsize=(12.5, 9),
+        layout="constrained",
+        width_ratios=[width + 40 for width in widths],
+        height_ratios=heights,
+    )
+    limit = float(np.quantile(np.abs(np.concatenate([matrix.ravel() for matrix in cut])), 0.98))
+    for row, (matrices, name) in enumerate(((trained, "trained"), (cut, "compacted"))):
+        for axes, matrix, whole in zip(panels[row], matrices, trained, strict=True):
+            rows, columns = whole.shape
+            axes.imshow(
+                matrix, cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest",
+                extent=(0, matrix.shape[1], matrix.shape[0], 0), aspect="equal",
+            )  # fmt: skip
+            axes.set(xlim=(-2, columns + 2), ylim=(heights[0] + 2, -2), xticks=[], yticks=[])
+            axes.grid(visible=False)
+            for spine in axes.spines.values():
+                spine.set_visible(False)
+            axes.add_patch(plt.Rectangle((0, 0), columns, rows, fill=False, color="#cccccc", linewidth=0.8))
+            zeros = 100 * float((matrix == 0).mean())
+            axes.set_title(f"{matrix.shape[0]} x {matrix.shape[1]}: {zeros:.0f} % zeros", fontsize=12)
+        panels[row, 0].set_ylabel(name, fontsize=14)
+    figure.suptitle("The same function: rows of zeros, and what nothing reads, are cut out", fontsize=16)
     save(figure, path)

@@ -41,6 +41,12 @@ def check_group(spec: RuleSpec, group: dict[str, Any]) -> None:
     if "penalty_mode" in group:
         spec.check_mode(group["penalty_mode"])
     check_together(group)
+    for penalty in UNIT_PENALTIES if spec.why_no_units else ():
+        if penalty.is_on(group):
+            raise ValueError(
+                f"Invalid {penalty.name} value: {group[penalty.name]} for the rule {spec.name!r} (allowed: "
+                f"{penalty.option.default:g}; {spec.why_no_units})"
+            )
 
 
 def check_complex(group: dict[str, Any]) -> None:
@@ -92,6 +98,8 @@ class Hyperparameters:
     def __init__(self, spec: RuleSpec, defaults: dict[str, Any]) -> None:
         self._spec = spec
         keys = (*(key for key in spec.keys if key in defaults), *(option.name for option in OPTIONS))
+        # What a group says to a rule that does not know it, nobody reads: Rprop has no weight_decay.
+        self._unknown = {each.name for each in COMMON if each.name not in defaults}
         self._read: Callable[[dict[str, Any]], tuple[Any, ...]] = operator.itemgetter(*keys)
         self._raw: list[tuple[Any, ...]] | None = None
         self._is_constant = False
@@ -100,6 +108,12 @@ class Hyperparameters:
         self.demands: list[Any] = []
         """What a plan must have been made for, group by group: the states needed, the penalties that are on, whether
         there is a norm."""
+
+    def as_read(self, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The groups without keys that mean nothing to the rule."""
+        if all(self._unknown.isdisjoint(group) for group in groups):
+            return groups
+        return [{key: value for key, value in group.items() if key not in self._unknown} for group in groups]
 
     def forget(self) -> None:
         """The next ``refresh`` checks and reads everything."""
@@ -130,7 +144,7 @@ class Hyperparameters:
         for group in groups:
             check_group(self._spec, group)
         check_one_max_grad_norm(groups)
-        self.numbers = [read_numbers(self._spec, group) for group in groups]
+        self.numbers = [read_numbers(self._spec, group) for group in self.as_read(groups)]
         self.demands = [
             (
                 self._spec.needed_states(group),

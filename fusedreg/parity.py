@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from . import backends
 from .optimizer import FusedRegOptimizer
-from .penalties import PENALTIES
+from .penalties import OPTIONS, PENALTIES
 from .rules.registry import OPTIMIZERS
 
 # The largest allowed error of one step, in units of finfo(dtype).eps times the largest element of its kind (weights,
@@ -50,12 +51,22 @@ class Case:
 
     @property
     def options(self) -> dict[str, Any]:
-        variant = self.optimizer.spec.variants[self.variant]
-        return {**REGULARIZED, **variant, "penalty_mode": self.penalty_mode}
+        return {**regularized(self.optimizer, self.variant), "penalty_mode": self.penalty_mode}
 
     @property
     def stages(self) -> dict[str, Any]:
         return stages_in(self.penalty_mode)
+
+
+def known(cls: type[FusedRegOptimizer], **options: Any) -> dict[str, Any]:
+    """Those of the options that a rule knows: Rprop has no ``weight_decay``."""
+    names = {*inspect.signature(cls).parameters, *(option.name for option in OPTIONS)}
+    return {name: value for name, value in options.items() if name in names}
+
+
+def regularized(cls: type[FusedRegOptimizer], variant: str | None = None) -> dict[str, Any]:
+    """Those of ``REGULARIZED`` that a rule knows, and the options of one of its variants."""
+    return {**known(cls, **REGULARIZED), **({} if variant is None else cls.spec.variants[variant])}
 
 
 def stages_in(penalty_mode: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import torch
 
 from . import backends
 from .hyperparameters import check_group, read_old_name
-from .penalties import OPTIONS, as_python
+from .penalties import MODE_DOCS, OPTIONS, PENALTY_MODE, as_python
 from .rules.spec import RuleSpec
 
 # The keywords that are no group options.
@@ -83,7 +83,12 @@ def read_keywords(cls: Any, keywords: dict[str, Any]) -> tuple[dict[str, Any], s
 
 def write_docs(name: str, spec: RuleSpec, rest: str | None) -> str:
     """A class's docstring: what all say, and behind it what only this one has to say."""
-    options = [(option.name, option.type, option.doc) for option in (*spec.options, *OPTIONS)]
+    modes = [f'``"{mode}"``{" (default)" if mode == spec.modes[0] else ""}: {MODE_DOCS[mode]}' for mode in spec.modes]
+    if spec.why_not_others:
+        modes.append(f"There are no others: {spec.why_not_others}.")
+    docs = {option: option.doc for option in (*spec.options, *OPTIONS)}
+    docs[PENALTY_MODE] = " ".join((PENALTY_MODE.doc, *modes))
+    options = [(option.name, option.type, doc) for option, doc in docs.items()]
     options += [("backend", "str", BACKEND_DOC), ("norm_group", "ProcessGroup, optional", NORM_GROUP_DOC)]
     lines = [f"{name} ({kind}): {' '.join(doc.split())}" for name, kind, doc in options]
     twin = spec.twin

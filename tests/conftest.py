@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
 import sys
+from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -13,6 +16,9 @@ from triton_interpreter import INTERPRETING, InterpretedTritonBackend, reason_to
 
 from fusedreg import backends
 from fusedreg.backends.cpp import load_extension
+
+# For the programs in experiments/. Behind all else: what is tested is the fusedreg that is installed.
+sys.path.append(str(Path(__file__).parents[1]))
 
 EXTENSION, NO_EXTENSION_REASON = load_extension()
 
@@ -57,10 +63,21 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     return [f"tests marked {mark} are left out: {reason}" for mark, reason in left_out(config).items()]
 
 
+def suits_the_rule(callspec: Any) -> bool:
+    """Whether a test's class has the penalty mode, and a decay, that the test is about."""
+    chosen = {} if callspec is None else callspec.params
+    cls = chosen.get("cls")
+    if not hasattr(cls, "spec"):
+        return True
+    has_decay = "weight_decay" not in chosen.values() or "weight_decay" in inspect.signature(cls).parameters
+    return has_decay and chosen.get("mode", cls.spec.modes[0]) in cls.spec.modes
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     marks = left_out(config)
     without = [item for item in items if any(item.get_closest_marker(mark) for mark in marks)]
     config.hook.pytest_deselected(items=without)
+    without += [item for item in items if not suits_the_rule(getattr(item, "callspec", None))]
     gone = set(without)
     items[:] = [item for item in items if item not in gone]
 

@@ -5,13 +5,23 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from plain_rules import PLAIN
 from torch import Tensor
 
-from fusedreg import FusedRegAdagrad, FusedRegAdam, FusedRegAdamW, FusedRegRMSprop, FusedRegSGD
-from fusedreg.parity import REGULARIZED
+from fusedreg import (
+    FusedRegAdagrad,
+    FusedRegAdam,
+    FusedRegAdamW,
+    FusedRegASGD,
+    FusedRegFTRL,
+    FusedRegRMSprop,
+    FusedRegSGD,
+)
+from fusedreg.parity import REGULARIZED, known, regularized
 from fusedreg.rules.registry import OPTIMIZERS
 
-TWINS = {cls: cls.spec.twin for cls in OPTIMIZERS if cls.spec.twin is not None}
+# What torch.optim does not have is compared with its paper's loop.
+TWINS = {cls: cls.spec.twin or PLAIN[cls.spec.name] for cls in OPTIMIZERS}
 SHAPES = ((7, 13), (33,), (), (2, 3, 5), (0, 4))
 # Every rule with every variant that its spec names.
 OPTIMIZER_VARIANTS = [(cls, name) for cls in OPTIMIZERS for name in cls.spec.variants]
@@ -69,9 +79,13 @@ __all__ = [
     "REGULARIZED",
     "SHAPES",
     "TWINS",
+    "FusedRegASGD",
     "FusedRegAdagrad",
     "FusedRegAdam",
     "FusedRegAdamW",
+    "FusedRegFTRL",
     "FusedRegRMSprop",
     "FusedRegSGD",
+    "known",
+    "regularized",
 ]

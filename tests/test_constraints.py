@@ -9,10 +9,10 @@ import torch
 from helpers import (
     IDS,
     OPTIMIZER_VARIANTS,
-    REGULARIZED,
     FusedRegAdam,
     assert_same_bits,
     make_params,
+    regularized,
     run,
     set_grads,
     variant_of,
@@ -25,11 +25,6 @@ every_dtype = pytest.mark.parametrize(
     "dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=lambda dtype: str(dtype)[6:]
 )
 every_mode = pytest.mark.parametrize("mode", PENALTY_MODES)
-
-
-def modes_of(cls, mode) -> None:
-    if mode not in cls.spec.modes:
-        pytest.skip(f"{cls.spec.name} has no mode {mode!r}")
 
 
 def with_zeros(dtype: torch.dtype) -> tuple[list[torch.nn.Parameter], list[torch.Tensor]]:
@@ -48,15 +43,14 @@ def with_zeros(dtype: torch.dtype) -> tuple[list[torch.nn.Parameter], list[torch
 @every_mode
 @every_dtype
 def test_frozen_zeros_stay_zero(cls, flags, mode, dtype, backend) -> None:
-    modes_of(cls, mode)
     params, zeros = with_zeros(dtype)
-    options = {**REGULARIZED, **variant_of(cls, flags), "penalty_mode": mode}
+    options = {**regularized(cls, flags), "penalty_mode": mode}
     optimizer = cls(params, backend=backend, freeze_zeros=True, **options)
     run(optimizer, params, 3)
     for param, is_zero in zip(params, zeros, strict=True):
         assert (param[is_zero] == 0).all()
         assert (param[~is_zero] != 0).float().mean() > 0.5  # l1 takes some more
-        for name in optimizer.spec.needed_states(optimizer.param_groups[0]):
+        for name in set(optimizer.spec.needed_states(optimizer.param_groups[0])) - {"ax", "prev", "held_back"}:
             assert (optimizer.state[param][name][is_zero] != 0).all()  # the state moves on
 
 
@@ -64,7 +58,6 @@ def test_frozen_zeros_stay_zero(cls, flags, mode, dtype, backend) -> None:
 @every_mode
 @pytest.mark.parametrize("penalties", [{}, {"l1": 0.05, "l2": 0.07}], ids=["none", "l1+l2"])
 def test_what_is_not_zero_moves_as_without_freezing(cls, flags, mode, penalties, backend) -> None:
-    modes_of(cls, mode)
     results = []
     for freezes in (False, True):
         params, zeros = with_zeros(torch.float32)
@@ -93,9 +86,8 @@ def test_what_a_prox_has_zeroed_is_frozen(backend) -> None:
 @every_optimizer
 @every_mode
 def test_a_nan_gradient_of_a_frozen_zero_is_seen(cls, flags, mode, backend) -> None:
-    modes_of(cls, mode)
     params, (is_zero, _) = with_zeros(torch.float32)
-    options = {**REGULARIZED, **variant_of(cls, flags), "penalty_mode": mode, "max_grad_norm": None, "clip_value": None}
+    options = {**regularized(cls, flags), "penalty_mode": mode, "max_grad_norm": None, "clip_value": None}
     optimizer = cls(params, backend=backend, freeze_zeros=True, **options)
     set_grads(params, 1)
     params[0].grad[0, 0], params[0].grad[0, 3] = math.nan, math.inf

@@ -16,9 +16,11 @@ pytest.importorskip("matplotlib", reason="matplotlib is for `make examples` and 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
 import _common
+import _shrinking as shrinking
 import feature_selection
 import linear_models
 import overfitting
+import shrink_a_network
 import softmax_sparsity
 import tutorial_l1_l2 as tutorial
 import weight_decay_vs_l2 as decay
@@ -230,3 +232,40 @@ def test_overfitting_batch_norm_is_exempt(recipes) -> None:
             assert (strengths[layer.weight], strengths[layer.bias]) == (1e-3, 0)
         elif isinstance(layer, torch.nn.BatchNorm1d):
             assert (strengths[layer.weight], strengths[layer.bias]) == (0, 0)
+
+
+# -- demo, part 4, and shrink_a_network
+
+
+def test_a_net_is_four_times_smaller_and_as_good(digits) -> None:
+    """Its multiplications, too, by more than four: the time at a large batch follows them."""
+    dense, small = [], []
+    for seed in range(3):
+        torch.manual_seed(seed)
+        initial = _common.mlp(*shrinking.WIDTHS)
+        dense.append(shrinking.shrink(shrinking.DENSE, 0.0, initial, digits, 550, seed))
+        small.append(shrinking.shrink(shrinking.ROWS, shrinking.UNITS[0], initial, digits, 550, seed))
+    for one in small:
+        assert one.net.report.max_difference < 1e-4
+        assert one.net.report.flops[0] > 4 * one.net.report.flops[1]
+        assert shrinking.numbers(one.trained) > 4 * shrinking.numbers(one.net)
+        assert shrinking.stored(one.trained) > 4 * shrinking.stored(one.net)
+    assert np.mean([one.accuracy for one in small]) > np.mean([one.accuracy for one in dense]) - 0.005
+
+
+def test_single_zeros_are_as_many_by_magnitude(digits) -> None:
+    torch.manual_seed(0)
+    initial = _common.mlp(*shrinking.WIDTHS)
+    ways = [shrinking.shrink(way, 0.95, initial, digits, 100, 0) for way in (shrinking.SINGLES, shrinking.MAGNITUDE)]
+    ours, theirs = (shrinking.numbers(way.net) for way in ways)
+    assert abs(ours - theirs) <= 1
+    assert ours < 0.06 * shrinking.numbers(initial)
+
+
+@pytest.mark.filterwarnings("ignore:at a sparsity of")  # so few steps leave a layer one row
+def test_a_network_shrinks_while_it_trains(tmp_path) -> None:
+    small, accuracy = shrink_a_network.run(200, 0, tmp_path / "small.pt")
+    assert accuracy["before the cut"] == accuracy["after it"]
+    assert accuracy["at the end"] > 0.95
+    numel = sum(param.numel() for param in shrink_a_network.ResidualNet().parameters())
+    assert sum(param.numel() for param in small.parameters()) < numel / 4

@@ -8,7 +8,16 @@ from __future__ import annotations
 import pytest
 import torch
 from conftest import EXTENSION
-from helpers import IDS, OPTIMIZER_VARIANTS, REGULARIZED, FusedRegAdam, make_params, run, set_grads, variant_of
+from helpers import (
+    IDS,
+    OPTIMIZER_VARIANTS,
+    REGULARIZED,
+    FusedRegAdam,
+    make_params,
+    regularized,
+    run,
+    set_grads,
+)
 
 from fusedreg import backends
 from fusedreg.parity import TOLERANCE_IN_EPS, Case, cases, error_in_eps
@@ -57,7 +66,7 @@ def test_with_one_regularizer_off(cls, flags, mode, off) -> None:
     """Each switch has a path of its own through the kernels."""
     if EXTENSION is None:
         pytest.skip("no compiled extension")
-    options = {**REGULARIZED, **variant_of(cls, flags), "penalty_mode": mode}
+    options = {**regularized(cls, flags), "penalty_mode": mode}
     options[off] = None if off in ("clip_value", "max_grad_norm") else 0.0
     results = []
     for backend in ("cpp", "reference"):

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import OPTIMIZERS, FusedRegAdam, assert_same_bits, make_params, set_grads
+from helpers import OPTIMIZERS, FusedRegAdam, assert_same_bits, known, make_params, set_grads
 from scipy.optimize import minimize_scalar
 
 import fusedreg
@@ -232,7 +232,7 @@ def test_penalty_is_the_sum_by_hand(cls, mode) -> None:
         l1=0.05,
         l2=0.2,
         penalty_mode=mode,
-        weight_decay=0.1,
+        **known(cls, weight_decay=0.1),
     )
     for _ in range(2):
         set_grads([*a, *b, *c], 5)

@@ -19,7 +19,7 @@ from rich.progress import track
 EXAMPLES = Path(__file__).parents[1] / "examples"
 OUTPUT = Path(__file__).parents[1] / "examples-output"
 # What a run takes in the place of a command line.
-NOTEBOOKS = {"demo": "--epochs 3 --rounds 20", "tutorial_l1_l2": "--epochs 5", "linear_models": ""}
+NOTEBOOKS = {"demo": "--epochs 3 --rounds 20 --steps 60", "tutorial_l1_l2": "--epochs 5", "linear_models": ""}
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 
 

@@ -14,7 +14,7 @@ constexpr bool has_state(StateMask mask, std::size_t i) { return (mask >> i & 1)
 
 // The most that any rule has.
 constexpr int kMaxStates = 3;
-constexpr int kMaxScalarStates = 2;
+constexpr int kMaxScalarStates = 3;
 
 // Where a parameter's elements are: its own, its gradient's and its state's, dense and in the same order.
 struct Pointers {

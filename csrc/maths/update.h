@@ -14,6 +14,8 @@
 //   metric<mask>(state, constants)                         where kHasMetric: the metric, of the states that it is of;
 //                                                          target sparsity calls it, too. It reads of the constants
 //                                                          what depends on the scalar states after the step alone
+//   finish<mask>(w, z, state, constants)                   if it has one: moves states that go by the weight as the
+//                                                          prox has left it; z is what the prox was given
 #pragma once
 
 #include <type_traits>
@@ -42,6 +44,15 @@ FUSEDREG_HD double fill_constants(StepConstants<Rule, A>& c, const Group<Rule>& 
   return tau;
 }
 
+template <class Rule, StateMask kStates, class A>
+FUSEDREG_HD auto finish(A w, A z, A* state, const typename Rule::template Constants<A>& c, int)
+    -> decltype(Rule::template finish<kStates>(w, z, state, c)) {
+  Rule::template finish<kStates>(w, z, state, c);
+}
+
+template <class Rule, StateMask kStates, class A>
+FUSEDREG_HD void finish(A, A, A*, const typename Rule::template Constants<A>&, long) {}
+
 template <class Rule_, StateMask kStates_, ProxStages kProx, bool kInMetric, bool kPenalized>
 struct Update {
   using Rule = Rule_;
@@ -54,7 +65,9 @@ struct Update {
     g = transform_gradient<kPenalized>(g, w, c.gradient);                         // stages 1 to 4
     w = w * c.gradient.w_scale;                                                   // 4, decoupled decay
     const Metric<A> metric = Rule::template step<kStates_>(w, g, state, c.rule);  // 5
-    w = prox<kProx, kInMetric>(w, w_old, metric, c.prox);                         // 6
+    const A z = w;
+    w = prox<kProx, kInMetric>(z, w_old, metric, c.prox);  // 6
+    finish<Rule, kStates_>(w, z, state, c.rule, 0);
   }
 };
 

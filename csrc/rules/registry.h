@@ -11,4 +11,8 @@
   RULE(nadam, NAdam)         \
   RULE(radam, RAdam)         \
   RULE(adamax, Adamax)       \
-  RULE(adadelta, Adadelta)
+  RULE(adadelta, Adadelta)   \
+  RULE(lion, Lion)           \
+  RULE(asgd, Asgd)           \
+  RULE(rprop, Rprop)         \
+  RULE(ftrl, Ftrl)

@@ -84,8 +84,6 @@ def prox(z: Tensor, w_old: Tensor, step: Step, group: Group) -> Tensor:
 
 def prox_of_units(spec: RuleSpec, y: Tensor, step: Step, scalars: Scalars, group: Group) -> Tensor:
     """Stage 7: the prox of the penalties on units, in the metric that the step has left."""
-    if not has_units(group) or group["lr"] == 0:
-        return y
     mode = group["penalty_mode"]
     tau = group["lr"] if mode == "decoupled" else step.tau
     ridge, furthest = torch.ones_like(y), torch.full_like(y, torch.inf)
@@ -109,13 +107,20 @@ def update(
     group: Group,
     inv_grad_scale: Scalar,
     clip_coef: Scalar,
+    dtype: torch.dtype | None = None,
 ) -> Step:
-    """Stages 1 to 7 for one parameter."""
+    """Stages 1 to 7 for one parameter. Stage 7 is a pass of its own, over what the others have stored in ``dtype``."""
     g = clip_gradient_value(g, group, inv_grad_scale) * clip_coef
     g = add_penalty_gradients(g, w, group)
     decay = group["lr"] * group["weight_decay"] if group.get("decoupled_weight_decay", False) else 0.0
     step = spec.step(w * (1 - decay), g, state, scalars, group)
-    return step._replace(w=prox_of_units(spec, prox(step.w, w, step, group), step, scalars, group))
+    x = prox(step.w, w, step, group)
+    step = step._replace(w=x, state={**step.state, **step.finish(x, step.w)})
+    if not has_units(group) or group["lr"] == 0:
+        return step
+    stored = {name: tensor.to(dtype or tensor.dtype).to(tensor.dtype) for name, tensor in step.state.items()}
+    y = step.w.to(dtype or step.w.dtype).to(step.w.dtype)
+    return step._replace(w=prox_of_units(spec, y, step._replace(state=stored), scalars, group))
 
 
 # -- the backend
@@ -217,6 +222,7 @@ class ReferencePlan(Plan):
             group,
             step.inv_grad_scale,
             step.clip_coef,
+            param.dtype,
         )
         # A parameter may be a view of a leaf, which autograd guards even under no_grad.
         target = param if self.differentiable else param.detach()

@@ -19,7 +19,7 @@ from .base import Entry, make_columns, objects_held
 from .cpp import load_extension
 from .memory import is_plain, local
 
-MAX_STATES, MAX_SCALAR_STATES = 3, 2  # of any rule
+MAX_STATES, MAX_SCALAR_STATES = 3, 3  # of any rule
 
 # How a scalar stands in a table: two numbers, its kind, and its value's bits or its address. FLOAT32_VALUE: a value
 # that the host keeps in float32.

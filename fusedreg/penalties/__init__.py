@@ -20,8 +20,10 @@ from .units import GROUP_L1, MAX_UNIT_NORM, UNIT, unit_code
 
 __all__ = [
     "MAX_GRAD_NORM",
+    "MODE_DOCS",
     "OPTIONS",
     "PENALTIES",
+    "PENALTY_MODE",
     "PENALTY_MODES",
     "TARGETS",
     "UNIT_PENALTIES",
@@ -46,14 +48,19 @@ PENALTIES: tuple[Penalty, ...] = (L1, L2, MCP_GAMMA, LOWER, UPPER, L0, FREEZE_ZE
 # Behind them, on the norms of units.
 UNIT_PENALTIES: tuple[UnitPenalty, ...] = (GROUP_L1, MAX_UNIT_NORM)
 
+MODE_DOCS = {
+    "proximal": """a proximal step in the optimizer's own metric, which ends at the exact minimiser of ``loss +
+    penalty``, with exact zeros.""",
+    "decoupled": """a proximal step of size ``lr``, scale-free as AdamW's decay, with exact zeros, but not the
+    Lasso.""",
+    "subgradient": """the penalties as gradients, as ``loss += l1 * w.abs().sum() + l2 / 2 * w.square().sum()``; no
+    exact zeros.""",
+}
 PENALTY_MODE = Option(
     "penalty_mode",
     "proximal",
     "str",
-    """how the penalties act. ``"proximal"`` (default): a proximal step in the optimizer's own metric, which ends at the
-    exact minimiser of ``loss + penalty``, with exact zeros. ``"decoupled"``: a proximal step of size ``lr``, scale-free
-    as AdamW's decay, with exact zeros, but not the Lasso. ``"subgradient"``: the penalties as gradients, as ``loss +=
-    l1 * w.abs().sum() + l2 / 2 * w.square().sum()``; no exact zeros.""",
+    "how the penalties act.",
     ", ".join(map(repr, PENALTY_MODES)),
     lambda value: value in PENALTY_MODES,
 )

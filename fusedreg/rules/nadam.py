@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from typing_extensions import Unpack
 
 from ..optimizer import FusedRegOptimizer
 from ..penalties import Regularizers
-from .spec import Group, Hyperparameter, RuleSpec, Scalar, Scalars, ScalarState, Step, TensorState
+from .spec import AsStored, Group, Hyperparameter, RuleSpec, Scalar, Scalars, ScalarState, Step, TensorState
 
 
 def momentum_at(t: Scalar, group: Group) -> Scalar:
@@ -20,9 +20,9 @@ def momentum_at(t: Scalar, group: Group) -> Scalar:
     return group["betas"][0] * (1 - 0.5 * 0.96 ** (t * group["momentum_decay"]))
 
 
-def next_mu_product(scalars: Mapping[str, Scalar], group: Group, as_stored: Callable[[Scalar], Scalar]) -> Scalar:
+def next_mu_product(scalars: Mapping[str, Scalar], group: Group, as_stored: AsStored) -> Scalar:
     # torch rounds the factor, too
-    return scalars["mu_product"] * as_stored(momentum_at(scalars["step"] + 1, group))
+    return scalars["mu_product"] * as_stored("mu_product", momentum_at(scalars["step"] + 1, group))
 
 
 def over(a: Scalar, b: Scalar) -> Scalar:

@@ -7,9 +7,13 @@ from .adadelta import FusedRegAdadelta
 from .adagrad import FusedRegAdagrad
 from .adam import FusedRegAdam, FusedRegAdamW
 from .adamax import FusedRegAdamax
+from .asgd import FusedRegASGD
+from .ftrl import FusedRegFTRL
+from .lion import FusedRegLion
 from .nadam import FusedRegNAdam
 from .radam import FusedRegRAdam
 from .rmsprop import FusedRegRMSprop
+from .rprop import FusedRegRprop
 from .sgd import FusedRegSGD
 
 OPTIMIZERS: list[type[FusedRegOptimizer]] = [
@@ -22,4 +26,8 @@ OPTIMIZERS: list[type[FusedRegOptimizer]] = [
     FusedRegRAdam,
     FusedRegAdamax,
     FusedRegAdadelta,
+    FusedRegLion,
+    FusedRegASGD,
+    FusedRegRprop,
+    FusedRegFTRL,
 ]

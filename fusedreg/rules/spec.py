@@ -7,7 +7,6 @@ stands in csrc/rules/NAME.h and backends/triton/rules/NAME.py; a test compares t
 from __future__ import annotations
 
 import ctypes
-import functools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -83,7 +82,10 @@ class TensorState:
     initial: Callable[[Group], float] = lambda group: 0.0
 
 
-def count_steps(scalars: Mapping[str, Scalar], group: Group, as_stored: Callable[[Scalar], Scalar]) -> Scalar:
+AsStored = Callable[[str, Scalar], Scalar]
+
+
+def count_steps(scalars: Mapping[str, Scalar], group: Group, as_stored: AsStored) -> Scalar:
     return scalars["step"] + 1
 
 
@@ -94,15 +96,18 @@ class ScalarState:
     name: str
     needed: Callable[[Group], bool] = always
     initial: Callable[[Group], float] = lambda group: 0.0
-    next: Callable[[Mapping[str, Scalar], Group, Callable[[Scalar], Scalar]], Scalar] = count_steps
-    """``next(scalars, group, as_stored)``: its value after a step, from the scalar states before it. ``as_stored``
-    rounds a number to what the state is stored in; to the result that is done anyway."""
+    next: Callable[[Mapping[str, Scalar], Group, AsStored], Scalar] = count_steps
+    """``next(scalars, group, as_stored)``: its value after a step, from the scalar states before it.
+    ``as_stored(name, number)`` rounds a number to what a scalar state is stored in; to the result that is done
+    anyway."""
     accompanies: str | None = None
     """The tensor state that it tells of. Where that one begins, it begins, at 0; where that one is there already and
     this is not (out of a plain torch checkpoint), it is NaN: nobody counted."""
     is_step: bool = True
     """As torch has its step counts: float32, or the default dtype if that is float64, on the CPU unless the group is
     capturable or fused. Otherwise float64, and beside a parameter that is on a GPU: no step waits to read it."""
+    is_beside: bool = False
+    """Whether torch has it on its parameter's device, whatever the group says."""
 
     @property
     def counts_steps(self) -> bool:
@@ -120,6 +125,8 @@ class Step(NamedTuple):
     """d, element by element, for an adaptive rule."""
     safeguard: Tensor | None = None
     """What the metric's floor is held against, where that is not the metric itself: d is scaled up as it would be."""
+    finish: Callable[[Tensor, Tensor], dict[str, Tensor]] = lambda w, z: {}
+    """``finish(w, z)``: states that go by the weight as the prox has left it; ``z`` is what the prox was given."""
 
 
 class Scalars(NamedTuple):
@@ -157,6 +164,8 @@ class RuleSpec:
     """The penalty modes that the rule can be exact in, or that at least mean what they say; its default first."""
     why_not_others: str = ""
     """Why the rule has no other modes, for an error."""
+    why_no_units: str = ""
+    """Why the rule refuses penalties on units, for an error; empty where it takes them."""
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -190,11 +199,14 @@ class RuleSpec:
         self, scalars: Mapping[str, Scalar], group: Group, dtypes: Mapping[str, torch.dtype]
     ) -> dict[str, Scalar]:
         """The scalar states after a step, as they are read back from their dtypes."""
+
+        def rounded(name: str, number: Scalar) -> Scalar:
+            return as_stored(number, dtypes[name])
+
         after = {}
         for state in self.scalar_states:
             if state.needed(group):
-                rounded = functools.partial(as_stored, dtype=dtypes[state.name])
-                after[state.name] = rounded(state.next(scalars, group, rounded))
+                after[state.name] = rounded(state.name, state.next(scalars, group, rounded))
         return after
 
 
@@ -208,7 +220,7 @@ def has_momentum(group: Group) -> bool:
     return group["momentum"] != 0
 
 
-def next_momentum_gain(scalars: Mapping[str, Scalar], group: Group, as_stored: Callable[[Scalar], Scalar]) -> Scalar:
+def next_momentum_gain(scalars: Mapping[str, Scalar], group: Group, as_stored: AsStored) -> Scalar:
     return momentum_gain(scalars["momentum_gain"], group["momentum"], group.get("dampening", 0.0))
 
 

@@ -76,7 +76,7 @@ class Created:
     ) -> Tensor:
         now = own.get(declared.name)
         is_fused = bool(group.get("fused"))
-        if declared.is_step:
+        if declared.is_step and not declared.is_beside:
             on_device = on_device or is_fused or bool(group.get("capturable"))
         else:
             on_device = on_device or param.is_cuda
@@ -88,7 +88,7 @@ class Created:
             elif now is None:
                 now = float("nan")  # nobody counted
         if isinstance(now, Tensor) and now.dtype in (torch.float32, torch.float64):
-            if group.get("differentiable") and now.requires_grad:
+            if group.get("differentiable") and now.requires_grad and now.is_leaf:
                 raise RuntimeError(f"`requires_grad` is not supported for `{declared.name}` in differentiable mode")
             if now.device != device and (on_device or now.device != param.device):
                 own[declared.name] = now.to(device)

@@ -81,7 +81,7 @@ class Plans:
             if hyperparameters.demands != self._demands:
                 return False
             for plan in self.plans:
-                plan.set_groups(groups, hyperparameters.numbers)
+                plan.set_groups(hyperparameters.as_read(groups), hyperparameters.numbers)
         # A list: whether there is a collective to come must not depend on the order of the parts.
         others = [part for part in self.parts if not part.refresh_as_it_is()]
         if not others:
@@ -142,7 +142,7 @@ def make_plans(
     parts = []
     for (name, _, partition, is_read), some in entries.items():
         plan = backends.BACKENDS[name].make_plan(spec, some, differentiable, state)
-        plan.set_groups(groups, hyperparameters.numbers)
+        plan.set_groups(hyperparameters.as_read(groups), hyperparameters.numbers)
         part = Part(plan, partition, [id(entry.param) for entry in some] if is_read else None)
         if not part.refresh(gradients):
             raise RuntimeError("fusedreg made a plan that does not fit its own optimizer; please report this")

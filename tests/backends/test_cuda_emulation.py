@@ -20,7 +20,9 @@ from helpers import (
     REGULARIZED,
     FusedRegAdam,
     assert_same_bits,
+    known,
     make_params,
+    regularized,
     run,
     set_grads,
     snapshot,
@@ -147,7 +149,7 @@ def test_amp_on_the_device(cls, variant, found_inf, scalars_on_device, monkeypat
     results = []
     for backend in ("cuda", "cpp"):
         params = make_params(dtype=torch.float64)
-        optimizer = cls(params, backend=backend, **{**REGULARIZED, **variant_of(cls, variant)})
+        optimizer = cls(params, backend=backend, **{**regularized(cls, variant)})
         run(optimizer, params, 2)
         before = [*snapshot(optimizer), optimizer.grad_norm]
         set_grads(params, 50)
@@ -169,6 +171,7 @@ def test_hyperparameters_on_the_device(cls, variant, scalars_on_device, monkeypa
         monkeypatch.setattr(f"fusedreg.{module}.on_gpu", in_emulated_memory)
     values = {"lr": 0.05, "l1": 0.03, "l2": 0.2, "weight_decay": 0.1, "clip_value": 0.8, "max_grad_norm": 2.0}
     values |= {"mcp_gamma": 9.0, "lower": -1.6, "upper": 1.3, "l0": 1e-3}
+    values = known(cls, **values)
     tensors = {key: torch.tensor(value, dtype=torch.float64) for key, value in values.items()}
     params, own = make_params(dtype=torch.float64), make_params(dtype=torch.float64)
     options = variant_of(cls, variant)

@@ -15,10 +15,10 @@ from helpers import (
     FusedRegSGD,
     assert_same_bits,
     make_params,
+    regularized,
     run,
     set_grads,
     snapshot,
-    variant_of,
 )
 
 from fusedreg import backends
@@ -63,7 +63,7 @@ def no_waiting():
 @pytest.mark.parametrize("amp", [False, True], ids=["plain", "amp"])
 def test_no_step_waits_for_the_device(cls, variant, amp, backend, no_waiting) -> None:
     params = make_params()
-    optimizer = cls(params, backend=backend, **REGULARIZED, **variant_of(cls, variant))
+    optimizer = cls(params, backend=backend, **regularized(cls, variant))
     for i in range(3):
         set_grads(params, i)
         if amp:
@@ -79,7 +79,7 @@ def test_amp_is_read_on_the_device(cls, variant, found_inf, backend) -> None:
     for name, device in ((backend, "cuda"), ("reference", "cpu")):
         with torch.device(device):
             params = make_params(dtype=torch.float64)
-            optimizer = cls(params, backend=name, **REGULARIZED, **variant_of(cls, variant))
+            optimizer = cls(params, backend=name, **regularized(cls, variant))
             for i in range(4):
                 set_grads(params, i)
                 optimizer.grad_scale = torch.tensor(4.0)
@@ -119,7 +119,7 @@ def test_grad_scaler_with_infs(cls, backend) -> None:
 @pytest.mark.parametrize(("cls", "variant"), CAPTURABLE, ids=[f"{cls.__name__}-{name}" for cls, name in CAPTURABLE])
 def test_a_captured_step_replays_as_eager_steps(cls, variant, max_grad_norm, backend) -> None:
     """100 replays, with the learning rate and the L1 strength changed between them."""
-    settings = {**REGULARIZED, "max_grad_norm": max_grad_norm, "backend": backend, **variant_of(cls, variant)}
+    settings = {**regularized(cls, variant), "max_grad_norm": max_grad_norm, "backend": backend}
     if "capturable" in inspect.signature(cls).parameters:
         settings["capturable"] = True
 

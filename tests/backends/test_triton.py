@@ -20,7 +20,9 @@ from helpers import (
     FusedRegRMSprop,
     FusedRegSGD,
     assert_same_bits,
+    known,
     make_params,
+    regularized,
     run,
     set_grads,
     snapshot,
@@ -102,7 +104,7 @@ def test_bias_corrections(t, betas, scalars_on_device) -> None:
 @pytest.mark.parametrize("mode", PENALTY_MODES)
 @pytest.mark.parametrize(("cls", "variant"), OPTIMIZER_VARIANTS, ids=IDS)
 def test_with_one_regularizer_off(cls, variant, mode, off, scalars_on_host) -> None:
-    options = {**REGULARIZED, **variant_of(cls, variant), "penalty_mode": mode}
+    options = {**regularized(cls, variant), "penalty_mode": mode}
     options[off] = None if off in ("clip_value", "max_grad_norm") else 0.0
     results = []
     for backend in ("triton", "reference"):
@@ -215,7 +217,7 @@ def test_amp_on_the_device(cls, variant, found_inf, scalars_on_device, everythin
         if backends.BACKENDS[backend].unavailable_reason():
             backend = "reference"
         params = make_params(((7, 13), ()), torch.float64)
-        optimizer = cls(params, backend=backend, **{**REGULARIZED, **variant_of(cls, variant)})
+        optimizer = cls(params, backend=backend, **{**regularized(cls, variant)})
         run(optimizer, params, 2)
         before = snapshot(optimizer)
         set_grads(params, 50)
@@ -236,7 +238,7 @@ def test_hyperparameters_on_the_device(cls, dtype, scalars_on_device, everything
     """As a CUDA graph needs it: moved in place between steps, read by the kernels."""
     values = {"lr": 0.05, "l1": 0.03, "l2": 0.2, "weight_decay": 0.1, "clip_value": 0.8, "max_grad_norm": 2.0}
     values |= {"mcp_gamma": 9.0, "lower": -1.6, "upper": 1.3, "l0": 1e-3}
-    tensors = {key: torch.tensor(value, dtype=dtype) for key, value in values.items()}
+    tensors = {key: torch.tensor(value, dtype=dtype) for key, value in known(cls, **values).items()}
     values = {key: tensor.item() for key, tensor in tensors.items()}
     params, own = make_params(dtype=torch.float64), make_params(dtype=torch.float64)
     ours = cls([{"params": params[:2]}, {"params": params[2:], "l2": 0.0}], backend="triton", **tensors)

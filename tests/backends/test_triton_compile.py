@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import OPTIMIZERS, REGULARIZED, FusedRegSGD, make_params, run, variant_of
+from helpers import OPTIMIZERS, FusedRegSGD, make_params, regularized, run
 from triton_interpreter import INTERPRETING
 
 from fusedreg import backends
@@ -32,7 +32,6 @@ from triton.compiler import ASTSource
 
 from fusedreg.backends.triton import compilation, kernels, tuning
 from fusedreg.backends.triton.rules import RULES
-from fusedreg.penalties import PENALTY_MODES
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -157,7 +156,7 @@ def test_prepare(rule, clips, target, tmp_path) -> None:
 
 
 # What a rule brings to a kernel.
-FUNCTIONS = ("step", "prox", "next_scalars", "fill")
+FUNCTIONS = ("step", "prox", "finish", "next_scalars", "fill")
 
 
 @pytest.mark.parametrize("kernel", [kernels.update_kernel, kernels.squares_kernel, kernels.prepare_kernel], ids=str)
@@ -216,13 +215,12 @@ def compilations(monkeypatch):
 def test_the_jit_compiles_for_no_hyperparameter_step_or_number_of_tensors(cls, compilations) -> None:
     """1, multiples of 16, and what is neither: numbers that Triton would compile anew for, if it was let to."""
     params = make_params([(64, 64)] * 34)
-    variant = variant_of(cls, list(cls.spec.variants)[1])
-    optimizer = cls(params[:1], backend="triton", **{**REGULARIZED, **variant})
+    optimizer = cls(params[:1], backend="triton", **regularized(cls, list(cls.spec.variants)[1]))
     run(optimizer, params[:1], 1)
     first = compilations()
     assert sorted(name for name, _ in first) == ["prepare_kernel", "squares_kernel", "update_kernel"]
     own = {"momentum": 0.5, "betas": (0.5, 1 / 16), "alpha": 0.5, "eps": 1.0, "lr_decay": 16.0}
-    for i, mode in enumerate(PENALTY_MODES):
+    for i, mode in enumerate(cls.spec.modes):
         optimizer.param_groups[0].update(lr=float(i), l1=0.01 * i, l2=0.0, penalty_mode=mode, clip_value=None)
         needed = cls.spec.needed_states(optimizer.param_groups[0])
         optimizer.param_groups[0].update({key: value for key, value in own.items() if key in optimizer.defaults})

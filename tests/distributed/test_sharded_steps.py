@@ -18,7 +18,7 @@ from helpers import (
     FusedRegSGD,
     make_params,
     random,
-    variant_of,
+    regularized,
 )
 from torch import Tensor, distributed
 from torch.distributed.device_mesh import init_device_mesh
@@ -175,7 +175,7 @@ def test_every_layout(layout) -> None:
 def test_every_rule_variant_and_mode() -> None:
     check(
         [
-            (cls, {**REGULARIZED, **variant_of(cls, name), "penalty_mode": mode}, "several-meshes", torch.float32, FAST)
+            (cls, {**regularized(cls, name), "penalty_mode": mode}, "several-meshes", torch.float32, FAST)
             for cls, name in OPTIMIZER_VARIANTS
             for mode in (cls.spec.modes if name == next(iter(cls.spec.variants)) else cls.spec.modes[:1])
         ]

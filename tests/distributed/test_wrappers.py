@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 import worlds
-from helpers import OPTIMIZER_VARIANTS, FusedRegAdam, FusedRegAdamW, FusedRegSGD, variant_of
+from helpers import OPTIMIZER_VARIANTS, FusedRegAdam, FusedRegAdamW, FusedRegSGD, known, variant_of
 from torch import Tensor, distributed, nn
 from torch.distributed import _functional_collectives as functional_collectives
 from torch.distributed.device_mesh import init_device_mesh
@@ -210,7 +210,7 @@ def on_rank(way: str, cases: list[tuple[type, dict[str, Any]]]) -> list[Result]:
 def test_ends_as_one_process(way) -> None:
     cases = [(FusedRegAdamW, EVERYTHING), (FusedRegSGD, {**EVERYTHING, "momentum": 0.9, "dampening": 0.3})]
     if way in ("fsdp2", "zero"):  # one of DTensors and one of norm_group see every rule
-        cases = [(cls, {**EVERYTHING, **variant_of(cls, name)}) for cls, name in OPTIMIZER_VARIANTS]
+        cases = [(cls, {**known(cls, **EVERYTHING), **variant_of(cls, name)}) for cls, name in OPTIMIZER_VARIANTS]
     ranks = worlds.run(WAYS[way][0], on_rank, way, cases)
     for i, (cls, options) in enumerate(cases):
         weights, norms = in_one_process(cls, options)

@@ -9,7 +9,7 @@ import math
 
 import pytest
 import torch
-from helpers import FusedRegAdam, FusedRegSGD, assert_same_bits, make_params, set_grads, snapshot
+from helpers import FusedRegAdam, FusedRegSGD, assert_same_bits, known, make_params, set_grads, snapshot
 from twin_pairs import (
     CONFIGURATIONS,
     assert_alike,
@@ -149,7 +149,8 @@ def test_found_inf_is_a_sum_over_devices(configuration, found_inf, backend) -> N
     """Two devices that overflow make 2, which torch's fused kernels take for no overflow. Here any nonzero skips."""
     cls, flags = CONFIGURATIONS[configuration]
     params = make_params(SHAPES)
-    optimizer = cls(params, lr=0.1, l1=0.05, l2=0.1, weight_decay=0.1, max_grad_norm=1.0, backend=backend, **flags)
+    options = known(cls, lr=0.1, l1=0.05, l2=0.1, weight_decay=0.1, max_grad_norm=1.0)
+    optimizer = cls(params, backend=backend, **options, **flags)
     set_grads(params, 1)
     optimizer.step()
     before, norm = snapshot(optimizer), optimizer.grad_norm

@@ -11,12 +11,12 @@ import torch
 from helpers import (
     IDS,
     OPTIMIZER_VARIANTS,
-    REGULARIZED,
     TWINS,
     FusedRegAdam,
     FusedRegSGD,
     assert_same_bits,
     make_params,
+    regularized,
     run,
     set_grads,
     snapshot,
@@ -26,16 +26,17 @@ from torch import Tensor, nn
 from twin_pairs import (
     CONFIGURATIONS,
     OURS_ALONE,
-    PLAIN,
     as_resumed,
     assert_alike,
     contents,
     every_class,
     every_configuration,
+    every_configuration_of_torch,
     every_rival,
     few_configurations,
     loss_of,
     make_model,
+    plain,
     tolerance,
     train,
 )
@@ -60,7 +61,7 @@ def through_a_file(state_dict):
 @pytest.mark.parametrize("way", [through_memory, through_a_file, copy.deepcopy], ids=lambda way: way.__name__)
 def test_state_dicts_go_both_ways_in_mid_training(cls, flags, direction, way, backend) -> None:
     """The continuation is the uninterrupted twin's, and so are the state's keys, shapes and dtypes."""
-    options = {**PLAIN, **variant_of(cls, flags)}
+    options = {**plain(cls), **variant_of(cls, flags)}
 
     def make(fused_reg, params):
         return cls(params, backend=backend, **options) if fused_reg else TWINS[cls](params, **options)
@@ -85,7 +86,7 @@ def test_state_dicts_go_both_ways_in_mid_training(cls, flags, direction, way, ba
 def test_there_and_back_again(configuration, backend) -> None:
     """Ours, the twin, ours, the twin: handed over after every two steps."""
     cls, flags = CONFIGURATIONS[configuration]
-    options = {**PLAIN, **flags}
+    options = {**plain(cls), **flags}
     params, uninterrupted = make_params(dtype=torch.float64), make_params(dtype=torch.float64)
     state_dict, twin = None, TWINS[cls](uninterrupted, **options)
     for turn in range(4):
@@ -123,7 +124,7 @@ def test_a_state_dict_has_the_twins_shape(configuration, backend) -> None:
 
 @every_optimizer
 def test_our_own_state_dict_resumes_to_the_bit(cls, flags, backend) -> None:
-    options = {**REGULARIZED, **variant_of(cls, flags), "backend": backend}
+    options = {**regularized(cls, flags), "backend": backend}
     params, resumed = make_params(), make_params()
     optimizer = cls(params, **options)
     run(optimizer, params, 3)
@@ -139,7 +140,7 @@ def test_our_own_state_dict_resumes_to_the_bit(cls, flags, backend) -> None:
 
 @every_optimizer
 def test_a_regularized_run_resumes_on_another_backend(cls, flags, backend) -> None:
-    options = {**REGULARIZED, **variant_of(cls, flags)}
+    options = {**regularized(cls, flags)}
     params, uninterrupted = make_params(dtype=torch.float64), make_params(dtype=torch.float64)
     first, whole = cls(params, backend="reference", **options), cls(uninterrupted, backend="reference", **options)
     run(first, params, 3)
@@ -261,7 +262,7 @@ def test_momentum_buffers_that_are_none(configuration, backend) -> None:
     assert_alike(flow, configuration, backend)
 
 
-@every_configuration
+@every_configuration_of_torch
 def test_a_pickle_of_an_older_optimizer(configuration, backend) -> None:
     """__setstate__ fills in what the pickled groups and defaults lack, as the twin's does."""
 
@@ -294,7 +295,7 @@ every_copier = pytest.mark.parametrize("copier", COPIERS)
 @every_copier
 def test_copies_go_on_alike(cls, flags, copier, backend) -> None:
     params = make_params()
-    optimizer = cls(params, backend=backend, **REGULARIZED, **variant_of(cls, flags))
+    optimizer = cls(params, backend=backend, **regularized(cls, flags))
     run(optimizer, params, 2)
     copied = COPIERS[copier](optimizer)
     own = [param for group in copied.param_groups for param in group["params"]]
@@ -342,13 +343,16 @@ def test_the_tensors_of_a_state_dict_are_the_live_ones(configuration, backend) -
     cls, flags = CONFIGURATIONS[configuration]
     for make, more in ((TWINS[cls], {}), (cls, {"backend": backend})):
         params = make_params()
-        optimizer = make(params, **PLAIN, **flags, **more)
+        optimizer = make(params, **plain(cls), **flags, **more)
         run(optimizer, params, 1)
         state_dict = optimizer.state_dict()
         held = [tensor for state in state_dict["state"].values() for tensor in state.values()]
+        names = [name for state in state_dict["state"].values() for name in state]
         before = [tensor.clone() for tensor in held]
         run(optimizer, params, 1, first_seed=7)
-        assert all(not a.equal(b) for a, b in zip(held, before, strict=True) if a.numel() > 0)
+        for name, a, b in zip(names, held, before, strict=True):
+            # ASGD's step size may stay the same, and nothing holds FTRL's weights back.
+            assert a.numel() == 0 or name in ("eta", "mu", "held_back", "l1_sum") or not a.equal(b)
         now = [tensor for state in optimizer.state.values() for tensor in state.values()]
         assert all(a is b for a, b in zip(held, now, strict=True))
 

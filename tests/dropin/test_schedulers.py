@@ -6,7 +6,7 @@ import io
 
 import pytest
 import torch
-from helpers import TWINS, FusedRegAdam, FusedRegSGD, make_params, run
+from helpers import TWINS, FusedRegAdam, FusedRegSGD, known, make_params, run
 from torch.optim import lr_scheduler, swa_utils
 from twin_pairs import CONFIGURATIONS, assert_alike, contents, every_rival, few_configurations, tolerance
 
@@ -106,7 +106,7 @@ def through_a_file(state_dict):
 def test_state_dicts_of_both_in_mid_schedule(scheduler, configuration, direction, backend) -> None:
     """Cut after 7 of 12 steps, at an odd place in every schedule, and resumed on the other class or our own."""
     cls, flags = CONFIGURATIONS[configuration]
-    options = {"lr": 0.05, "weight_decay": 0.1, **flags}
+    options = {**known(cls, lr=0.05, weight_decay=0.1), **flags}
     ours, twin = lambda groups: cls(groups, backend=backend, **options), lambda groups: TWINS[cls](groups, **options)
     first, second = {"to-torch": (ours, twin), "from-torch": (twin, ours), "to-ours": (ours, ours)}[direction]
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import TARGETS
-from helpers import OPTIMIZERS, REGULARIZED, TWINS, random
+from helpers import OPTIMIZERS, TWINS, known, random, regularized
 from torch import Tensor, nn
 
 
@@ -29,6 +29,11 @@ def one_thread() -> Iterator[None]:
 
 
 PLAIN = {"lr": 0.05, "weight_decay": 0.1}
+
+
+def plain(cls: type) -> dict[str, Any]:
+    """Those of ``PLAIN`` that a rule knows."""
+    return known(cls, **PLAIN)
 
 
 def _configurations() -> dict[str, tuple[type, dict[str, Any]]]:
@@ -62,6 +67,12 @@ def has_option(configuration: str, option: str) -> bool:
 every_configuration = pytest.mark.parametrize("configuration", CONFIGURATIONS)
 FEW = ("adam", "sgd-dampening")
 few_configurations = pytest.mark.parametrize("configuration", FEW)
+# About what is torch's own: a rule that torch.optim lacks has a stand-in for a twin.
+every_configuration_of_torch = pytest.mark.parametrize(
+    "configuration", [name for name, (cls, _) in CONFIGURATIONS.items() if cls.spec.twin is not None]
+)
+OF_TORCH = [cls for cls in TWINS if cls.spec.twin is not None]
+every_class_of_torch = pytest.mark.parametrize("cls", OF_TORCH, ids=lambda cls: cls.__name__)
 every_class = pytest.mark.parametrize("cls", TWINS, ids=lambda cls: cls.__name__)
 
 
@@ -137,11 +148,11 @@ def assert_alike(
     """
     cls, flags = CONFIGURATIONS[configuration]
     if rival == "twin":
-        options = {**PLAIN, **flags, **options}
+        options = {**plain(cls), **flags, **options}
         makers = [lambda params, **more: cls(params, backend=backend, **{**options, **more})]
         makers.append(lambda params, **more: TWINS[cls](params, **{**options, **more}))
     else:
-        options = {**REGULARIZED, **flags, **options}
+        options = {**regularized(cls), **flags, **options}
         makers = [
             lambda params, name=name, **more: cls(params, backend=name, **{**options, **more})
             for name in (backend, "reference")

@@ -148,6 +148,14 @@ ACCUMULATORS = mostly(st.sampled_from([0.0, 0.0, 0.1, 1.0]), 5e-324, 1e-45, 1e-2
 # divides by 1 less a product of momenta that is kept in float32. In torch too.
 SHORTER_BETAS = mostly(st.sampled_from([0.0, 0.3, 0.5, 0.9, 0.99, 0.999]), 5e-324, 1e-45, 1e-8)
 MOMENTUM_DECAYS = mostly(st.sampled_from([0.0, 4e-3, 0.1]), 5e-324, 1e-45, 1.0, 1e10, 1e300)
+STARTS = mostly(st.sampled_from([0.0, 1.0, 2.0, 1e6]), -1e300, -0.5, 5e-324, 1.5, 1e300)
+# No more than every dtype can hold: torch.optim.Rprop raises in its first step.
+STEPS_AT_FIRST = mostly(st.sampled_from([1e-3, 0.02, 0.1, 1.0]), 0.0, 5e-324, 1e-45, 1e-38, 1e-10, 6e4)
+ETAS_MINUS = mostly(st.sampled_from([0.5, 0.9]), 1e-45, 1e-8, 1 - 2.0**-10)
+ETAS_PLUS = mostly(st.sampled_from([1.2, 2.0]), 1 + 2.0**-10, 1e10, 1e38)
+SMALLEST_STEPS = mostly(st.sampled_from([0.0, 1e-6, 1e-3]), 5e-324, 1e-45, 1e-20)
+LARGEST_STEPS = mostly(st.sampled_from([50.0, 0.1]), 1e-3, 1e10, 1e38)
+BETAS_OF_FTRL = mostly(st.sampled_from([1.0, 0.1, 1e-3]), 1e-15, 1e-8, 10.0, 1e20, 1e38)
 CLIP_VALUES = mostly(st.sampled_from([None, None, 0.3, 1.2]), 0.0, 5e-324, 1e-45, 1e-30, 1e30, 3e38, 1e39, math.inf)
 NORMS = mostly(st.sampled_from([None, None, 0.5, 4.0]), 5e-324, 1e-45, 1e-30, 1e10, 1e38, 1e300, math.inf)
 GRAD_SCALES = mostly(
@@ -218,6 +226,12 @@ OWN_OPTIONS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
     ),
     "radam": st.fixed_dictionaries({"betas": st.tuples(BETAS, SHORTER_BETAS), "eps": EPS}),
     "adamax": st.fixed_dictionaries({"betas": st.tuples(BETAS, BETAS), "eps": EPS}),
+    "asgd": st.fixed_dictionaries({"lambd": LR_DECAYS, "alpha": ALPHAS, "t0": STARTS}),
+    "rprop": st.fixed_dictionaries(
+        {"etas": st.tuples(ETAS_MINUS, ETAS_PLUS), "step_sizes": st.tuples(SMALLEST_STEPS, LARGEST_STEPS)}
+    ),
+    "ftrl": st.fixed_dictionaries({"beta": BETAS_OF_FTRL, "initial_accumulator_value": ACCUMULATORS}),
+    "lion": st.fixed_dictionaries({"betas": st.tuples(BETAS, BETAS)}),
     "adadelta": st.fixed_dictionaries({"rho": ALPHAS, "eps": EPS}),
 }
 """What a group may say to a rule alone."""
@@ -237,8 +251,8 @@ STAGES: dict[str, st.SearchStrategy[Any]] = {
 def optimizer_options(draw: st.DrawFn, cls: type, has_complex: bool) -> dict[str, Any]:
     """Everything that a group can say, but max_grad_norm, which all groups share."""
     options: dict[str, Any] = {
-        "lr": draw(LRS),
-        "weight_decay": draw(PENALTIES),
+        "lr": draw(STEPS_AT_FIRST if cls.spec.name == "rprop" else LRS),
+        **({"weight_decay": draw(PENALTIES)} if "weight_decay" in inspect.signature(cls).parameters else {}),
         "maximize": draw(st.booleans()),
         "l1": 0.0 if has_complex else draw(PENALTIES),
         "l2": draw(PENALTIES),

@@ -265,7 +265,7 @@ def to_arithmetic(span: Span, a: Arithmetic) -> Span:
 def penalized(g: Span, w: Span, group: dict[str, Any]) -> Span:
     """Stage 4, coupled: term by term as the formulas have it, or with w's two factors added first."""
     a = g.arithmetic
-    decay = 0.0 if group.get("decoupled_weight_decay") else float(group["weight_decay"])
+    decay = 0.0 if group.get("decoupled_weight_decay") else float(group.get("weight_decay", 0.0))
     l1, l2 = (float(group[key]) if group["penalty_mode"] == "subgradient" else 0.0 for key in ("l1", "l2"))
     sign = w.monotone(torch.sign)
 
@@ -294,6 +294,8 @@ class Bounds:
     safeguard: Span | None = None
     """What the prox's floor is held against, where that is not d."""
     has_floor: bool = True
+    finish: Callable[[Span], dict[str, Span]] = lambda w: {}
+    """States that go by the weight after stage 6."""
 
 
 Scalars = dict[str, float]
@@ -458,6 +460,87 @@ def adadelta_bounds(w: Span, g: Span, state: dict[str, Span], scalars: Scalars, 
     return Bounds(w - scalar(lr, a) * delta, new, {"step": scalars["step"] + 1}, lr, d, of_gradients)
 
 
+def lion_bounds(w: Span, g: Span, state: dict[str, Span], scalars: Scalars, group: dict[str, Any]) -> Bounds:
+    a, lr, (beta1, beta2) = w.arithmetic, float(group["lr"]), map(float, group["betas"])
+    direction = moving_average(state["exp_avg"], g, beta1).monotone(sign_or_nan)
+    return Bounds(w - scalar(lr, a) * direction, {"exp_avg": moving_average(state["exp_avg"], g, beta2)}, {}, lr)
+
+
+def asgd_bounds(w: Span, g: Span, state: dict[str, Span], scalars: Scalars, group: dict[str, Any]) -> Bounds:
+    a, lr, t = w.arithmetic, float(group["lr"]), scalars["step"] + 1
+    lambd, alpha, t0 = (float(group[key]) for key in ("lambd", "alpha", "t0"))
+    eta, mu, ax = scalars["eta"], scalars["mu"], state["ax"]
+
+    def average(w: Span) -> dict[str, Span]:
+        return {"ax": w if mu == 1 else ax + scalar(mu, a) * (w - ax)}
+
+    new = {"step": t, "eta": lr / (1 + lambd * lr * t) ** alpha, "mu": 1 / max(1.0, t - t0)}
+    return Bounds(w * scalar(1 - lambd * eta, a) - scalar(eta, a) * g, {}, new, eta, finish=average)
+
+
+def among(*cases: tuple[Tensor, Span]) -> Span:
+    """Of all that may be, where each may."""
+    (seen, found), *others = cases
+    for may_be, span in others:
+        found = select(seen & may_be, either(found, span), select(may_be, span, found))
+        seen = seen | may_be
+    return found
+
+
+def rprop_bounds(w: Span, g: Span, state: dict[str, Span], scalars: Scalars, group: dict[str, Any]) -> Bounds:
+    a, lr = w.arithmetic, float(group["lr"])
+    (minus, plus), (smallest, largest) = (map(float, group[key]) for key in ("etas", "step_sizes"))
+    product, before = g * state["prev"], state["step_size"]
+    grows, turns = product.hi > 0, product.lo < 0
+    stays = (product.lo <= 0) & (product.hi >= 0) | product.nan | product.must_be_nan
+    least, most = scalar(smallest, a), scalar(largest, a)
+
+    def clamped(size: Span) -> Span:
+        lo = torch.minimum(torch.maximum(size.lo, least.lo), most.lo)
+        return Span(lo, torch.minimum(torch.maximum(size.hi, least.hi), most.hi), size.nan, a)
+
+    sizes = [clamped(before * scalar(factor, a)) for factor in (plus, minus, 1.0)]
+    zero = exactly(torch.zeros_like(w.lo), a)
+    gradients = [g, zero, g]
+    moved = [w - size * each.monotone(sign_or_nan) for size, each in zip(sizes, gradients, strict=True)]
+    z, prev, size = (among(*zip((grows, turns, stays), each, strict=True)) for each in (moved, gradients, sizes))
+    return Bounds(z, {"prev": prev, "step_size": size}, {"step": scalars["step"] + 1}, lr)
+
+
+def ftrl_bounds(w: Span, g: Span, state: dict[str, Span], scalars: Scalars, group: dict[str, Any]) -> Bounds:
+    a, lr = w.arithmetic, float(group["lr"])
+    before = scalars["l1_sum"]
+    after = before + (float(group["l1"]) if group["penalty_mode"] == "proximal" else 0.0)
+    total = state["sum"] + g.abs() * g.abs()
+    d = (total.sqrt() + scalar(float(group["beta"]), a)).not_negative()
+    moved = w - either(scalar(lr, a) * (g / d), scalar(lr, a) * g / d)
+    was_zero = w.is_point(0.0)
+    waiting = state["held_back"] - g
+    arriving = either(number_times_over(d * moved, lr), d * moved * scalar(1 / lr if lr else 0.0, a))
+    dual = select(was_zero, waiting, arriving + scalar(before, a) * w.monotone(torch.sign))
+    woken, ahead = soft(dual, scalar(before, a)), moved * w.monotone(torch.sign)
+    waited = either(scalar(lr, a) * (woken / d), scalar(lr, a) * woken / d)
+    z = decided(was_zero | (ahead.hi < 0), ~was_zero & (ahead.lo >= 0), waited, moved)
+    bound = scalar(after, a)
+    lo = torch.minimum(torch.maximum(dual.lo, -bound.hi), bound.hi)
+    held = Span(lo, torch.minimum(torch.maximum(dual.hi, -bound.hi), bound.hi), dual.nan, a)
+
+    def finish(w: Span) -> dict[str, Span]:
+        nothing = exactly(torch.zeros_like(w.lo), a)
+        return {"held_back": decided(w.is_point(0.0), ~w.zero | w.must_be_nan, held, nothing)}
+
+    return Bounds(z, {"sum": total}, {"l1_sum": after}, lr, d, has_floor=False, finish=finish)
+
+
+def number_times_over(a: Span, lr: float) -> Span:
+    """a / lr, where lr is not 0."""
+    return a / scalar(lr, a.arithmetic) if lr else a
+
+
+def sign_or_nan(end: Tensor) -> Tensor:
+    return torch.where(end.isnan(), end, end.sign())
+
+
 RULES = {
     "adam": adam_bounds,
     "sgd": sgd_bounds,
@@ -467,6 +550,10 @@ RULES = {
     "radam": radam_bounds,
     "adamax": adamax_bounds,
     "adadelta": adadelta_bounds,
+    "ftrl": ftrl_bounds,
+    "lion": lion_bounds,
+    "asgd": asgd_bounds,
+    "rprop": rprop_bounds,
 }
 """Stage 5 of every rule: ``rule(w, g, state, scalars, group)``, the scalar states as they were before the step."""
 
@@ -670,4 +757,6 @@ def step_bounds(
         moving = w_old * scalar(1 - float(group["lr"]) * float(group["weight_decay"]), a)
     spans = {name: exactly(tensor, a) for name, tensor in state.items()}
     bounds = RULES[rule](moving, g, spans, scalars, group)
-    return prox_bounds(bounds, w_old, group), bounds
+    weight = prox_bounds(bounds, w_old, group)
+    bounds.state |= bounds.finish(weight)
+    return weight, bounds

@@ -19,14 +19,14 @@ from helpers import (
     FusedRegSGD,
     assert_same_bits,
     make_params,
+    regularized,
     run,
     set_grads,
     snapshot,
-    variant_of,
 )
 
 from fusedreg.parity import STAGES
-from fusedreg.penalties import OPTIONS, PENALTIES
+from fusedreg.penalties import OPTIONS, PENALTIES, PENALTY_MODES
 
 BAD = [
     ("l1", -0.5, "-0.5"),
@@ -243,7 +243,7 @@ def raises_after(optimizer, params, error, match) -> None:
 def test_bad_gradients_move_nothing(cls, flags, steps_before, backend) -> None:
     """Each is on the last parameter: those before it must not have been stepped, nor have got state."""
     params = make_params(((4, 3), (5,), (2, 6)))
-    optimizer = cls(params, backend=backend, **REGULARIZED, **variant_of(cls, flags))
+    optimizer = cls(params, backend=backend, **regularized(cls, flags))
     run(optimizer, params, steps_before)
 
     set_grads(params, 1)
@@ -341,3 +341,41 @@ def test_an_exception_in_a_closure_moves_nothing(backend) -> None:
     with pytest.raises(KeyError):
         optimizer.step(closure)
     assert_same_bits(before, snapshot(optimizer))
+
+
+@pytest.mark.parametrize("cls", [cls for cls in OPTIMIZERS if cls.spec.twin is None])
+def test_options_that_no_twin_checks(cls, backend) -> None:
+    """In the constructor, in a group of its own, and set between steps: an error, and nothing has moved."""
+    params = make_params()
+    optimizer = cls(params, backend=backend)
+    run(optimizer, params, 1)
+    before = snapshot(optimizer)
+    for option in cls.spec.options:
+        wrong = {True: -1.0, False: "wrong"}[option.is_allowed(0.5)]
+        allowed = re.escape(f"(allowed: {option.allowed})")
+        invalid = pytest.raises(ValueError, match=f"Invalid {option.name} value: .* {allowed}")
+        with invalid:
+            cls(params, **{option.name: wrong})
+        with invalid:
+            optimizer.add_param_group({"params": make_params(((3,),)), option.name: wrong})
+        right, optimizer.param_groups[0][option.name] = optimizer.param_groups[0][option.name], wrong
+        with invalid:
+            optimizer.step()
+        optimizer.param_groups[0][option.name] = right
+    assert_same_bits(snapshot(optimizer), before)
+    run(optimizer, params, 1)
+
+
+@pytest.mark.parametrize("cls", OPTIMIZERS)
+def test_penalty_modes_that_a_rule_does_not_have(cls) -> None:
+    params = make_params()
+    for mode in set(PENALTY_MODES) - set(cls.spec.modes):
+        optimizer = cls(params)
+        with pytest.raises(ValueError, match=f"Invalid penalty_mode value: '{mode}' .*{cls.spec.why_not_others}"):
+            cls(params, penalty_mode=mode)
+        optimizer.param_groups[0]["penalty_mode"] = mode
+        set_grads(params, 1)
+        before = snapshot(optimizer)
+        with pytest.raises(ValueError, match=f"Invalid penalty_mode value: '{mode}'"):
+            optimizer.step()
+        assert_same_bits(snapshot(optimizer), before)

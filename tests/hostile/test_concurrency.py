@@ -21,11 +21,11 @@ from conftest import needs_cpp
 from helpers import (
     IDS,
     OPTIMIZER_VARIANTS,
-    REGULARIZED,
     FusedRegAdam,
     FusedRegSGD,
     assert_same_bits,
     make_params,
+    regularized,
     run,
     set_grads,
     snapshot,
@@ -50,7 +50,7 @@ CLIPS = {
 def make(cls, seed=1, dtype=torch.float32, shapes=SHAPES, **options):
     params = make_params(shapes, dtype, seed)
     params.append(torch.zeros(9000, 2, dtype=dtype)[:, 0].fill_(0.5).requires_grad_())
-    return cls(params, backend="cpp", **{**REGULARIZED, **options}), params
+    return cls(params, backend="cpp", **{**regularized(cls), **options}), params
 
 
 def results(optimizer) -> list[torch.Tensor]:

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import EXTENSION, FAST, needs_cpp
-from helpers import IDS, OPTIMIZER_VARIANTS, OPTIMIZERS, REGULARIZED, variant_of
+from helpers import IDS, OPTIMIZER_VARIANTS, OPTIMIZERS, regularized
 from hypothesis import event, given, note
 from hypothesis import strategies as st
 from scenarios import CHUNK, DTYPES, OWN_OPTIONS, Gradient, Param, Scenario, Step, Values, lay_out, scenarios
@@ -89,6 +89,7 @@ class Before:
                 initial = scalar.initial(group) if not_begun else math.nan
                 kept_in = torch.float32 if scalar.is_step else torch.float64
                 dtypes[scalar.name] = own[scalar.name].dtype if scalar.name in own else kept_in
+                initial = torch.tensor(initial, dtype=dtypes[scalar.name]).item()
                 scalars[scalar.name] = float(own.get(scalar.name, initial))
         return cls(group, param, param.detach().clone(), state, scalars, dtypes)
 
@@ -219,11 +220,14 @@ class Driver:
         assert bounds.scalars.keys() == before.scalars.keys()
         for name, expected in bounds.scalars.items():
             old, result = before.scalars[name], self.optimizer.state[before.param][name].item()
+            if before.dtypes[name] == torch.float32:
+                expected = torch.tensor(expected, dtype=torch.float32).item()  # it may overflow
             # A gain is a product and a sum in double, which may cancel; a count is exact.
             slack = 0.0 if name == "step" or old != old else 2.0**-52 * max(1.0, abs(old), abs(expected))
             if name != "step" and before.dtypes[name] == torch.float32:
                 slack += 2.0**-23 * abs(expected) + 2.0**-149
-            assert abs(result - expected) <= slack, f"{name} is {result}, not {expected}"
+            is_same = result == expected or (math.isnan(result) and math.isnan(expected))
+            assert is_same or abs(result - expected) <= slack, f"{name} is {result}, not {expected}"
 
 
 def assert_held(what: str, span: Span, result: Tensor, index: Tensor, before: Before) -> None:
@@ -330,7 +334,7 @@ def test_every_rule_is_fuzzed() -> None:
 def test_the_intervals_are_narrow(cls, variant, mode) -> None:
     """An interval that holds everything would prove nothing: with everything on, it is a few roundings wide."""
     values = [Values(seed, 0, (), 0.0) for seed in range(5)]
-    options = {**REGULARIZED, **variant_of(cls, variant), "penalty_mode": mode}
+    options = {**regularized(cls, variant), "penalty_mode": mode}
     bound = options.pop("max_grad_norm")
     steps = [Step([{}], [Gradient("contiguous", values[i])], bound, 2.0, None, None) for i in range(1, 5)]
     params = [[Param((500,), "contiguous", "fp32", values[0])]]
@@ -344,7 +348,8 @@ def test_the_intervals_are_narrow(cls, variant, mode) -> None:
     weight, bounds = step_bounds(
         cls.spec.name, before.w, g, before.state, before.scalars, before.options(), coefficient
     )
-    for span, old in ((weight, before.w), *((bounds.state[name], before.state[name]) for name in bounds.state)):
+    names = set(bounds.state) - {"held_back"}  # a difference of larger numbers, or nothing
+    for span, old in ((weight, before.w), *((bounds.state[name], before.state[name]) for name in names)):
         largest = max(old.abs().max(), span.hi.abs().max())  # before or after: a state may begin small
         width = (span.hi - span.lo) / (largest * torch.finfo(torch.float32).eps)
         assert not span.nan.any()

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import needs_cpp
-from helpers import REGULARIZED, FusedRegAdam, FusedRegSGD, assert_same_bits, make_params, set_grads
+from helpers import FusedRegAdam, FusedRegSGD, assert_same_bits, make_params, regularized, set_grads
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 import fusedreg
@@ -45,7 +45,7 @@ def make(rule: str, backend: str, steps: int):
     cls, flags = CONFIGURATIONS[rule]
     params = make_params(SHAPES)
     params[1] = torch.zeros(10)[::2].copy_(params[1].detach()).requires_grad_()
-    optimizer = cls(params, backend=backend, **REGULARIZED, **flags)
+    optimizer = cls(params, backend=backend, **{**regularized(cls), **flags})
     for i in range(steps):
         set_grads(params, i)
         optimizer.step()

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import needs_cpp
-from helpers import OPTIMIZERS, REGULARIZED, FusedRegAdam, FusedRegSGD, make_params
+from helpers import OPTIMIZERS, REGULARIZED, FusedRegAdam, FusedRegSGD, make_params, regularized
 
 pytestmark = needs_cpp
 
@@ -53,7 +53,7 @@ def test_every_length_and_misalignment_around_the_vector_width(configuration, dt
             buffer, view = view_with_sentinels(weight, offset)
             buffers.append((buffer, offset, weight.numel()))
             params.append(view.requires_grad_())
-        optimizer = cls(params, backend=backend, **REGULARIZED, **flags)
+        optimizer = cls(params, backend=backend, **{**regularized(cls), **flags})
         for step in range(steps):
             for param, gradient, (_, offset) in zip(params, gradients[step], lengths_and_offsets, strict=True):
                 buffer, view = view_with_sentinels(gradient, (offset * 5) % 13)
@@ -116,7 +116,7 @@ def test_layouts(configuration, param_layout, grad_layout, dtype) -> None:
     results = []
     for layout, its_grad_layout in ((same, same), (LAYOUTS[param_layout], LAYOUTS[grad_layout])):
         param = layout(values).requires_grad_()
-        optimizer = cls([param], backend="cpp", **REGULARIZED, **flags)
+        optimizer = cls([param], backend="cpp", **{**regularized(cls), **flags})
         for gradient in gradients:
             param.grad = its_grad_layout(gradient)
             optimizer.step()

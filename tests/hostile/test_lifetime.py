@@ -11,7 +11,7 @@ import weakref
 
 import pytest
 import torch
-from helpers import OPTIMIZERS, REGULARIZED, TWINS, FusedRegAdam, FusedRegSGD, make_params, run, set_grads
+from helpers import OPTIMIZERS, TWINS, FusedRegAdam, FusedRegSGD, make_params, regularized, run, set_grads
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -57,7 +57,7 @@ def alive(references: list[weakref.ref]) -> list[str]:
 
 @every_optimizer
 def test_a_deleted_optimizer_frees_everything_at_once(cls, backend, no_collector) -> None:
-    optimizer, params = after_a_step(cls, backend=backend, **REGULARIZED)
+    optimizer, params = after_a_step(cls, backend=backend, **regularized(cls))
     references = watch(optimizer, params)
     del optimizer, params
     assert alive(references) == []
@@ -66,7 +66,7 @@ def test_a_deleted_optimizer_frees_everything_at_once(cls, backend, no_collector
 @every_optimizer
 def test_an_optimizer_does_not_keep_parameters_that_left_it(cls, backend, no_collector) -> None:
     """From the next step on, as with the twin."""
-    optimizer, params = after_a_step(cls, backend=backend, **REGULARIZED)
+    optimizer, params = after_a_step(cls, backend=backend, **regularized(cls))
     references = [weakref.ref(params[0]), weakref.ref(params[0].grad)]
     optimizer.param_groups[0]["params"].pop(0)
     optimizer.state.pop(params[0], None)
@@ -80,7 +80,7 @@ def test_an_optimizer_does_not_keep_parameters_that_left_it(cls, backend, no_col
 @every_optimizer
 def test_a_step_keeps_no_gradient(cls, backend, no_collector) -> None:
     """zero_grad(), which sets None, gives the memory back."""
-    optimizer, params = after_a_step(cls, backend=backend, **REGULARIZED)
+    optimizer, params = after_a_step(cls, backend=backend, **regularized(cls))
     references = [weakref.ref(param.grad) for param in params]
     optimizer.zero_grad()
     assert alive(references) == []
@@ -136,7 +136,7 @@ def test_a_cycle_is_collected(cls, kind, cycle, backend) -> None:
 @every_optimizer
 def test_steps_do_not_pile_up(cls, backend) -> None:
     """The number of tensors stays the same over steps, new plans, checkpoints and refused steps."""
-    optimizer, params = after_a_step(cls, backend=backend, **REGULARIZED)
+    optimizer, params = after_a_step(cls, backend=backend, **regularized(cls))
 
     def much() -> int:
         run(optimizer, params, 3)
@@ -160,7 +160,7 @@ def test_steps_do_not_pile_up(cls, backend) -> None:
 @every_optimizer
 def test_a_parameter_is_still_itself_after_its_optimizer(cls, backend) -> None:
     """Python's object of a parameter, with its attributes and hooks, is not replaced while C++ holds the tensor."""
-    optimizer, params = after_a_step(cls, backend=backend, **REGULARIZED)
+    optimizer, params = after_a_step(cls, backend=backend, **regularized(cls))
     param = params[0]
     param.note = "kept"
     identity = id(param)

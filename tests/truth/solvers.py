@@ -24,6 +24,8 @@ from fusedreg import (
     FusedRegAdam,
     FusedRegAdamax,
     FusedRegAdamW,
+    FusedRegASGD,
+    FusedRegFTRL,
     FusedRegNAdam,
     FusedRegRAdam,
     FusedRegRMSprop,
@@ -148,6 +150,7 @@ SOLVERS = {
     "momentum": Solver(FusedRegSGD, {"lr": 0.2, "momentum": 0.9}, 3000),
     "dampening": Solver(FusedRegSGD, {"lr": 0.45, "momentum": 0.9, "dampening": 0.5}, 3000),
     "nesterov": Solver(FusedRegSGD, {"lr": 0.1, "momentum": 0.9, "nesterov": True}, 3000),
+    "asgd": Solver(FusedRegASGD, {"lr": 0.45, "lambd": 0.0}, 8000),
     "rmsprop": Solver(FusedRegRMSprop, {"lr": 25.0, "eps": 10.0}, 24_000, falls_to=0.12),
     "rmsprop-momentum": Solver(FusedRegRMSprop, {"lr": 5.0, "momentum": 0.95, "eps": 0.01}, 12_000, falls_to=1e-4),
     "rmsprop-centered": Solver(FusedRegRMSprop, {"lr": 1.0, "centered": True, "eps": 0.01}, 18_000, falls_to=1e-3),
@@ -158,6 +161,7 @@ SOLVERS = {
     "adagrad-lr_decay": Solver(
         FusedRegAdagrad, {"lr": 12.0, "lr_decay": 1e-4, "initial_accumulator_value": 0.3}, 16_000, forgets=False
     ),
+    "ftrl": Solver(FusedRegFTRL, {"lr": 15.0, "beta": 0.1}, 12_000, forgets=False),
     "nadam": Solver(FusedRegNAdam, {"lr": 2.0}, 5000, lr_decay=True),
     "nadamw-no-decay": Solver(
         FusedRegNAdam, {"lr": 2.0, "momentum_decay": 0.1, "decoupled_weight_decay": True}, 5000, lr_decay=True

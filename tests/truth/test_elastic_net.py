@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from figures import at_most
-from helpers import OPTIMIZERS, TWINS, FusedRegRMSprop
+from helpers import OPTIMIZERS, TWINS, FusedRegASGD, FusedRegRMSprop
 from solvers import SOLVERS, Descent, Solver, Strength, diabetes, minimise, scikit_learns, violations
 
 FAMILIES = ("lasso", "elastic-net", "ridge")
@@ -89,6 +89,21 @@ def test_optimality_conditions_hold(fit, family) -> None:
     """Optimality itself, not agreement with another implementation."""
     worst = violations(diabetes(), fit, strengths_of(family)).max()
     at_most(1e-8, worst, f"{family}: optimality conditions")
+
+
+def test_asgds_lambd_adds_to_l2() -> None:
+    """Its decay is that of a ridge; and the average of weights that no longer move is where they are."""
+    lambd, strengths = 0.05, [(20.0, 0.0), (5.0, 0.1)]
+    solver = Solver(FusedRegASGD, {"lr": 0.45, "lambd": lambd, "alpha": 0.3, "t0": 1500.0}, 3000)
+    descent = Descent(diabetes(), strengths, solver)
+    fit = descent.run()
+    truth = scikit_learns(diabetes(), [(l1, l2 + lambd) for l1, l2 in strengths])
+    np.testing.assert_allclose(fit, truth, rtol=0, atol=1e-8)
+    np.testing.assert_array_equal(fit != 0, truth != 0)
+    for weights, param in zip(fit, descent.optimizer.state.values(), strict=True):
+        assert param["mu"] < 1 / 1400
+        np.testing.assert_allclose(param["ax"], weights, rtol=0, atol=1e-8)
+        assert (param["ax"].numpy()[weights == 0] == 0).all()
 
 
 @pytest.mark.parametrize("family", ["elastic-net"])

@@ -47,6 +47,7 @@ def update_constants(
     return dict(
         step=rule.step,
         prox=kernels.prox,
+        finish=rule.finish,
         RULE_CONSTANTS=rule.constants,
         RULE_STATES=len(rule.state_names),
         STATES=states,

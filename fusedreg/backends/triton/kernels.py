@@ -348,6 +348,7 @@ def update_block(
     rule_constants,
     step,
     prox,
+    finish,
     STATES: tl.constexpr,
     STAGES: tl.constexpr,
     A: tl.constexpr,
@@ -361,8 +362,9 @@ def update_block(
 
     g = transform_gradient(g, w_old, c)  # 1 to 4
     w = w_old * c.w_scale  # 4, decoupled decay
-    w, state, d, floor_ratio = step(w, g, state, rule_constants, STATES)  # 5
-    w = prox(w, w_old, d, floor_ratio, c, STAGES)  # 6
+    z, state, d, floor_ratio = step(w, g, state, rule_constants, STATES)  # 5
+    w = prox(z, w_old, d, floor_ratio, c, STAGES)  # 6
+    state = finish(w, z, state, rule_constants, STATES)
 
     tl.store(w_at, w, mask=mask)
     for i in tl.static_range(len(state_at)):
@@ -378,6 +380,7 @@ def update_kernel(
     constants,
     step: tl.constexpr,
     prox: tl.constexpr,
+    finish: tl.constexpr,
     RULE_CONSTANTS: tl.constexpr,
     RULE_STATES: tl.constexpr,
     STATES: tl.constexpr,
@@ -413,7 +416,8 @@ def update_kernel(
     full = count // BLOCK * BLOCK
     for start in range(0, full, BLOCK):
         at = start + element
-        update_block(w + at, g + at, moved(state, at), None, c, rule_constants, step, prox, STATES, STAGES, A)
+        update_block(w + at, g + at, moved(state, at), None, c, rule_constants, step, prox, finish, STATES, STAGES, A)
     if full < count:
         at = full + element
-        update_block(w + at, g + at, moved(state, at), at < count, c, rule_constants, step, prox, STATES, STAGES, A)
+        some = at < count
+        update_block(w + at, g + at, moved(state, at), some, c, rule_constants, step, prox, finish, STATES, STAGES, A)

@@ -18,6 +18,10 @@ _NAMES = (
     "radam",
     "adamax",
     "adadelta",
+    "lion",
+    "asgd",
+    "rprop",
+    "ftrl",
 )
 
 RULES: dict[str, Rule] = {name: importlib.import_module(f"{__name__}.{name}").RULE for name in _NAMES}

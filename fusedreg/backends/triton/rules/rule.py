@@ -16,6 +16,11 @@ def count_steps(group, before, states_at):
     return (before[0] + 1,)
 
 
+@triton.jit
+def nothing_to_finish(w, z, state, constants, STATES: tl.constexpr):
+    return state
+
+
 class Rule(NamedTuple):
     """As RuleSpec and csrc/rules/NAME.h have it; a test compares the names."""
 
@@ -39,6 +44,9 @@ class Rule(NamedTuple):
     next_scalars: Any = count_steps
     """``next_scalars(group, before, states_at)``: the scalar states after a step. By default they are one step count.
     With ``states_at``, ``as_stored`` rounds a number to what a scalar state is stored in."""
+    finish: Any = nothing_to_finish
+    """``finish(w, z, state, constants, STATES)``, after the prox has made ``w`` of ``z``: the states, those that go by
+    the weight moved."""
 
 
 def places(fields: tuple[str, ...]) -> Iterator[tl.constexpr]:
