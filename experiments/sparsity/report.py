@@ -15,7 +15,7 @@ from .ways import UNIT_WAYS, WAYS
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "minibatch.md"
 PICTURES = ROOT / "docs" / "pictures"
-TABLE = re.compile(r"(<!-- table: (?P<name>\S+) -->\n\n)(?P<table>(?:\|.*\n)+)?")
+TABLE = re.compile(r"(<!-- table: (?P<name>\S+) -->\n\n)(?:\|.*\n)*\n*")
 
 
 def _cell(row: Row) -> str:
@@ -83,7 +83,7 @@ def tables() -> dict[str, str]:
 
 def renewed(page: str, all_tables: dict[str, str]) -> str:
     """The page with each table that it has a mark for: ``<!-- table: digits-Adam -->`` and an empty line."""
-    return TABLE.sub(lambda match: match[1] + all_tables[match["name"]] + "\n", page)
+    return TABLE.sub(lambda match: f"{match[1]}{all_tables[match['name']]}\n\n", page).rstrip("\n") + "\n"
 
 
 # -- plots
