@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from fusedreg import FusedRegAdamW, param_groups, sparsity_report
-from fusedreg.penalties import PENALTIES, TARGETS
+from fusedreg.penalties import OPTIONS
 
 
 def test_param_groups() -> None:
