@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_, get_total_norm
 
 import fusedreg
+from fusedreg.parity import known
 from fusedreg.rules.registry import OPTIMIZERS
 
 LR, DECAY, L1, L2 = 1e-3, 0.01, 1e-4, 1e-4
@@ -211,9 +212,8 @@ def our_optimizer(
     rule: Rule, params: list[Tensor], max_norm: float, backend: str, *, clip: bool = False, **options: Any
 ) -> fusedreg.FusedRegOptimizer:
     # By name, not "auto": it must raise rather than time the reference.
-    return rule.ours(
-        params, lr=LR, max_grad_norm=max_norm if clip else None, backend=backend, **rule.options, **options
-    )
+    options = known(rule.ours, max_grad_norm=max_norm if clip else None, **rule.options, **options)
+    return rule.ours(params, lr=LR, backend=backend, **options)
 
 
 def our_contenders(rule: Rule, problem: Problem, backend: str) -> list[Contender]:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from fusedreg import FusedRegAdamW, param_groups, sparsity_report
-from fusedreg.penalties import OPTIONS
+from fusedreg.penalties import of_the_weights
 
 
 def test_param_groups() -> None:
@@ -24,7 +24,7 @@ def test_param_groups() -> None:
         "l1": 0.1, "l2": 0.2, "weight_decay": 0.3, "lr": 0.5, "penalty_mode": "decoupled",
     }  # fmt: skip
     assert {k: v for k, v in exempt.items() if k != "params"} == {
-        **{option.name: option.default for option in (*(each.option for each in PENALTIES), *TARGETS)},
+        **{option.name: option.default for option in of_the_weights()},
         "weight_decay": 0.0, "lr": 0.5, "penalty_mode": "decoupled",
     }  # fmt: skip
 
