@@ -15,7 +15,7 @@ from .ways import UNIT_WAYS, WAYS
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "minibatch.md"
 PICTURES = ROOT / "docs" / "pictures"
-TABLE = re.compile(r"(<!-- table: (?P<name>\S+) -->\n\n)(?P<table>(?:\|.*\n)+)?")
+TABLE = re.compile(r"(<!-- table: (?P<name>\S+) -->\n\n)(?:\|.*\n)*\n*")
 
 
 def _cell(row: Row) -> str:
@@ -52,7 +52,9 @@ def table(comparison: Comparison, rows: list[Row]) -> str:
                 cell = f"**{median}** {spread}"
             zeros = statistics.median(row.zeros)
             cells.append(cell + (f", at {zeros:.1%}" if abs(zeros - share) > 0.01 else ""))
-        lines.append(f"| {way.title} | {' | '.join(cells)} |")
+        has_metric = comparison.optimizer != "SGD"
+        title = way.title if has_metric else way.title.replace("sqrt(d) * abs(w)", "abs(w), global")
+        lines.append(f"| {title} | {' | '.join(cells)} |")
     return "\n".join(lines).replace("%", " %")
 
 
@@ -81,7 +83,7 @@ def tables() -> dict[str, str]:
 
 def renewed(page: str, all_tables: dict[str, str]) -> str:
     """The page with each table that it has a mark for: ``<!-- table: digits-Adam -->`` and an empty line."""
-    return TABLE.sub(lambda match: match[1] + all_tables[match["name"]] + "\n", page)
+    return TABLE.sub(lambda match: f"{match[1]}{all_tables[match['name']]}\n\n", page).rstrip("\n") + "\n"
 
 
 # -- plots
