@@ -167,7 +167,7 @@ SOLVERS = {
         FusedRegNAdam, {"lr": 2.0, "momentum_decay": 0.1, "decoupled_weight_decay": True}, 5000, lr_decay=True
     ),
     # Its steps are rectified for as long as the second moment remembers.
-    "radam": Solver(FusedRegRAdam, {"lr": 2.0, "betas": (0.9, 0.99)}, 6000, lr_decay=True),
+    "radam": Solver(FusedRegRAdam, {"lr": 2.0, "betas": (0.9, 0.99)}, 5000, lr_decay=True, falls_to=0.1),
     "adamax": Solver(FusedRegAdamax, {"lr": 2.0, "eps": 0.1}, 6000, lr_decay=True),
     # Its steps grow while the gradients stand still: by what eps and rho make of that, over the run five times.
     "adadelta": Solver(
