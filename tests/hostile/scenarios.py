@@ -266,7 +266,9 @@ def optimizer_options(draw: st.DrawFn, cls: type, has_complex: bool) -> dict[str
         if options["penalty_mode"] == "subgradient":
             options |= {"mcp_gamma": math.inf, "l0": 0.0}
     if draw(st.integers(0, 4)) == 0:
-        options["lr"] = torch.tensor(options["lr"], dtype=draw(st.sampled_from([torch.float32, torch.float64])))
+        # Without a twin an lr that float32 cannot hold is refused.
+        dtypes = [torch.float64] if cls.spec.twin is None else [torch.float32, torch.float64]
+        options["lr"] = torch.tensor(options["lr"], dtype=draw(st.sampled_from(dtypes)))
     options |= draw(OWN_OPTIONS[cls.spec.name])
     if "decoupled_weight_decay" in inspect.signature(cls).parameters:
         options["decoupled_weight_decay"] = draw(st.booleans())

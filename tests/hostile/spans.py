@@ -655,6 +655,8 @@ def prox_in_metric(stages: Stages, w_old: Span) -> Span:
     d = stages.d
     if stages.has_floor:
         d = floored(d, stages.safeguard, stages.of_arithmetic(0.5) * (slope + strength2 * size)).not_negative()
+    else:  # one that never acts may be computed: a strength that only a double holds, times 0
+        d = Span(d.lo, d.hi, d.nan | (strength2 * size).nan, d.arithmetic)
     if stages.gamma != INF:
         d = d.maximum(stages.of_arithmetic(2 * stages.tau / stages.gamma))
     # Its size grows with d, which stands in it twice: both ends alone, one after the other, say more than the interval.
