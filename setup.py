@@ -79,7 +79,9 @@ OPENMP = ["-fopenmp"] if sys.platform.startswith("linux") else []
 
 # For tools/sanitize. After FLAGS, so that its -O1 counts; not recovering makes the first finding end the process.
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
-SANITIZE = [*SANITIZERS, "-O1", "-g", "-fno-omit-frame-pointer"] if os.environ.get("FUSEDREG_SANITIZE") else []
+# One instruction set: all are compiled from the same loops, and this takes minutes even so.
+SLOW_BUT_CHECKED = [*SANITIZERS, "-O1", "-g", "-fno-omit-frame-pointer", "-DFUSEDREG_BASELINE_ONLY"]
+SANITIZE = SLOW_BUT_CHECKED if os.environ.get("FUSEDREG_SANITIZE") else []
 
 # Where no GPU is visible and TORCH_CUDA_ARCH_LIST is not set: A100, RTX 30 and 40, H100, and what comes next.
 CUDA_ARCHITECTURES = "8.0;8.6;8.9;9.0+PTX"

@@ -7,7 +7,8 @@ Tutorials then count the weights below some fraction of the largest, and call th
 * p = 2 is **not** the L2 penalty. ``norm(W, 2)`` is the root of the sum of squares: a group penalty, with the whole
   matrix as its one group. L2 is the sum of squares itself. The group penalty empties the matrix at a finite c; L2
   never does. At the strength ``l2 = c / norm(W, 2)`` both end at the same weights: the one is the other with a
-  strength that depends on the answer. fusedreg has L2, and no group penalty.
+  strength that depends on the answer. ``group_l1=c, unit="tensor"`` is the group penalty itself, and empties the matrix
+  exactly where the formula says.
 
 Run it with ``python examples/softmax_sparsity.py``.
 """
@@ -54,7 +55,7 @@ def fit(
     penalty: Penalty = None,
     lr_falls: bool = False,
     cost_penalty: Penalty = None,
-    **strengths: float,
+    **strengths: float | str,
 ) -> Fit:
     """Full-batch softmax regression: with ``penalty`` in the loss, or with ``strengths`` for FusedRegAdam.
 
@@ -115,13 +116,15 @@ def compare_norm_2(data: Split, steps: int) -> dict[float, tuple[float, float, f
         grouped = fit(data, steps, norm_penalty(c, 2), lr_falls=True)
         plain = fit(data, steps, l2=c, lr_falls=True)
         sizes[c] = size(grouped), size(plain), None
-        rows.append([f"{c:g}", f"{size(grouped):.4f}", f"{size(plain):.4f}"])
+        exact = fit(data, steps, group_l1=c, unit="tensor", lr_falls=True)
+        off = torch.linalg.vector_norm(grouped.weight - exact.weight).item()
+        rows.append([f"{c:g}", f"{size(grouped):.4f}", f"{size(exact):.4f}", f"{off:.0e}", f"{size(plain):.4f}"])
         if c < empties_at:
             matched = fit(data, steps, l2=c / size(grouped), lr_falls=True)
             sizes[c] = size(grouped), size(plain), size(matched)
             distance = torch.linalg.vector_norm(grouped.weight - matched.weight).item() / size(grouped)
             rows[-1] += [f"{size(matched):.4f}", f"{distance:.0e}"]
-    columns = ["c", "norm in the loss", "l2 = c", "l2 = c / norm(W, 2)", "off the first"]
+    columns = ["c", "norm in the loss", "group_l1 = c", "apart", "l2 = c", "l2 = c / norm(W, 2)", "off the first"]
     print_table(f"p = 2: norm(W, 2) after training; the penalty empties W from c = {empties_at:.3f} on", columns, rows)
     return sizes
 

@@ -111,6 +111,14 @@ def test_softmax_group_penalty_is_l2_of_another_strength(digits) -> None:
     assert softmax_sparsity.size(plain) < 0.6 * softmax_sparsity.size(grouped)
 
 
+def test_softmax_group_penalty_is_group_l1(digits) -> None:
+    grouped = softmax_sparsity.fit(digits, 400, softmax_sparsity.norm_penalty(0.3, 2), lr_falls=True)
+    exact = softmax_sparsity.fit(digits, 400, group_l1=0.3, unit="tensor", lr_falls=True)
+    assert (grouped.weight - exact.weight).norm() < 1e-3 * softmax_sparsity.size(grouped)
+    above = softmax_sparsity.emptying_strength(digits) * 1.01
+    assert (softmax_sparsity.fit(digits, 400, group_l1=above, unit="tensor", lr_falls=True).weight == 0).all()
+
+
 def test_softmax_group_penalty_empties_and_l2_does_not(digits) -> None:
     limit = softmax_sparsity.emptying_strength(digits)
     sizes = [
