@@ -44,7 +44,14 @@ struct ProxConstants {
   A lower, upper;
 };
 
-// On a GPU, whose threads have few registers, the constants of the further stages are read where they are needed.
+// On a GPU, whose threads have few registers, frozen zeros are one of the further stages, and the constants of those
+// are read where they are needed.
+#if defined(__CUDA_ARCH__)
+constexpr ProxStages kFreezes = ProxStages::kChoose;
+#else
+constexpr ProxStages kFreezes = ProxStages::kShrink;
+#endif
+
 template <class A>
 FUSEDREG_HD A fetch(const A& constant) {
 #if defined(__CUDA_ARCH__)
@@ -110,8 +117,9 @@ FUSEDREG_HD A prox_of_penalties(A z, A w_old, const Metric<A>& metric, const Pro
 template <ProxStages kStages, bool kInMetric, class A>
 FUSEDREG_HD A prox(A z, A w_old, const Metric<A>& metric, const ProxConstants<A>& c) {
   if constexpr (kStages == ProxStages::kNone) return z;
-  const bool is_frozen = (w_old == fetch(c.frozen)) & (z == z);  // a NaN is to be seen
   const A x = prox_of_penalties<kStages, kInMetric>(z, w_old, metric, c);
+  if constexpr (kStages < kFreezes) return x;
+  const bool is_frozen = (w_old == fetch(c.frozen)) & (z == z);  // a NaN is to be seen
   return is_frozen ? A(0) : x;
 }
 
@@ -121,7 +129,8 @@ FUSEDREG_HD ProxKind prox_kind(const CommonHyperparameters& common, const Penalt
   const bool in_metric = shrinks && rule_has_metric && penalties.mode() == PenaltyMode::kProximal;
   if (acts && penalties.fades()) return {ProxStages::kFade, in_metric};
   if ((shrinks && penalties.l0 != 0) || penalties.is_boxed()) return {ProxStages::kChoose, in_metric};
-  return {shrinks || penalties.freeze_zeros != 0 ? ProxStages::kShrink : ProxStages::kNone, in_metric};
+  if (penalties.freeze_zeros != 0) return {kFreezes, in_metric};
+  return {shrinks ? ProxStages::kShrink : ProxStages::kNone, in_metric};
 }
 
 // `tau` is the rule's.
