@@ -74,8 +74,8 @@ def both_tables(request, monkeypatch):
 
 
 def steps_before(case: Case) -> int:
-    """The interpreter's pow is numpy's, which may be an ulp off the C library's. In the first of RAdam's rectified steps
-    a small difference of large numbers makes many of it."""
+    """The interpreter's pow is numpy's, which may be an ulp off the C library's. In the first of RAdam's rectified
+    steps a small difference of large numbers makes many of it."""
     return 60 if case.optimizer.spec.name == "radam" else 6
 
 
