@@ -1,4 +1,7 @@
 // Chooses the instruction set. The kernels of the norm and of stage 7 are here; a rule's are in a unit of its own.
+#include <algorithm>
+#include <limits>
+
 #include "kernels.h"
 #include "prefetch.h"
 

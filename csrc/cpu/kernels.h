@@ -51,15 +51,16 @@ using ScoreKernel = void (*)(const Pointers& at, const DTypes&, std::int64_t beg
 using MetricKernel = void (*)(const Pointers& at, const DTypes&, std::int64_t begin, std::int64_t count,
                               const void* constants, void* d, void* floor_ratio);
 
-// Loops over the weights y of one unit, their ridges e and safeguards, in the arithmetic type; see maths/units.h.
+// Loops over the weights y of one unit, their ridges e and floor_ratios f, in the arithmetic type; see maths/units.h.
 struct UnitLoops {
   void (*first)(const void* y, const void* e, std::int64_t count, double* sums);
-  void (*newton)(const void* y, const void* e, std::int64_t count, const UnitRoot& root, double* sums);
-  void (*norm)(const void* y, const void* e, const void* furthest, std::int64_t count, const UnitRoot& root,
+  void (*newton)(const void* y, const void* e, const void* f, std::int64_t count, const UnitRoot& root, double* sums);
+  void (*norm)(const void* y, const void* e, const void* f, std::int64_t count, const UnitRoot& root, double furthest,
                double* sums);
-  void (*apply)(void* y, const void* e, const void* furthest, std::int64_t count, const UnitRoot& root);
-  // Of at most kTileElements: e and the safeguard in place of d and floor_ratio; weights from memory and back.
-  void (*ridge)(void* d, void* floor_ratio, std::int64_t count, const UnitConstants& constants);
+  void (*apply)(void* y, const void* e, const void* f, std::int64_t count, const UnitRoot& root, double furthest);
+  // e of d, in place.
+  void (*add_ridge)(void* d, std::int64_t count, double ridge);
+  // Weights from memory and back, at most kTileElements.
   void (*load)(void* to, const void* from, DType dtype, std::int64_t begin, std::int64_t count);
   void (*store)(void* to, DType dtype, const void* from, std::int64_t begin, std::int64_t count);
 };

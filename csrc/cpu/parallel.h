@@ -16,28 +16,31 @@ constexpr std::int64_t kChunkElements = 32 * 1024;
 // Below this many elements one thread is done before a second one has woken up.
 constexpr std::int64_t kSerialElements = 16 * 1024;
 
+enum class Order { kForward, kBackward };
+
 // Calls body(chunk index, worker) for every chunk, in one parallel region, where `worker` is below the number of
 // threads and no two that run at a time have the same. Threads take the next task when they are free.
 template <class Body>
-void for_each_chunk_of_worker(const WorkList& work, const Body& body) {
-  const auto run_task = [&](std::int64_t task, std::int64_t worker) {
+void for_each_chunk_of_worker(const WorkList& work, Order order, const Body& body) {
+  const auto run_task = [&](std::int64_t turn, std::int64_t worker) {
+    const std::int64_t task = order == Order::kForward ? turn : work.tasks() - 1 - turn;
     for (std::int64_t i = work.task_begin(task); i < work.task_end(task); ++i) body(i, worker);
   };
   const int threads = at::get_num_threads();
   if (threads == 1 || work.elements() <= kSerialElements) {
-    for (std::int64_t task = 0; task < work.tasks(); ++task) run_task(task, 0);
+    for (std::int64_t turn = 0; turn < work.tasks(); ++turn) run_task(turn, 0);
     return;
   }
   std::atomic<std::int64_t> next{0};
   at::parallel_for(0, threads, 1, [&](std::int64_t worker, std::int64_t) {
-    for (std::int64_t task = next++; task < work.tasks(); task = next++) run_task(task, worker);
+    for (std::int64_t turn = next++; turn < work.tasks(); turn = next++) run_task(turn, worker);
   });
 }
 
 // Calls body(chunk index) for every chunk, likewise.
 template <class Body>
 void for_each_chunk(const WorkList& work, const Body& body) {
-  for_each_chunk_of_worker(work, [&](std::int64_t i, std::int64_t) { body(i); });
+  for_each_chunk_of_worker(work, Order::kForward, [&](std::int64_t i, std::int64_t) { body(i); });
 }
 
 }  // namespace fusedreg::cpu

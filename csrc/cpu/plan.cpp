@@ -29,8 +29,11 @@ Plan::Plan(const std::string& rule, const Columns& columns)
     if (!entry.active) continue;
     DTypes& dtypes = work_[i].dtypes;
     dtypes.w = dtypes.g = entry.dtype;
-    for (DType& state : dtypes.state) state = entry.dtype;
     dtypes.converted = entry.dtype != arithmetic_of(entry.dtype);
+    for_each_state(entry.needed, [&](std::size_t k) {
+      dtypes.state[k] = entry.state_dtypes[k];
+      dtypes.converted |= entry.state_dtypes[k] != arithmetic_of(entry.dtype);
+    });
   }
   make_work_list();
 }
@@ -106,6 +109,7 @@ double Plan::sum_of_squares(double inv_grad_scale) {
                                                      signed_inv_grad_scale(common, inv_grad_scale), common.clip_value);
     });
   }
+  has_read_gradients_ = true;
   double sum = 0;
   for (const double partial : partial_sums_) sum += partial;
   return sum;
@@ -169,7 +173,10 @@ void Plan::update(double inv_grad_scale, double clip_coef) {
   {
     const py::gil_scoped_release no_gil;
     scratch_.resize(at::get_num_threads());
-    for_each_chunk_of_worker(work_list_,
+    // The gradients that a norm pass has read last are still in the cache.
+    const Order order = has_read_gradients_ ? Order::kBackward : Order::kForward;
+    has_read_gradients_ = false;
+    for_each_chunk_of_worker(work_list_, order,
                              [&](std::int64_t i, std::int64_t worker) { update_chunk(chunks[i], scratch_[worker]); });
     for (std::size_t i = 0; i < entries_.size(); ++i) {
       if (!entries_[i].active || !work_[i].has_units) continue;

@@ -53,6 +53,7 @@ class __attribute__((visibility("hidden"))) Plan : public Parameters {
   std::size_t constants_stride_;
   std::vector<std::max_align_t> constants_;  // a scalar set after the other
   std::vector<double> partial_sums_;
+  bool has_read_gradients_ = false;   // since the last update
   std::vector<UnitScratch> scratch_;  // of the threads
 };
 

@@ -8,6 +8,7 @@ namespace {
 
 // Neighbours often fall into one bin; counted in turn in several tables, an addition need not wait for the last one.
 constexpr std::int64_t kTables = 4;
+constexpr std::int64_t kBlocksInChunk = kChunkElements / kKeysInBlock;
 using Count = std::uint32_t;
 constexpr std::int64_t kMostElements = std::int64_t{1} << 33;  // that a table can count, whoever counts them
 
@@ -74,72 +75,94 @@ std::int64_t Selection::Parameter::position(std::int64_t place) const {
 
 template <class Body>
 void Selection::for_each_tile(const Chunk& chunk, const Body& body) const {
-  const Parameter& parameter = parameters_[chunk.tensor];
+  for (std::int64_t done = 0; done < chunk.count; done += kTileElements) {
+    score(parameters_[chunk.tensor], chunk.begin + done, std::min(kTileElements, chunk.count - done), body);
+  }
+}
+
+template <class Body>
+void Selection::score(const Parameter& parameter, std::int64_t begin, std::int64_t count, const Body& body) const {
   const bool is_double = parameter.dtypes.w == DType::kFloat64;
   std::uint32_t narrow[kTileElements];
   std::uint64_t wide[kTileElements];
   ScoredTile tile;
-  const auto widen = [](std::uint64_t key) {
-    return bit_cast<std::uint64_t>(static_cast<double>(bit_cast<float>(static_cast<std::uint32_t>(key))));
-  };
-  for (std::int64_t done = 0; done < chunk.count; done += kTileElements) {
-    const std::int64_t begin = chunk.begin + done, count = std::min(kTileElements, chunk.count - done);
-    void* const keys = is_double ? static_cast<void*>(wide) : static_cast<void*>(narrow);
-    parameter.score(parameter.at, parameter.dtypes, begin, count, parameter.constants.data(), keys, tile);
-    if (!wide_) {
-      body(narrow, begin, count, tile);
-      continue;
+  void* const keys = is_double ? static_cast<void*>(wide) : static_cast<void*>(narrow);
+  parameter.score(parameter.at, parameter.dtypes, begin, count, parameter.constants.data(), keys, tile);
+  if (!wide_) return body(narrow, begin, count, tile);
+  if (!is_double) {
+    const auto widen = [](std::uint64_t key) {
+      return bit_cast<std::uint64_t>(static_cast<double>(bit_cast<float>(static_cast<std::uint32_t>(key))));
+    };
+    for (std::int64_t i = 0; i < count; ++i) wide[i] = widen(narrow[i]);
+    for (std::int64_t block = 0; block * kKeysInBlock < count; ++block) {
+      std::uint64_t& least = tile.least[block];
+      least = least == ~std::uint64_t{0} ? least : widen(least);
     }
-    if (!is_double) {
-      for (std::int64_t i = 0; i < count; ++i) wide[i] = widen(narrow[i]);
-      for (std::int64_t block = 0; block * kKeysInBlock < count; ++block) {
-        std::uint64_t& least = tile.least[block];
-        least = least == ~std::uint64_t{0} ? least : widen(least);
-      }
-      tile.largest = widen(tile.largest);
-    }
-    body(wide, begin, count, tile);
+    tile.largest = widen(tile.largest);
   }
+  body(wide, begin, count, tile);
 }
 
 namespace {
 
-// Calls body(place in the tile) for the keys below `end` but those that are 0.
-template <class Key, class Body>
-void for_each_key_below(std::uint64_t end, const Key* keys, std::int64_t count, const ScoredTile& tile,
-                        const Body& body) {
+// Calls body(first, end) for the blocks of a tile that have keys up to `last` but 0.
+template <class Body>
+void for_each_block(std::uint64_t last, std::int64_t count, const ScoredTile& tile, const Body& body) {
   for (std::int64_t first = 0; first < count; first += kKeysInBlock) {
-    if (tile.least[first / kKeysInBlock] >= end) continue;
-    const std::int64_t last = std::min(first + kKeysInBlock, count);
-    for (std::int64_t i = first; i < last; ++i) {
-      if (keys[i] < end && keys[i] != 0) body(i);
-    }
+    if (tile.least[first / kKeysInBlock] <= last) body(first, std::min(first + kKeysInBlock, count));
   }
 }
 
 }  // namespace
 
+// Counts numbers below `bins` in tables of its own for each worker.
+class Selection::Tables {
+ public:
+  explicit Tables(std::int64_t bins) : bins_(bins), counts_(at::get_num_threads() * kTables * bins) {}
+
+  Count* of(std::int64_t worker) { return counts_.data() + worker * kTables * bins_; }
+
+  void count(Count* of, const std::uint32_t* numbers, std::int64_t count) const {
+    std::int64_t i = 0;
+    for (; i + kTables <= count; i += kTables) {
+      for (std::int64_t table = 0; table < kTables; ++table) ++of[table * bins_ + numbers[i + table]];
+    }
+    for (; i < count; ++i) ++of[numbers[i]];
+  }
+
+  void add_to(std::int64_t* sums) const {
+    for (std::size_t i = 0; i < counts_.size(); i += bins_) {
+      for (std::int64_t bin = 0; bin < bins_; ++bin) sums[bin] += counts_[i + bin];
+    }
+  }
+
+ private:
+  std::int64_t bins_;
+  std::vector<Count> counts_;
+};
+
 template <class Body>
-std::vector<std::uint64_t> Selection::count_tiles(const at::Tensor& counts, const Body& body) const {
+std::vector<std::uint64_t> Selection::count_tiles(std::int64_t bins, const at::Tensor& counts, const Body& body) {
   if (!takes(counts)) throw std::invalid_argument("counts are int64, one a bin, on the CPU");
-  const std::int64_t workers = at::get_num_threads();
-  std::vector<Count> tables(workers * kTables * kBins);
   std::int64_t* const sums = counts.data_ptr<std::int64_t>();
   std::vector<std::uint64_t> of_chunks(work_list_.chunks().size()), of_parameters(parameters_.size());
   const py::gil_scoped_release no_gil;
-  for_each_chunk_of_worker(work_list_, [&](std::int64_t i, std::int64_t worker) {
+  Tables tables(bins);
+  least_.resize(of_chunks.size() * kBlocksInChunk);
+  for_each_chunk_of_worker(work_list_, Order::kForward, [&](std::int64_t i, std::int64_t worker) {
     const Chunk& chunk = work_list_.chunks()[i];
-    Count* const its_tables = tables.data() + worker * kTables * kBins;
+    Count* const its_tables = tables.of(worker);
     std::uint64_t largest = 0;
     for_each_tile(chunk, [&](const auto* keys, std::int64_t begin, std::int64_t count, const ScoredTile& tile) {
-      body(keys, begin, count, tile, parameters_[chunk.tensor], its_tables);
+      std::uint32_t numbers[kTileElements];
+      tables.count(its_tables, numbers, body(keys, begin, count, tile, parameters_[chunk.tensor], its_tables, numbers));
       largest = std::max(largest, tile.largest);
+      std::uint32_t* least = &least_[i * kBlocksInChunk + (begin - chunk.begin) / kKeysInBlock];
+      for (std::int64_t k = 0; k * kKeysInBlock < count; ++k) *least++ = leading_bits(tile.least[k]);
     });
     of_chunks[i] = largest;
   });
-  for (std::int64_t table = 0; table < workers * kTables; ++table) {
-    for (std::int64_t bin = 0; bin < kBins; ++bin) sums[bin] += tables[table * kBins + bin];
-  }
+  tables.add_to(sums);
   for (std::size_t i = 0; i < of_chunks.size(); ++i) {
     std::uint64_t& largest = of_parameters[work_list_.chunks()[i].tensor];
     largest = std::max(largest, of_chunks[i]);
@@ -148,36 +171,43 @@ std::vector<std::uint64_t> Selection::count_tiles(const at::Tensor& counts, cons
 }
 
 std::vector<std::uint64_t> Selection::count(int shift, std::uint64_t prefix, std::int64_t end,
-                                            const at::Tensor& counts) const {
+                                            const at::Tensor& counts) {
   if (end < 0 || end > kBins) throw std::invalid_argument("there is no such digit");
-  const bool has_all_bits = shift + 16 >= (wide_ ? 64 : 32);  // none is above the digit
-  const std::uint64_t first = prefix << 16 << shift, last = first + (static_cast<std::uint64_t>(end) << shift);
-  return count_tiles(counts, [&](const auto* keys, std::int64_t, std::int64_t count, const ScoredTile& tile,
-                                 const Parameter&, Count* tables) {
-    if (has_all_bits && end == kBins) {
-      std::int64_t i = 0;
-      for (; i + kTables <= count; i += kTables) {
-        for (std::int64_t table = 0; table < kTables; ++table) ++tables[table * kBins + (keys[i + table] >> shift)];
-      }
-      for (; i < count; ++i) ++tables[keys[i] >> shift];
-      return;
-    }
-    if (first == 0 && end > 0) tables[0] += static_cast<Count>(tile.zeros);
-    for_each_key_below(last, keys, count, tile, [&](std::int64_t i) {
-      if (keys[i] >= first) ++tables[(keys[i] >> shift) & (kBins - 1)];
-    });
-  });
+  const std::uint64_t first = prefix << 16 << shift, last = first + (static_cast<std::uint64_t>(end) << shift) - 1;
+  // Without the keys that are 0, which are counted already.
+  const std::uint64_t from = std::max<std::uint64_t>(first, 1);
+  return count_tiles(end, counts,
+                     [&](const auto* keys, std::int64_t, std::int64_t count, const ScoredTile& tile, const Parameter&,
+                         Count* table, std::uint32_t* digits) {
+                       using Key = std::decay_t<decltype(*keys)>;
+                       if (first == 0 && end > 0) table[0] += static_cast<Count>(tile.zeros);
+                       std::int64_t found = 0;
+                       if (end == 0 || from > last) return found;
+                       const Key lowest = static_cast<Key>(from), width = static_cast<Key>(last - from);  // less 1
+                       for_each_block(last, count, tile, [&](std::int64_t i, std::int64_t block_end) {
+                         for (; i < block_end; ++i) {  // without a branch, which nothing could foretell
+                           digits[found] = static_cast<std::uint32_t>(keys[i] >> shift) & (kBins - 1);
+                           found += static_cast<Key>(keys[i] - lowest) <= width ? 1 : 0;
+                         }
+                       });
+                       return found;
+                     });
 }
 
-void Selection::count_positions(std::uint64_t key, int shift, std::uint64_t prefix, const at::Tensor& counts) const {
-  count_tiles(counts, [&](const auto* keys, std::int64_t begin, std::int64_t count, const ScoredTile& tile,
-                          const Parameter& parameter, Count* tables) {
-    for_each_key_below(key + 1, keys, count, tile, [&](std::int64_t i) {
-      if (keys[i] != key) return;
-      const std::uint64_t leading = static_cast<std::uint64_t>(parameter.position(begin + i)) >> shift;
-      if (leading >> 16 == prefix) ++tables[leading & (kBins - 1)];
-    });
-  });
+void Selection::count_positions(std::uint64_t key, int shift, std::uint64_t prefix, const at::Tensor& counts) {
+  count_tiles(kBins, counts,
+              [&](const auto* keys, std::int64_t begin, std::int64_t count, const ScoredTile& tile,
+                  const Parameter& parameter, Count*, std::uint32_t* digits) {
+                std::int64_t found = 0;
+                for_each_block(key, count, tile, [&](std::int64_t i, std::int64_t end) {
+                  for (; i < end; ++i) {
+                    if (keys[i] != key) continue;
+                    const std::uint64_t leading = static_cast<std::uint64_t>(parameter.position(begin + i)) >> shift;
+                    if (leading >> 16 == prefix) digits[found++] = leading & (kBins - 1);
+                  }
+                });
+                return found;
+              });
 }
 
 std::vector<std::tuple<std::uint64_t, std::int64_t, std::int64_t>> Selection::largest() const {
@@ -212,24 +242,35 @@ std::vector<std::tuple<std::uint64_t, std::int64_t, std::int64_t>> Selection::la
 
 void Selection::zero(std::uint64_t key, std::int64_t position, const std::vector<std::int64_t>& kept) {
   if (kept.size() != parameters_.size()) throw std::invalid_argument("not one kept place a parameter");
+  if (least_.empty()) throw std::logic_error("nothing was counted");
   {
     const py::gil_scoped_release no_gil;
     for_each_chunk(work_list_, [&](std::int64_t c) {
       const Chunk& chunk = work_list_.chunks()[c];
-      Parameter& parameter = parameters_[chunk.tensor];
-      for_each_tile(chunk, [&](const auto* keys, std::int64_t begin, std::int64_t count, const ScoredTile& tile) {
-        visit_dtype(parameter.dtypes.w, [&](auto element) {
-          using T = decltype(element);
-          T* const w = static_cast<T*>(parameter.at.w) + begin;
-          for_each_key_below(key + 1, keys, count, tile, [&](std::int64_t i) {
-            if (keys[i] == key && parameter.position(begin + i) >= position) return;
-            if (begin + i != kept[chunk.tensor]) w[i] = T{};
-          });
-        });
-      });
+      const std::uint32_t* const least = &least_[c * kBlocksInChunk];
+      for (std::int64_t done = 0; done < chunk.count; done += kKeysInBlock) {
+        if (least[done / kKeysInBlock] > leading_bits(key)) continue;  // as most are
+        zero_block(parameters_[chunk.tensor], chunk.begin + done, std::min(kKeysInBlock, chunk.count - done), key,
+                   position, kept[chunk.tensor]);
+      }
     });
   }
   for (const Parameter& parameter : parameters_) bump_version(parameter.w);
+}
+
+void Selection::zero_block(const Parameter& parameter, std::int64_t begin, std::int64_t count, std::uint64_t key,
+                           std::int64_t position, std::int64_t kept) const {
+  score(parameter, begin, count, [&](const auto* keys, std::int64_t, std::int64_t, const ScoredTile&) {
+    visit_dtype(parameter.dtypes.w, [&](auto element) {
+      using T = decltype(element);
+      T* const w = static_cast<T*>(parameter.at.w) + begin;
+      for (std::int64_t i = 0; i < count; ++i) {
+        bool goes = keys[i] < key;
+        if (keys[i] == key && position > 0) goes = parameter.position(begin + i) < position;
+        if (goes && begin + i != kept) w[i] = T{};
+      }
+    });
+  });
 }
 
 }  // namespace fusedreg::cpu

@@ -27,17 +27,17 @@ class __attribute__((visibility("hidden"))) Selection {
   // Adds to counts[digit] the keys whose bits above the digit are `prefix` and whose digit is below `end`; `shift` bits
   // are below the digit. int64, kBins. A small `end` is fast. Returns the largest key of each parameter, 0 where there
   // is none.
-  std::vector<std::uint64_t> count(int shift, std::uint64_t prefix, std::int64_t end, const at::Tensor& counts) const;
+  std::vector<std::uint64_t> count(int shift, std::uint64_t prefix, std::int64_t end, const at::Tensor& counts);
 
   // Likewise of the positions of the weights whose key is `key`.
-  void count_positions(std::uint64_t key, int shift, std::uint64_t prefix, const at::Tensor& counts) const;
+  void count_positions(std::uint64_t key, int shift, std::uint64_t prefix, const at::Tensor& counts);
 
   // For each parameter the largest key, and of the weights that have it the last one's position and its place in
   // memory; -1 where there are no weights.
   std::vector<std::tuple<std::uint64_t, std::int64_t, std::int64_t>> largest() const;
 
   // Zeroes the weights with a smaller key, and those with the same key and a smaller position; in each parameter but
-  // the one at the place `kept`, if that is not -1.
+  // the one at the place `kept`, if that is not -1. After a count.
   void zero(std::uint64_t key, std::int64_t position, const std::vector<std::int64_t>& kept);
 
  private:
@@ -54,18 +54,33 @@ class __attribute__((visibility("hidden"))) Selection {
     std::int64_t position(std::int64_t place) const;
   };
 
-  // Calls body(keys, place of the first, count, what is in them) for each tile of a chunk; keys have 32 bits, or 64.
+  class Tables;
+
+  // Calls body(keys, place of the first, count, what is in them) for at most kTileElements weights; keys have 32 bits,
+  // or 64.
+  template <class Body>
+  void score(const Parameter& parameter, std::int64_t begin, std::int64_t count, const Body& body) const;
+
+  // Likewise for each tile of a chunk.
   template <class Body>
   void for_each_tile(const Chunk& chunk, const Body& body) const;
 
-  // Adds up body(keys, place of the first, count, what is in them, parameter, counts) over all tiles, and returns the
-  // largest keys.
+  // Counts the numbers below `bins` that body(keys, place of the first, count, what is in them, parameter, a table of
+  // counts, numbers) finds in each tile: it writes them and returns how many. Returns the largest keys.
   template <class Body>
-  std::vector<std::uint64_t> count_tiles(const at::Tensor& counts, const Body& body) const;
+  std::vector<std::uint64_t> count_tiles(std::int64_t bins, const at::Tensor& counts, const Body& body);
+
+  void zero_block(const Parameter& parameter, std::int64_t begin, std::int64_t count, std::uint64_t key,
+                  std::int64_t position, std::int64_t kept) const;
+
+  std::uint32_t leading_bits(std::uint64_t key) const { return static_cast<std::uint32_t>(wide_ ? key >> 32 : key); }
 
   bool wide_;
   WorkList work_list_{kChunkElements};
   std::vector<Parameter> parameters_;
+  // The leading bits of the least key but 0 in each block of kKeysInBlock weights of a chunk: few blocks have one that
+  // goes, and the others need no second look.
+  std::vector<std::uint32_t> least_;
 };
 
 }  // namespace fusedreg::cpu

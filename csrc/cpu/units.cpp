@@ -56,15 +56,21 @@ class Panel {
   }
 
  private:
-  static constexpr int kSums = 3;
+  static constexpr int kSums = 4;  // and a largest one, the last
   static bool wants_something(const UnitRoot& root) { return root.wants != UnitRoot::Wants::kNothing; }
 
   std::size_t width() const { return work_.arithmetic == DType::kFloat64 ? sizeof(double) : sizeof(float); }
   std::int64_t begin_of(std::int64_t piece) const { return piece * piece_; }
   std::int64_t size_of(std::int64_t piece) const { return std::min(piece_, size_ - begin_of(piece)); }
 
-  // Where a unit's part of a piece is: its weights, ridges and safeguards.
+  // Where the units are one after the other, and nothing has to be converted, they are worked on in memory.
+  bool is_in_place() const { return work_.layout.outer == 1 && work_.dtypes.w == work_.arithmetic; }
+
+  // Where a unit's part of a piece is: its weights, ridges and floor_ratios.
   char* at(UnitScratch& scratch, int stream, std::int64_t unit, std::int64_t piece) const {
+    if (stream == 0 && is_in_place()) {
+      return static_cast<char*>(work_.at.w) + ((first_ + unit) * size_ + begin_of(piece)) * width();
+    }
     return reinterpret_cast<char*>(scratch.data()) + (stream * count_ * piece_ + unit * size_of(piece)) * width();
   }
 
@@ -83,24 +89,29 @@ class Panel {
 
   void gather(std::int64_t piece, UnitScratch& scratch) const {
     scratch.resize(3 * count_ * piece_);
-    alignas(64) double weights[kTileElements], ridges[kTileElements], furthest[kTileElements];
     const bool in_metric = work_.constants.in_metric;
-    const double ridge = in_metric ? 0 : 1 + work_.constants.ridge;
     if (!in_metric) {
-      fill(ridges, ridge);
-      fill(furthest, INFINITY);
+      fill(at(scratch, 1, 0, piece), 1 + work_.constants.ridge, count_ * size_of(piece));
+      fill(at(scratch, 2, 0, piece), -1, count_ * size_of(piece));
     }
+    if (is_in_place()) {
+      if (!in_metric) return;
+      const std::int64_t from = first_ * size_ + begin_of(piece), count = count_ * size_of(piece);
+      for (std::int64_t done = 0; done < count; done += kTileElements) {
+        take_metric(from + done, std::min(kTileElements, count - done), at(scratch, 1, 0, piece) + done * width(),
+                    at(scratch, 2, 0, piece) + done * width());
+      }
+      return;
+    }
+    alignas(64) double weights[kTileElements], ridges[kTileElements], floor_ratios[kTileElements];
     for_each_segment(piece, [&](std::int64_t from, std::int64_t count, std::int64_t to) {
       for (std::int64_t done = 0; done < count; done += kTileElements) {
         const std::int64_t tile = std::min(kTileElements, count - done);
         work_.loops.load(weights, work_.at.w, work_.dtypes.w, from + done, tile);
-        if (in_metric) {
-          work_.metric(work_.at, work_.dtypes, from + done, tile, work_.step_constants, ridges, furthest);
-          work_.loops.ridge(ridges, furthest, tile, work_.constants);
-        }
+        if (in_metric) take_metric(from + done, tile, ridges, floor_ratios);
         spread(done, tile, [&](std::int64_t unit, std::int64_t place, std::int64_t in_tile, std::int64_t length) {
-          const void* const streams[] = {weights, ridges, furthest};
-          for (int stream = 0; stream < 3; ++stream) {
+          const void* const streams[] = {weights, ridges, floor_ratios};
+          for (int stream = 0; stream < (in_metric ? 3 : 1); ++stream) {
             std::memcpy(at(scratch, stream, unit, piece) + (to + place) * width(),
                         static_cast<const char*>(streams[stream]) + in_tile * width(), length * width());
           }
@@ -109,7 +120,14 @@ class Panel {
     });
   }
 
+  // Ridges and floor_ratios of a tile.
+  void take_metric(std::int64_t from, std::int64_t count, void* ridges, void* floor_ratios) const {
+    work_.metric(work_.at, work_.dtypes, from, count, work_.step_constants, ridges, floor_ratios);
+    if (work_.constants.ridge != 0) work_.loops.add_ridge(ridges, count, work_.constants.ridge);
+  }
+
   void scatter(std::int64_t piece, UnitScratch& scratch) const {
+    if (is_in_place()) return;
     alignas(64) double weights[kTileElements];
     for_each_segment(piece, [&](std::int64_t to, std::int64_t count, std::int64_t from) {
       for (std::int64_t done = 0; done < count; done += kTileElements) {
@@ -136,11 +154,11 @@ class Panel {
     }
   }
 
-  void fill(double* tile, double value) const {
+  void fill(void* to, double value, std::int64_t count) const {
     if (work_.arithmetic == DType::kFloat64) {
-      std::fill_n(tile, kTileElements, value);
+      std::fill_n(static_cast<double*>(to), count, value);
     } else {
-      std::fill_n(reinterpret_cast<float*>(tile), kTileElements, static_cast<float>(value));
+      std::fill_n(static_cast<float*>(to), count, static_cast<float>(value));
     }
   }
 
@@ -151,8 +169,10 @@ class Panel {
       const UnitRoot& root = roots_[unit];
       double* const sums = &partial_[(piece * count_ + unit) * kSums];
       if (root.wants == UnitRoot::Wants::kFirst) work_.loops.first(y, e, size, sums);
-      if (root.wants == UnitRoot::Wants::kSums) work_.loops.newton(y, e, size, root, sums);
-      if (root.wants == UnitRoot::Wants::kNorm) work_.loops.norm(y, e, f, size, root, sums);
+      if (root.wants == UnitRoot::Wants::kSums) work_.loops.newton(y, e, f, size, root, sums);
+      if (root.wants == UnitRoot::Wants::kNorm) {
+        work_.loops.norm(y, e, f, size, root, work_.constants.furthest, sums);
+      }
     }
   }
 
@@ -161,14 +181,16 @@ class Panel {
       UnitRoot& root = roots_[unit];
       double sums[kSums] = {};
       for (std::int64_t piece = 0; piece < pieces(); ++piece) {
-        for (int i = 0; i < kSums; ++i) sums[i] += partial_[(piece * count_ + unit) * kSums + i];
+        const double* const partial = &partial_[(piece * count_ + unit) * kSums];
+        for (int i = 0; i < 3; ++i) sums[i] += partial[i];
+        sums[3] = std::max(sums[3], partial[3]);
       }
       // Half of the digits: the root then has them all.
-      const double precision = work_.arithmetic == DType::kFloat64 ? 1e-10 : 1e-6;
+      const double precision = work_.arithmetic == DType::kFloat64 ? 1e-8 : 1e-4;
       if (root.wants == UnitRoot::Wants::kFirst)
         root.take_first(work_.constants, sums[0], sums[1], precision);
       else if (root.wants == UnitRoot::Wants::kSums)
-        root.take(work_.constants, {sums[0], sums[1], sums[2]});
+        root.take(work_.constants, {sums[0], sums[1], sums[2], sums[3]});
       else if (root.wants == UnitRoot::Wants::kNorm)
         root.take_norm(work_.constants, sums[0]);
     }
@@ -178,7 +200,7 @@ class Panel {
     for (std::int64_t unit = 0; unit < count_; ++unit) {
       if (roots_[unit].is_identity) continue;
       work_.loops.apply(at(scratch, 0, unit, piece), at(scratch, 1, unit, piece), at(scratch, 2, unit, piece),
-                        size_of(piece), roots_[unit]);
+                        size_of(piece), roots_[unit], work_.constants.furthest);
     }
     scatter(piece, scratch);
   }

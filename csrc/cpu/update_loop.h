@@ -19,6 +19,40 @@ FUSEDREG_HD void update_elements(A* w, const A* g, A* const (&state)[kMaxStates]
   }
 }
 
+// The same for at most kBlockBytes of w. The chain of a root, a metric and a division is long; the instructions that
+// wait for it leave a processor no room to work on the elements behind. In two loops, there is.
+template <class U, class A, std::size_t... kI>
+FUSEDREG_HD void update_in_two_loops(A* w, const A* g, A* const (&state)[kMaxStates], std::int64_t count,
+                                     const StepConstants<typename U::Rule, A>& c, std::index_sequence<kI...>) {
+  [[maybe_unused]] A* s[kMaxStates] = {};
+  ((s[kI] = state[kI]), ...);
+  A numerator[kBlockBytes / sizeof(A)], d[kBlockBytes / sizeof(A)], floor_ratio[kBlockBytes / sizeof(A)];
+#pragma GCC ivdep
+  for (std::int64_t i = 0; i < count; ++i) {
+    A weight = w[i], values[kMaxStates] = {};
+    ((values[kI] = s[kI][i]), ...);
+    const Quotient<A> step = U::step(weight, g[i], values, c);
+    ((s[kI][i] = values[kI]), ...);
+    numerator[i] = step.numerator;
+    d[i] = step.metric.d;
+    floor_ratio[i] = step.metric.floor_ratio;
+  }
+#pragma GCC ivdep
+  for (std::int64_t i = 0; i < count; ++i) {
+    w[i] = U::move(w[i], Quotient<A>{numerator[i], {d[i], floor_ratio[i]}}, c);
+  }
+}
+
+template <class U, class A, std::size_t... kI>
+FUSEDREG_HD void update_block(A* w, const A* g, A* const (&state)[kMaxStates], std::int64_t count,
+                              const StepConstants<typename U::Rule, A>& c, std::index_sequence<kI...> states) {
+  if constexpr (U::kInMetric && U::template kIsQuotient<A>) {
+    update_in_two_loops<U>(w, g, state, count, c, states);
+  } else {
+    update_elements<U>(w, g, state, count, c, states);
+  }
+}
+
 // Elements of the arithmetic type, where they are.
 template <class U, class A, std::size_t... kI>
 FUSEDREG_TARGET void update_in_place(A* w, const A* g, A* const (&its_state)[kMaxStates], std::int64_t count,
@@ -35,12 +69,12 @@ FUSEDREG_TARGET void update_in_place(A* w, const A* g, A* const (&its_state)[kMa
       prefetch(g, kAheadBytes, kBlockBytes);
       (prefetch(state[kI], kAheadBytes, kBlockBytes), ...);
     }
-    update_elements<U>(w, g, state, kBlock, c, states);
+    update_block<U>(w, g, state, kBlock, c, states);
     w += kBlock;
     g += kBlock;
     ((state[kI] += kBlock), ...);
   }
-  update_elements<U>(w, g, state, count, c, states);
+  update_block<U>(w, g, state, count, c, states);
 }
 
 template <class A>

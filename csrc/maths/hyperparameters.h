@@ -45,7 +45,8 @@ struct Penalties {
   }
 
   FUSEDREG_HD PenaltyMode mode() const { return static_cast<PenaltyMode>(static_cast<int>(penalty_mode)); }
-  FUSEDREG_HD bool any() const { return l1 != 0 || l2 != 0 || l0 != 0; }
+  FUSEDREG_HD bool shrinks() const { return l1 != 0 || l2 != 0; }
+  FUSEDREG_HD bool any() const { return shrinks() || l0 != 0; }
   FUSEDREG_HD bool fades() const { return l1 != 0 && mcp_gamma != INFINITY; }
   FUSEDREG_HD bool is_boxed() const { return lower != -INFINITY || upper != INFINITY; }
 };

@@ -52,6 +52,22 @@ FUSEDREG_HD A clamp_symmetric(A x, A bound) {
   return x < -bound ? -bound : x;
 }
 
+// A NaN stays NaN.
+template <class A>
+FUSEDREG_HD A clamp(A x, A lower, A upper) {
+  x = x < lower ? lower : x;
+  return x > upper ? upper : x;
+}
+
+// A power of two that brings x, finite and not negative, below 1, and to 1/16 at least if x is normal. It is never 0
+// nor infinite.
+FUSEDREG_HD float inverse_power_of_two(float x) {
+  return bit_cast<float>((254u << 23) - (bit_cast<std::uint32_t>(x) & (252u << 23))) * 0.0625f;
+}
+FUSEDREG_HD double inverse_power_of_two(double x) {
+  return bit_cast<double>((2046ull << 52) - (bit_cast<std::uint64_t>(x) & (2044ull << 52))) * 0.0625;
+}
+
 template <class A>
 FUSEDREG_HD A sign(A x) {
   return static_cast<A>(x > A(0)) - static_cast<A>(x < A(0));

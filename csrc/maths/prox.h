@@ -5,12 +5,13 @@
 
 namespace fusedreg {
 
-// What a kernel's prox can do; each kind can do what those before it can, and is slower.
+// What a kernel's prox can do. Which ones freeze zeros: kFreezes.
 enum class ProxStages {
-  kNone,    // no penalty, or one that enters through the gradient
-  kShrink,  // l1, l2, frozen zeros
-  kChoose,  // the box, and whether a weight is worth l0
-  kFade,    // the minimax concave penalty
+  kNone,             // no penalty, or one that enters through the gradient
+  kShrink,           // l1, l2
+  kSelect,           // the box, and whether a weight is worth l0: no weight is shrunk
+  kShrinkAndSelect,  // both
+  kFade,             // and the minimax concave penalty
 };
 
 struct ProxKind {
@@ -32,6 +33,14 @@ FUSEDREG_HD Metric<A> no_metric() {
   return {A(1)};
 }
 
+// What the step of a rule says that leaves its division to the prox, which has one of its own: w is to move by
+// -numerator / d.
+template <class A>
+struct Quotient {
+  A numerator;
+  Metric<A> metric;
+};
+
 template <class A>
 struct ProxConstants {
   A tau, l1, l2, shrink;
@@ -47,7 +56,7 @@ struct ProxConstants {
 // On a GPU, whose threads have few registers, frozen zeros are one of the further stages, and the constants of those
 // are read where they are needed.
 #if defined(__CUDA_ARCH__)
-constexpr ProxStages kFreezes = ProxStages::kChoose;
+constexpr ProxStages kFreezes = ProxStages::kSelect;
 #else
 constexpr ProxStages kFreezes = ProxStages::kShrink;
 #endif
@@ -61,75 +70,130 @@ FUSEDREG_HD A fetch(const A& constant) {
 #endif
 }
 
-// With the minimax concave penalty. First the best x that is not zero, by the firm threshold; then whether zero is
-// better.
+// The problem of one weight, argmin over x of d (x - z)^2 / (2 tau) + the penalties, times a number > 0.
+template <class A>
+struct ProxProblem {
+  A scaled, ridge, unit;  // d * z, d + tau * l2 and 1, each times that number
+};
+
+// The floor keeps a weight that never saw a gradient (d = eps) from vanishing at once: the penalty moves no weight by
+// more than 2 * tau a step. It is half of the penalty's slope at w_old; more, and the elastic net's solutions are no
+// longer exact.
+template <ProxStages kStages, class A>
+FUSEDREG_HD A prox_metric(const Metric<A>& metric, A w_old, const ProxConstants<A>& c) {
+  const A size = absolute(w_old);
+  A slope = fetch(c.l1);
+  if constexpr (kStages == ProxStages::kFade) {
+    slope = slope - fetch(c.inv_gamma) * size;
+    slope = slope > A(0) ? slope : A(0);
+  }
+  const A floor = A(0.5) * (slope + fetch(c.l2) * size) * metric.floor_ratio;
+  const A d = floor > metric.d ? floor : metric.d;  // in this order: a d that is a NaN stays one
+  // The metric that keeps the problem convex.
+  return kStages == ProxStages::kFade && fetch(c.least_d) > d ? fetch(c.least_d) : d;
+}
+
+// soft(z, tau * l1) / (1 + tau * l2), with tau / d for tau in a metric, multiplied out.
 template <bool kInMetric, class A>
-FUSEDREG_HD A prox_that_fades(A z, A w_old, const Metric<A>& metric, const ProxConstants<A>& c) {
-  A scaled = z, ridge = A(1) + fetch(c.tau) * fetch(c.l2);
-  if constexpr (kInMetric) {
-    // The floor is half of the penalty's slope at w_old, as below; and the metric that keeps the problem convex.
-    const A size = absolute(w_old), fading = fetch(c.l1) - fetch(c.inv_gamma) * size;
-    const A floor = A(0.5) * ((fading > A(0) ? fading : A(0)) + fetch(c.l2) * size);
-    const A d = max_keeping_nan(max_keeping_nan(metric.d, floor * metric.floor_ratio), fetch(c.least_d));
-    scaled = d * z;
-    ridge = d + fetch(c.tau) * fetch(c.l2);
-  }
-  const A threshold = fetch(c.tau) * fetch(c.l1), curvature = ridge - fetch(c.tau_over_gamma);
-  const bool is_flat = absolute(scaled) > fetch(c.firm_up_to) * ridge;
-  const A pulled = is_flat ? scaled : soft_threshold(scaled, threshold);
-  A x =
-      kInMetric ? pulled / (is_flat ? ridge : curvature) : pulled * (is_flat ? fetch(c.shrink) : fetch(c.firm_shrink));
-  if constexpr (kInMetric) x = is_flat & (fetch(c.l2) == A(0)) ? z : x;  // to the bit: d * z / d is not always z
-  x = x < fetch(c.lower) ? fetch(c.lower) : x;
-  x = x > fetch(c.upper) ? fetch(c.upper) : x;
-  const A size = absolute(x), pull = A(2) * absolute(scaled);
+FUSEDREG_HD A shrink(const ProxProblem<A>& of, A pulled, const ProxConstants<A>& c) {
+  return kInMetric ? pulled / of.ridge : pulled * fetch(c.shrink);
+}
+
+template <bool kInMetric, class A>
+FUSEDREG_HD A shrink(const ProxProblem<A>& of, const ProxConstants<A>& c) {
+  return shrink<kInMetric>(of, soft_threshold(of.scaled, fetch(c.tau) * fetch(c.l1) * of.unit), c);
+}
+
+// x, within the box; or zero, where it gains no more than l0 costs. Not where one is a NaN.
+template <bool kInMetric, class A>
+FUSEDREG_HD A shrink_and_select(const ProxProblem<A>& of, const ProxConstants<A>& c) {
+  const A pulled = soft_threshold(of.scaled, fetch(c.tau) * fetch(c.l1) * of.unit);
+  const A x = clamp(shrink<kInMetric>(of, pulled, c), fetch(c.lower), fetch(c.upper)), size = absolute(x);
+  const A gain = size * (A(2) * absolute(pulled) - size * of.ridge);
+  return gain <= fetch(c.l0) * of.unit ? A(0) : x;
+}
+
+// First the best x that is not zero, by the firm threshold; then whether zero is better.
+template <bool kInMetric, class A>
+FUSEDREG_HD A fade(const ProxProblem<A>& of, const ProxConstants<A>& c) {
+  const A size_of_scaled = absolute(of.scaled), threshold = fetch(c.tau) * fetch(c.l1) * of.unit;
+  const A curvature = of.ridge - fetch(c.tau_over_gamma) * of.unit;
+  const bool is_flat = size_of_scaled > fetch(c.firm_up_to) * of.ridge;
+  const A pulled = is_flat ? of.scaled : soft_threshold(of.scaled, threshold);
+  A x = kInMetric ? pulled / (is_flat ? of.ridge : curvature)
+                  : pulled * (is_flat ? fetch(c.shrink) : fetch(c.firm_shrink));
+  x = clamp(x, fetch(c.lower), fetch(c.upper));
+  const A size = absolute(x);
   const bool is_beyond = size > fetch(c.knee);
-  const A gain = size * (pull - (is_beyond ? A(0) : A(2) * threshold) - size * (is_beyond ? ridge : curvature)) -
-                 (is_beyond ? fetch(c.height) : A(0));
-  const bool is_zero = gain <= fetch(c.l0);  // not where one is a NaN
-  return is_zero ? A(0) : x;
+  const A slope = size_of_scaled - (is_beyond ? A(0) : threshold);
+  const A gain = size * (A(2) * slope - size * (is_beyond ? of.ridge : curvature)) -
+                 (is_beyond ? fetch(c.height) * of.unit : A(0));
+  return gain <= fetch(c.l0) * of.unit ? A(0) : x;
 }
 
-// soft(z, tau * l1) / (1 + tau * l2). In a metric d, tau becomes tau / d; multiplied out, it is one division, not two.
-template <ProxStages kStages, bool kInMetric, class A>
-FUSEDREG_HD A prox_of_penalties(A z, A w_old, const Metric<A>& metric, const ProxConstants<A>& c) {
-  if constexpr (kStages == ProxStages::kFade) return prox_that_fades<kInMetric>(z, w_old, metric, c);
-  A scaled = z, ridge = A(1);
-  if constexpr (kInMetric) {
-    // The floor keeps a weight that never saw a gradient (d = eps) from vanishing at once: the penalty moves no
-    // weight by more than 2 * tau a step. With a factor above 1/2 the elastic net's solutions are no longer exact.
-    const A floor = A(0.5) * (c.l1 + c.l2 * absolute(w_old));
-    const A d = max_keeping_nan(metric.d, floor * metric.floor_ratio);
-    scaled = d * z;
-    ridge = d;
-  }
-  const A pulled = soft_threshold(scaled, c.tau * c.l1);
-  ridge = ridge + c.tau * c.l2;
-  A x = kInMetric ? pulled / ridge : pulled * c.shrink;
-  if constexpr (kStages == ProxStages::kShrink) return x;
-  if constexpr (kInMetric) x = (pulled == scaled) & (c.l2 == A(0)) ? z : x;  // to the bit: d * z / d is not always z
-  x = x < fetch(c.lower) ? fetch(c.lower) : x;
-  x = x > fetch(c.upper) ? fetch(c.upper) : x;
-  const A size = absolute(x), gain = size * (A(2) * absolute(pulled) - size * ridge);
-  return gain <= fetch(c.l0) ? A(0) : x;  // not where one is a NaN
+// Without l1 and l2: x is z to the bit, or a bound, or zero.
+template <class A>
+FUSEDREG_HD A select(A z, A d, const ProxConstants<A>& c) {
+  const A x = clamp(z, fetch(c.lower), fetch(c.upper)), size = absolute(x);
+  const A gain = d * (size * (A(2) * absolute(z) - size));
+  return gain <= fetch(c.l0) ? A(0) : x;
 }
 
-template <ProxStages kStages, bool kInMetric, class A>
-FUSEDREG_HD A prox(A z, A w_old, const Metric<A>& metric, const ProxConstants<A>& c) {
-  if constexpr (kStages == ProxStages::kNone) return z;
-  const A x = prox_of_penalties<kStages, kInMetric>(z, w_old, metric, c);
+template <ProxStages kStages, class A>
+FUSEDREG_HD A keep_frozen(A x, A w_old, A z, const ProxConstants<A>& c) {
   if constexpr (kStages < kFreezes) return x;
   const bool is_frozen = (w_old == fetch(c.frozen)) & (z == z);  // a NaN is to be seen
   return is_frozen ? A(0) : x;
 }
 
+template <ProxStages kStages, bool kInMetric, class A>
+FUSEDREG_HD A prox_of_problem(const ProxProblem<A>& problem, A w_old, const ProxConstants<A>& c) {
+  A x;
+  if constexpr (kStages == ProxStages::kShrink) x = shrink<kInMetric>(problem, c);
+  if constexpr (kStages == ProxStages::kShrinkAndSelect) x = shrink_and_select<kInMetric>(problem, c);
+  if constexpr (kStages == ProxStages::kFade) x = fade<kInMetric>(problem, c);
+  return keep_frozen<kStages>(x, w_old, problem.scaled, c);
+}
+
+template <ProxStages kStages, bool kInMetric, class A>
+FUSEDREG_HD A prox(A z, A w_old, const Metric<A>& metric, const ProxConstants<A>& c) {
+  if constexpr (kStages == ProxStages::kNone) {
+    return z;
+  } else if constexpr (kStages == ProxStages::kSelect) {
+    return keep_frozen<kStages>(select(z, kInMetric ? metric.d : A(1), c), w_old, z, c);
+  } else {
+    const A d = kInMetric ? prox_metric<kStages>(metric, w_old, c) : A(1), ridge = d + fetch(c.tau) * fetch(c.l2);
+    return prox_of_problem<kStages, kInMetric>({d * z, ridge, A(1)}, w_old, c);
+  }
+}
+
+// Moves w by a quotient and takes the prox, with one division for both. w_old is w before its decay.
+template <ProxStages kStages, bool kInMetric, class A>
+FUSEDREG_HD A prox_of_quotient(A w, const Quotient<A>& by, A w_old, const ProxConstants<A>& c) {
+  if constexpr (!kInMetric || kStages == ProxStages::kNone || kStages == ProxStages::kSelect) {
+    const A z = w - by.numerator / by.metric.d;
+    return prox<kStages, kInMetric>(z, w_old, by.metric, c);
+  } else {
+    // Multiplied by d once more; by a power of two as well, or the products would leave the range.
+    const A power = inverse_power_of_two(by.metric.d), unit = by.metric.d * power;
+    const A moved = unit * w - by.numerator * power;
+    const A d = prox_metric<kStages>(by.metric, w_old, c), ridge = d + fetch(c.tau) * fetch(c.l2);
+    return prox_of_problem<kStages, kInMetric>({d * moved, ridge * unit, unit}, w_old, c);
+  }
+}
+
 FUSEDREG_HD ProxKind prox_kind(const CommonHyperparameters& common, const Penalties& penalties, bool rule_has_metric) {
   if (common.lr == 0) return {ProxStages::kNone, false};
-  const bool acts = penalties.mode() != PenaltyMode::kSubgradient, shrinks = acts && penalties.any();
-  const bool in_metric = shrinks && rule_has_metric && penalties.mode() == PenaltyMode::kProximal;
+  const bool acts = penalties.mode() != PenaltyMode::kSubgradient, shrinks = acts && penalties.shrinks();
+  const bool selects = (acts && penalties.l0 != 0) || penalties.is_boxed();
+  const bool in_metric = acts && penalties.any() && rule_has_metric && penalties.mode() == PenaltyMode::kProximal;
+  const bool freezes = penalties.freeze_zeros != 0;
   if (acts && penalties.fades()) return {ProxStages::kFade, in_metric};
-  if ((shrinks && penalties.l0 != 0) || penalties.is_boxed()) return {ProxStages::kChoose, in_metric};
-  if (penalties.freeze_zeros != 0) return {kFreezes, in_metric};
+  if (shrinks && (selects || (freezes && kFreezes > ProxStages::kShrink))) {
+    return {ProxStages::kShrinkAndSelect, in_metric};
+  }
+  if (selects) return {ProxStages::kSelect, in_metric};
+  if (freezes) return {kFreezes, in_metric};
   return {shrinks ? ProxStages::kShrink : ProxStages::kNone, in_metric};
 }
 

@@ -48,6 +48,8 @@ struct UnitSums {
   double squares = 0;  // q^2
   double by_r = 0;     // q^2 e t: minus half of the first's derivative by r
   double by_m = 0;     // q^2 t: by m
+  // The largest |y| m t floor_ratio: how far a weight moves, beside what the safeguard allows.
+  double furthest = INFINITY;
 };
 
 // Finds r and m of one unit. It is asked what sums it wants next, and given them, until it is done.
@@ -91,8 +93,10 @@ class UnitRoot {
     const bool is_number = next < INFINITY;
     if (is_number) sought = next > 0 ? next : 0;
     // Steps are quadratic: the next one would be about the square of this.
-    const bool is_done = !is_number || std::abs(sought - before) <= precision_ * sought || ++steps_ == kMostSteps;
-    if (!is_done) return;
+    const bool is_close = std::abs(sought - before) <= precision_ * sought;
+    if (is_number && !is_close && ++steps_ != kMostSteps) return;
+    // Of the root before this step, which was not far.
+    if (!is_projecting_ && is_close && sums.furthest * 1.01 <= c.furthest) is_guarded = false;
     is_projecting_ ? finish() : look_at_norm(c);
   }
 
@@ -127,13 +131,18 @@ class UnitRoot {
   bool is_projecting_ = false;
 };
 
-// A weight, from the root. `furthest` is the safeguard's bound.
+// A weight, from the root.
 template <class A>
-FUSEDREG_HD A unit_prox(A y, A e, A furthest, A r, A m) {
-  const A product = e * r, shrunk = y * (product / (product + m));
-  const A nearest = absolute(y) - furthest;
-  const A x = nearest > absolute(shrunk) ? copy_sign(nearest, y) : shrunk;
+FUSEDREG_HD A unit_prox(A y, A e, A r, A m) {
+  const A product = e * r, x = y * (product / (product + m));
   return x == A(0) ? A(0) : x;
+}
+
+// The same, not farther from y than the safeguard allows; where floor_ratio is not above zero, it allows everything.
+template <class A>
+FUSEDREG_HD A guarded_unit_prox(A y, A e, A furthest, A floor_ratio, A r, A m) {
+  const A shrunk = unit_prox(y, e, r, m), nearest = absolute(y) - furthest / floor_ratio;
+  return (floor_ratio > A(0)) & (nearest > absolute(shrunk)) ? copy_sign(nearest, y) : shrunk;
 }
 
 }  // namespace fusedreg

@@ -10,7 +10,8 @@
 //                                                          in the precision that scalar state i is stored in
 //   fill(constants, lr, hyperparameters, scalar states before the step, and after it as they are stored)
 //                                                          returns the prox's step size tau
-//   step<mask>(w, g, state, constants)                     moves w and the states, returns the metric
+//   step<mask>(w, g, state, constants)                     moves w and the states, returns the metric; or moves the
+//                                                          states alone and returns a Quotient that w is to move by
 //   metric<mask>(state, constants)                         where kHasMetric: the metric, of the states that it is of;
 //                                                          target sparsity calls it, too. It reads of the constants
 //                                                          what depends on the scalar states after the step alone
@@ -53,21 +54,44 @@ FUSEDREG_HD auto finish(A w, A z, A* state, const typename Rule::template Consta
 template <class Rule, StateMask kStates, class A>
 FUSEDREG_HD void finish(A, A, A*, const typename Rule::template Constants<A>&, long) {}
 
-template <class Rule_, StateMask kStates_, ProxStages kProx, bool kInMetric, bool kPenalized>
+template <class Rule_, StateMask kStates_, ProxStages kProx, bool kInMetric_, bool kPenalized>
 struct Update {
   using Rule = Rule_;
   static constexpr StateMask kStates = kStates_;
+  static constexpr bool kInMetric = kInMetric_;
+
+  // What the rule says of a step: a Quotient that w is still to move by, or a Metric, and w has moved.
+  template <class A>
+  using Step = decltype(Rule::template step<kStates_>(std::declval<A&>(), A(), static_cast<A*>(nullptr),
+                                                      std::declval<const typename Rule::template Constants<A>&>()));
+  template <class A>
+  static constexpr bool kIsQuotient = std::is_same_v<Step<A>, Quotient<A>>;
 
   // w, g and state[0 .. kStatesOf<Rule>), those of the mask, in the arithmetic type A.
   template <class A>
   FUSEDREG_HD static void apply(A& w, A g, A* state, const StepConstants<Rule, A>& c) {
-    const A w_old = w;
-    g = transform_gradient<kPenalized>(g, w, c.gradient);                         // stages 1 to 4
-    w = w * c.gradient.w_scale;                                                   // 4, decoupled decay
-    const Metric<A> metric = Rule::template step<kStates_>(w, g, state, c.rule);  // 5
-    const A z = w;
-    w = prox<kProx, kInMetric>(z, w_old, metric, c.prox);  // 6
-    finish<Rule, kStates_>(w, z, state, c.rule, 0);
+    A z = w;
+    const Step<A> its_step = step(z, g, state, c);
+    if constexpr (kIsQuotient<A>) {
+      w = move(w, its_step, c);
+    } else {
+      w = prox<kProx, kInMetric>(z, w, its_step, c.prox);
+      finish<Rule, kStates_>(w, z, state, c.rule, 0);
+    }
+  }
+
+  // Stages 1 to 5.
+  template <class A>
+  FUSEDREG_HD static Step<A> step(A& w, A g, A* state, const StepConstants<Rule, A>& c) {
+    g = transform_gradient<kPenalized>(g, w, c.gradient);       // 1 to 4
+    w = w * c.gradient.w_scale;                                 // 4, decoupled decay
+    return Rule::template step<kStates_>(w, g, state, c.rule);  // 5
+  }
+
+  // What a quotient leaves to do, and stage 6.
+  template <class A>
+  FUSEDREG_HD static A move(A w, const Quotient<A>& by, const StepConstants<Rule, A>& c) {
+    return prox_of_quotient<kProx, kInMetric>(w * c.gradient.w_scale, by, w, c.prox);
   }
 };
 
@@ -86,7 +110,10 @@ FUSEDREG_HD bool visit_update(const Group<Rule>& group, StateMask states, Visito
     }
     if (kind.stages == ProxStages::kShrink) visitor(Update<Rule, kMask, ProxStages::kShrink, kInMetric, kPenalized>{});
     if constexpr (kPenalized) {
-      if (kind.stages == ProxStages::kChoose) visitor(Update<Rule, kMask, ProxStages::kChoose, kInMetric, true>{});
+      if (kind.stages == ProxStages::kSelect) visitor(Update<Rule, kMask, ProxStages::kSelect, kInMetric, true>{});
+      if (kind.stages == ProxStages::kShrinkAndSelect) {
+        visitor(Update<Rule, kMask, ProxStages::kShrinkAndSelect, kInMetric, true>{});
+      }
       if (kind.stages == ProxStages::kFade) visitor(Update<Rule, kMask, ProxStages::kFade, kInMetric, true>{});
     }
   };

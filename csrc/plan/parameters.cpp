@@ -155,6 +155,7 @@ Parameters::Parameters(const RuleInfo& rule, const Columns& columns)
       if (!THPVariable_Check(entry.state_objects[k])) throw std::invalid_argument("a state is not a tensor");
       entry.state[k] = entry.sharded ? local_of(entry.state_objects[k]) : THPVariable_Unpack(entry.state_objects[k]);
       entry.data.state[k] = entry.state[k].data_ptr();
+      entry.state_dtypes[k] = dtype_of(entry.state[k]);
       entry.needed |= StateMask{1} << k;
     }
     if (std::find(rule.variants.begin(), rule.variants.end(), entry.needed) == rule.variants.end()) {
@@ -265,22 +266,23 @@ bool Parameters::bind(Entry& entry, bool may_write_inference) {
   const at::Tensor& grad = entry.grad;
   if (grad.defined() != entry.active) return false;
   if (!entry.active) return true;
-  const auto has_same_shape = [&](const at::Tensor& tensor) {
-    return same(tensor.sizes(), entry.sizes) && tensor.scalar_type() == param.scalar_type();
+  const auto has_same_shape = [&](const at::Tensor& tensor, DType dtype) {
+    return same(tensor.sizes(), entry.sizes) && is_supported(tensor.scalar_type()) && dtype_of(tensor) == dtype &&
+           tensor.is_complex() == param.is_complex();
   };
-  if (param.data_ptr() != entry.data.w || !same(param.strides(), entry.strides) || dtype_of(param) != entry.dtype ||
-      !has_same_shape(param) || (param.is_inference() && !may_write_inference) ||
+  if (param.data_ptr() != entry.data.w || !same(param.strides(), entry.strides) ||
+      !has_same_shape(param, entry.dtype) || (param.is_inference() && !may_write_inference) ||
       !holds(entry.state_dict, entry.state_items)) {
     return false;
   }
-  if (!has_same_shape(grad) || grad.device() != param.device() || grad.layout() != at::kStrided || !has_memory(grad)) {
+  if (!has_same_shape(grad, entry.dtype) || grad.device() != param.device() || grad.layout() != at::kStrided || !has_memory(grad)) {
     return false;
   }
   bool fast = entry.is_dense && same(grad.strides(), entry.strides) && is_plain(grad);
   bool fits = true;
   for_each_state(entry.needed, [&](std::size_t k) {
     const at::Tensor& state = entry.state[k];
-    fits = fits && has_same_shape(state) && state.data_ptr() == entry.data.state[k] &&
+    fits = fits && has_same_shape(state, entry.state_dtypes[k]) && state.data_ptr() == entry.data.state[k] &&
            (may_write_inference || !state.is_inference()) &&
            (!entry.sharded || local_of(entry.state_objects[k]).is_same(state));
     fast = fast && same(state.strides(), entry.strides);

@@ -69,6 +69,7 @@ class __attribute__((visibility("hidden"))) Parameters {  // hidden, as pybind11
     const at::Tensor& param() const { return sharded ? local_of(param_object) : THPVariable_Unpack(param_object); }
     int group;
     DType dtype;
+    DType state_dtypes[kMaxStates];  // which a backend may want to be the same
     bool active;           // has a gradient
     StateMask needed = 0;  // which states the rule needs; the others are undefined tensors and null pointers
     PyObject* state_objects[kMaxStates] = {};

@@ -42,12 +42,10 @@ struct Adagrad : StepCount {
   }
 
   template <StateMask kMask, class A>
-  FUSEDREG_HD static Metric<A> step(A& w, A g, A* state, const Constants<A>& c) {
+  FUSEDREG_HD static Quotient<A> step(A&, A g, A* state, const Constants<A>& c) {
     A& sum = state[0];
     sum = sum + g * g;
-    const Metric<A> its_metric = metric<kMask>(state, c);
-    w = w - c.step_size * (g / its_metric.d);
-    return its_metric;
+    return {c.step_size * g, metric<kMask>(state, c)};
   }
 };
 

@@ -38,14 +38,12 @@ struct Adamax : StepCount {
   }
 
   template <StateMask kMask, class A>
-  FUSEDREG_HD static Metric<A> step(A& w, A g, A* state, const Constants<A>& c) {
+  FUSEDREG_HD static Quotient<A> step(A&, A g, A* state, const Constants<A>& c) {
     A& exp_avg = state[0];
     A& exp_inf = state[1];
     exp_avg = lerp(exp_avg, g, c.one_minus_beta1, c.beta1);
     exp_inf = max_keeping_nan(c.beta2 * exp_inf, absolute(g) + c.eps);
-    const Metric<A> its_metric = metric<kMask>(state, c);
-    w = w - c.step_size * (exp_avg / its_metric.d);
-    return its_metric;
+    return {c.step_size * exp_avg, metric<kMask>(state, c)};
   }
 };
 

@@ -60,14 +60,12 @@ struct NAdam {
   }
 
   template <StateMask kMask, class A>
-  FUSEDREG_HD static Metric<A> step(A& w, A g, A* state, const Constants<A>& c) {
+  FUSEDREG_HD static Quotient<A> step(A&, A g, A* state, const Constants<A>& c) {
     A& exp_avg = state[0];
     A& exp_avg_sq = state[1];
     exp_avg = lerp(exp_avg, g, c.one_minus_beta1, c.beta1);
     exp_avg_sq = c.beta2 * exp_avg_sq + c.one_minus_beta2 * g * g;
-    const Metric<A> its_metric = metric<kMask>(state, c);
-    w = w - (c.share_of_g * g + c.share_of_m * exp_avg) / its_metric.d;
-    return its_metric;
+    return {c.share_of_g * g + c.share_of_m * exp_avg, metric<kMask>(state, c)};
   }
 };
 

@@ -19,6 +19,7 @@ struct RAdam : StepCount {
   template <class A>
   struct Constants {
     A step_size, beta1, one_minus_beta1, beta2, one_minus_beta2, inv_sqrt_bias_correction2, eps, is_rectified;
+    A one;  // by which every kernel divides, or some would contract what others round
   };
 
   template <class A>
@@ -40,25 +41,24 @@ struct RAdam : StepCount {
     c.inv_sqrt_bias_correction2 = static_cast<A>(1 / sqrt(bias_correction2));
     c.eps = static_cast<A>(h.eps);
     c.is_rectified = static_cast<A>(is_rectified);
+    c.one = A(1);
     return tau;
   }
 
   template <StateMask, class A>
   FUSEDREG_HD static Metric<A> metric(const A* state, const Constants<A>& c) {
     // Without a metric there is no floor either: below zero, it never acts.
-    if (c.is_rectified == A(0)) return {A(1), A(-1)};
+    if (c.is_rectified == A(0)) return {c.one, A(-1)};
     return {(square_root(state[1]) + c.eps) * c.inv_sqrt_bias_correction2};
   }
 
   template <StateMask kMask, class A>
-  FUSEDREG_HD static Metric<A> step(A& w, A g, A* state, const Constants<A>& c) {
+  FUSEDREG_HD static Quotient<A> step(A&, A g, A* state, const Constants<A>& c) {
     A& exp_avg = state[0];
     A& exp_avg_sq = state[1];
     exp_avg = lerp(exp_avg, g, c.one_minus_beta1, c.beta1);
     exp_avg_sq = c.beta2 * exp_avg_sq + c.one_minus_beta2 * g * g;
-    const Metric<A> its_metric = metric<kMask>(state, c);
-    w = w - c.step_size * (exp_avg / its_metric.d);
-    return its_metric;
+    return {c.step_size * exp_avg, metric<kMask>(state, c)};
   }
 };
 

@@ -67,7 +67,7 @@ struct RMSprop {
   }
 
   template <StateMask kMask, class A>
-  FUSEDREG_HD static Metric<A> step(A& w, A g, A* state, const Constants<A>& c) {
+  FUSEDREG_HD static auto step([[maybe_unused]] A& w, A g, A* state, const Constants<A>& c) {
     A& square_avg = state[0];
     square_avg = c.alpha * square_avg + c.one_minus_alpha * g * g;
     if constexpr ((kMask & kCentered) != 0) {
@@ -75,10 +75,13 @@ struct RMSprop {
       grad_avg = lerp(grad_avg, g, c.one_minus_alpha, c.alpha);
     }
     const Metric<A> its_metric = metric<kMask>(state, c);
-    A direction = g / its_metric.d;
-    if constexpr ((kMask & kMomentum) != 0) direction = state[1] = c.momentum * state[1] + direction;
-    w = w - c.step_size * direction;
-    return its_metric;
+    if constexpr ((kMask & kMomentum) == 0) {
+      return Quotient<A>{c.step_size * g, its_metric};
+    } else {
+      state[1] = c.momentum * state[1] + g / its_metric.d;
+      w = w - c.step_size * state[1];
+      return its_metric;
+    }
   }
 };
 

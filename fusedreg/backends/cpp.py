@@ -53,6 +53,14 @@ def _rules() -> frozenset[str]:
     return frozenset(extension.rules()) if extension is not None else frozenset()
 
 
+def _state_dtypes(dtype: torch.dtype) -> tuple[torch.dtype, ...]:
+    """What a kernel converts, without a loss, to what it computes in for parameters of ``dtype``."""
+    if dtype.is_complex:
+        return (dtype,)
+    narrow = (torch.float32, torch.bfloat16, torch.float16)
+    return (torch.float64, *narrow) if dtype == torch.float64 else narrow
+
+
 class CppPlan(Plan):
     stays_on_device = False
 
@@ -86,7 +94,7 @@ class CppBackend:
     def rejection(self, spec: RuleSpec, param: Tensor, states: list[Tensor]) -> str | None:
         if spec.name not in _rules():
             return f"it has no kernel for the rule {spec.name!r}"
-        return rejection_of_memory(param, states, "cpu", DTYPES)
+        return rejection_of_memory(param, states, "cpu", DTYPES, _state_dtypes)
 
     def make_plan(self, spec: RuleSpec, entries: list[Entry], differentiable: bool, state: dict[Any, Any]) -> Plan:
         return CppPlan(spec, entries, state)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -96,9 +97,17 @@ def _copy_to_memory(grad: Tensor, like: Tensor) -> Tensor:
 
 
 def rejection_of_memory(
-    param: Tensor, states: list[Tensor], device_type: str, dtypes: tuple[torch.dtype, ...]
+    param: Tensor,
+    states: list[Tensor],
+    device_type: str,
+    dtypes: tuple[torch.dtype, ...],
+    state_dtypes: Callable[[torch.dtype], tuple[torch.dtype, ...]] = lambda dtype: (dtype,),
 ) -> str | None:
-    """Why a backend that works on plain memory of ``device_type`` cannot take a parameter, or None."""
+    """Why a backend that works on plain memory of ``device_type`` cannot take a parameter, or None.
+
+    Args:
+        state_dtypes: those that a state may have, by the dtype of its parameter.
+    """
     if param.device.type != device_type:
         return f"it runs on {device_type.upper()} parameters, and one is on {param.device}"
     if param.dtype not in dtypes:
@@ -106,11 +115,13 @@ def rejection_of_memory(
     for tensor in map(local, (param, *states)):
         if not is_plain(tensor):
             return f"it needs plain memory, and a tensor is a {type(tensor).__name__} of layout {tensor.layout}"
+    allowed = state_dtypes(param.dtype)
     for state in states:
-        if state.dtype != param.dtype or state.shape != param.shape or state.device != param.device:
+        if state.dtype not in allowed or state.shape != param.shape or state.device != param.device:
             return (
-                f"it needs state of the parameter's dtype, shape and device, and one is {state.dtype} of "
-                f"{tuple(state.shape)} on {state.device} beside {param.dtype} of {tuple(param.shape)}"
+                f"it needs state of the parameter's shape and device, and {' or '.join(map(str, allowed))}, and one is "
+                f"{state.dtype} of {tuple(state.shape)} on {state.device} beside {param.dtype} of "
+                f"{tuple(param.shape)} on {param.device}"
             )
         if is_dtensor(state) != is_dtensor(param) or local(state).shape != local(param).shape:
             return "it needs state that is laid out over processes as its parameter is"

@@ -108,8 +108,9 @@ def update(
     inv_grad_scale: Scalar,
     clip_coef: Scalar,
     dtype: torch.dtype | None = None,
+    state_dtypes: Mapping[str, torch.dtype] | None = None,
 ) -> Step:
-    """Stages 1 to 7 for one parameter. Stage 7 is a pass of its own, over what the others have stored in ``dtype``."""
+    """Stages 1 to 7 for one parameter. Stage 7 is a pass of its own, over what the others have stored."""
     g = clip_gradient_value(g, group, inv_grad_scale) * clip_coef
     g = add_penalty_gradients(g, w, group)
     decay = group["lr"] * group["weight_decay"] if group.get("decoupled_weight_decay", False) else 0.0
@@ -118,7 +119,10 @@ def update(
     step = step._replace(w=x, state={**step.state, **step.finish(x, step.w)})
     if not has_units(group) or group["lr"] == 0:
         return step
-    stored = {name: tensor.to(dtype or tensor.dtype).to(tensor.dtype) for name, tensor in step.state.items()}
+    stored = {
+        name: tensor.to((state_dtypes or {}).get(name, tensor.dtype)).to(tensor.dtype)
+        for name, tensor in step.state.items()
+    }
     y = step.w.to(dtype or step.w.dtype).to(step.w.dtype)
     return step._replace(w=prox_of_units(spec, y, step._replace(state=stored), scalars, group))
 
@@ -223,6 +227,7 @@ class ReferencePlan(Plan):
             step.inv_grad_scale,
             step.clip_coef,
             param.dtype,
+            {name: tensor.dtype for name, tensor in states.items()},
         )
         # A parameter may be a view of a leaf, which autograd guards even under no_grad.
         target = param if self.differentiable else param.detach()
