@@ -34,6 +34,12 @@ def is_plain(tensor: Tensor) -> bool:
     )
 
 
+def has_layout_of(param: Tensor, other: Tensor) -> bool:
+    """Whether a tensor of the same shape has its elements in the same order. The stride of a size of 1 says nothing."""
+    strides = zip(param.shape, param.stride(), other.stride(), strict=True)
+    return all(size == 1 or ours == theirs for size, ours, theirs in strides)
+
+
 def has_freed_memory(tensor: Tensor) -> bool:
     return tensor.numel() > 0 and tensor.device.type != "meta" and is_plain(tensor) and tensor.data_ptr() == 0
 
