@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..backends.memory import widest
 from ..rules.spec import Group, RuleSpec, ScalarState, TensorState
 
 
@@ -80,6 +81,9 @@ class Created:
             on_device = on_device or is_fused or bool(group.get("capturable"))
         else:
             on_device = on_device or param.is_cuda
+        is_double = not declared.is_step or (torch.get_default_dtype() == torch.float64 and not is_fused)
+        is_wide = is_double or (isinstance(now, Tensor) and now.dtype == torch.float64)
+        on_device = on_device and not (is_wide and widest(param.device) != torch.float64)
         device = param.device if on_device else torch.device("cpu")
         if declared.accompanies is not None:
             companion = own.get(declared.accompanies)
@@ -93,7 +97,6 @@ class Created:
             if now.device != device and (on_device or now.device != param.device):
                 own[declared.name] = now.to(device)
             return own[declared.name]
-        is_double = not declared.is_step or (torch.get_default_dtype() == torch.float64 and not is_fused)
         dtype = torch.float64 if is_double else torch.float32
         value = float(declared.initial(group) if now is None else now)
         if device.type == "cpu":
