@@ -22,6 +22,7 @@ class Created:
         self._spec = spec
         self._state = state
         self._before: dict[Tensor, dict[str, Any] | None] = {}
+        self._moved: list[tuple[Tensor, Tensor]] = []
 
     def __enter__(self) -> Created:
         return self
@@ -42,6 +43,8 @@ class Created:
         self, param: Tensor, group: Group, scalars_on_device: bool
     ) -> tuple[dict[str, Any], tuple[Tensor | None, ...], tuple[Tensor | None, ...]]:
         """A parameter's state, its tensor states and its scalar states in the spec's order, None where not needed.
+
+        Scalar states that come to another device have their value only after ``copy_moved``.
 
         Args:
             scalars_on_device: step counts stand beside their parameters, whatever the group says.
@@ -71,9 +74,19 @@ class Created:
             own[declared.name] = tensor
         return own[declared.name]
 
-    @staticmethod
+    @torch.no_grad()
+    def copy_moved(self) -> None:
+        """Copies the scalar states that have come to another device, all at once: one by one, each copy would wait."""
+        ways: dict[Any, list[tuple[Tensor, Tensor]]] = {}
+        for before, after in self._moved:
+            ways.setdefault((before.device, after.device, before.dtype), []).append((before, after))
+        for moved in ways.values():
+            there = torch.stack([before.reshape(()) for before, _ in moved]).to(moved[0][1].device)
+            torch._foreach_copy_([after for _, after in moved], list(there.unbind()))
+        self._moved = []
+
     def _scalar_state(
-        declared: ScalarState, own: dict[str, Any], param: Tensor, group: Group, on_device: bool
+        self, declared: ScalarState, own: dict[str, Any], param: Tensor, group: Group, on_device: bool
     ) -> Tensor:
         now = own.get(declared.name)
         is_fused = bool(group.get("fused"))
@@ -95,7 +108,8 @@ class Created:
             if group.get("differentiable") and now.requires_grad and now.is_leaf:
                 raise RuntimeError(f"`requires_grad` is not supported for `{declared.name}` in differentiable mode")
             if now.device != device and (on_device or now.device != param.device):
-                own[declared.name] = now.to(device)
+                own[declared.name] = torch.empty((), dtype=now.dtype, device=device)
+                self._moved.append((now, own[declared.name]))
             return own[declared.name]
         dtype = torch.float64 if is_double else torch.float32
         value = float(declared.initial(group) if now is None else now)

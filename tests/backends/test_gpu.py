@@ -255,6 +255,31 @@ def test_capture_without_capturable_is_refused(backend) -> None:
             optimizer.step()
 
 
+def test_parameters_that_share_a_step_count(backend, monkeypatch) -> None:
+    """It moves twice in a step, as torch's for-loop has it, and not in two blocks at once."""
+    for other in set(backends.BACKENDS) - {backend, "reference"}:
+        monkeypatch.delitem(backends.BACKENDS, other)
+    results = []
+    for cls, options in ((torch.optim.Adam, {"foreach": False}), (FusedRegAdam, {})):
+        params = make_params()
+        optimizer = cls([{"params": params[:1]}, {"params": params[1:]}], lr=0.1, **options)
+        set_grads(params, 0)
+        optimizer.step()
+        optimizer.state[params[1]]["step"] = optimizer.state[params[0]]["step"]
+        optimizer.step()
+        optimizer.step()
+        results.append((params, optimizer.state[params[0]]["step"], optimizer.state[params[2]]["step"]))
+    for ours, theirs in zip(*(result[0] for result in results), strict=True):
+        torch.testing.assert_close(ours, theirs)
+    assert results[0][1:] == results[1][1:] == (5, 3)
+    optimizer._backend = backend
+    optimizer._forget()
+    before = snapshot(optimizer)
+    with pytest.raises(RuntimeError, match=f"backend {backend!r} cannot run: two parameters share a scalar state"):
+        optimizer.step()
+    assert_same_bits(before, snapshot(optimizer))
+
+
 def test_steps_on_a_side_stream(backend) -> None:
     results = []
     for stream in (torch.cuda.current_stream(), torch.cuda.Stream()):
