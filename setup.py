@@ -64,6 +64,7 @@ if not (Path(sysconfig.get_paths()["include"]) / "Python.h").exists():
         (`apt-get install python3-dev`), then build again. {NO_EXTENSION}"""
     )
 
+import cuda_architectures  # noqa: E402
 import rule_units  # noqa: E402
 
 CSRC = Path("csrc").resolve()
@@ -109,7 +110,8 @@ def no_cuda_reason() -> str | None:
             f"{found}: kernels need the same major version. Point CUDA_HOME to a CUDA "
             f"{torch.version.cuda.split('.')[0]} toolkit and install fusedreg again"
         )
-    return None
+    visible = [torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())]
+    return cuda_architectures.reason_against(os.environ.get("TORCH_CUDA_ARCH_LIST"), visible)
 
 
 class Build(BuildExtension):

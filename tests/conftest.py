@@ -12,10 +12,10 @@ from typing import Any
 import hypothesis
 import pytest
 import torch
-from triton_interpreter import INTERPRETING, InterpretedTritonBackend, reason_to_skip
 
 from fusedreg import backends
 from fusedreg.backends.cpp import load_extension
+from fusedreg.backends.triton import is_interpreting, why_not_triton
 
 # For the programs in experiments/. Behind all else: what is tested is the fusedreg that is installed.
 sys.path.append(str(Path(__file__).parents[1]))
@@ -33,11 +33,12 @@ TARGETS = [
 ]
 # The fast backend on the CPU, for suites that name theirs.
 FAST = "cpp"
+INTERPRETING = is_interpreting()
 if INTERPRETING:  # make test-triton
     FAST = "triton"
     TARGETS = [pytest.param(("triton", "cpu"), id="triton")]
-    if reason_to_skip() is None:
-        backends.BACKENDS["triton"] = InterpretedTritonBackend(scalars_on_host=False)
+    if why_not_triton() is None:
+        backends.BACKENDS["triton"] = backends.TritonBackend(scalars_on_host=False)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

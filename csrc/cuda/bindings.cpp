@@ -27,7 +27,15 @@ T* at(Address address) {
 
 using Numbers = const std::int64_t;
 
-void check(int error) {
+// Launches, unless somebody else's error is there: then nothing of this call was done.
+template <class Launch>
+void launch(Launch&& launch) {
+  const int earlier = take_earlier_error();
+  if (earlier != 0) {
+    throw std::runtime_error(std::string("a CUDA call before fusedreg's has failed, and nobody has looked: ") +
+                             error_string(earlier));
+  }
+  const int error = launch();
   if (error != 0) throw std::runtime_error(std::string("fusedreg: a CUDA launch failed: ") + error_string(error));
 }
 
@@ -47,7 +55,7 @@ void squares(const std::string& rule, int dtype, bool aligned, Address rows, std
   const auto clip_value = std::find(info.fields.begin(), info.fields.end(), "clip_value");
   args.clip_value = static_cast<int>(clip_value - info.fields.begin());
   args.partial_sums = at<double>(partial_sums);
-  check(launch_squares(static_cast<DType>(dtype), args, blocks, at<void>(stream)));
+  launch([&] { return launch_squares(static_cast<DType>(dtype), args, blocks, at<void>(stream)); });
 }
 
 void prepare(const std::string& rule, Address sets, std::int64_t set_count, Address scalars, Address constants,
@@ -61,7 +69,7 @@ void prepare(const std::string& rule, Address sets, std::int64_t set_count, Addr
   args.squares = at<const double>(squares);
   args.square_count = square_count;
   args.norm = at<double>(norm);
-  check(kernels.prepare(args, at<void>(stream)));
+  launch([&] { return kernels.prepare(args, at<void>(stream)); });
 }
 
 void update(const std::string& rule, int dtype, StateMask states, bool aligned, Address rows, std::int64_t row_count,
@@ -75,7 +83,7 @@ void update(const std::string& rule, int dtype, StateMask states, bool aligned, 
   args.rows = {at<Numbers>(rows), row_count};
   args.chunks = {at<Numbers>(chunks), chunk_count, aligned};
   args.prepared = at<const void>(constants);
-  check(kernels.update(static_cast<DType>(dtype), states, args, at<void>(stream)));
+  launch([&] { return kernels.update(static_cast<DType>(dtype), states, args, at<void>(stream)); });
 }
 
 py::dict numbers(std::initializer_list<std::pair<const char*, std::int64_t>> pairs) {

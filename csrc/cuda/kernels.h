@@ -27,4 +27,8 @@ int launch_squares(DType dtype, const SquaresArgs& args, int blocks, void* strea
 
 const char* error_string(int error);
 
+// Takes the error that an earlier call of this thread's, by whomever, has left behind; 0 where there is none. A launch
+// that found it would report it as its own.
+int take_earlier_error();
+
 }  // namespace fusedreg::cuda

@@ -22,6 +22,11 @@ int launch_squares(DType dtype, const SquaresArgs& args, int blocks, void* strea
   return cudaGetLastError();
 }
 
+int take_earlier_error() {
+  const cudaError_t error = cudaGetLastError();
+  return error == cudaErrorNotReady ? cudaSuccess : error;  // what a query of a busy stream leaves is no error
+}
+
 const char* error_string(int error) { return cudaGetErrorString(static_cast<cudaError_t>(error)); }
 
 }  // namespace fusedreg::cuda

@@ -33,6 +33,16 @@ bool same(at::IntArrayRef a, const std::vector<std::int64_t>& b) {
   return true;
 }
 
+// Whether two tensors of these sizes have their elements in the same order. The stride of a size of 1 says nothing:
+// channels_last convolutions of 1x1 and their gradients come with different ones.
+bool same_layout(const std::vector<std::int64_t>& sizes, at::IntArrayRef a, const std::vector<std::int64_t>& b) {
+  if (a.size() != sizes.size()) return false;
+  for (std::size_t i = 0; i < sizes.size(); ++i) {
+    if (a[i] != b[i] && sizes[i] > 1) return false;
+  }
+  return true;
+}
+
 template <class Items>
 Items items_of(const py::dict& dict) {
   Items items;
@@ -278,14 +288,14 @@ bool Parameters::bind(Entry& entry, bool may_write_inference) {
   if (!has_same_shape(grad, entry.dtype) || grad.device() != param.device() || grad.layout() != at::kStrided || !has_memory(grad)) {
     return false;
   }
-  bool fast = entry.is_dense && same(grad.strides(), entry.strides) && is_plain(grad);
+  bool fast = entry.is_dense && same_layout(entry.sizes, grad.strides(), entry.strides) && is_plain(grad);
   bool fits = true;
   for_each_state(entry.needed, [&](std::size_t k) {
     const at::Tensor& state = entry.state[k];
     fits = fits && has_same_shape(state, entry.state_dtypes[k]) && state.data_ptr() == entry.data.state[k] &&
            (may_write_inference || !state.is_inference()) &&
            (!entry.sharded || local_of(entry.state_objects[k]).is_same(state));
-    fast = fast && same(state.strides(), entry.strides);
+    fast = fast && same_layout(entry.sizes, state.strides(), entry.strides);
   });
   if (!fits) return false;
   if (fast) {

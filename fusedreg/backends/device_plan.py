@@ -94,8 +94,26 @@ class Kernels(Protocol):
 _kept_for_graphs: list[Tensor] = []
 
 
+def is_gpu(device: torch.device) -> bool:
+    """Whether a device has memory of its own, streams and graphs. Tests pretend that the CPU has."""
+    return device.type != "cpu"
+
+
+def pinned(numel: int) -> Tensor:
+    return torch.empty(numel, dtype=torch.int64, device="cpu", pin_memory=True)
+
+
+def upload(numbers: Tensor, device: torch.device) -> Tensor:
+    """From pinned memory, without waiting for the device."""
+    return numbers.to(device, non_blocking=True)
+
+
 class DeviceTable:
-    """int64 in device memory. They are uploaded where they have changed, to a new place: launches read the old."""
+    """int64 in device memory. They are uploaded where they have changed, to a new place: launches read the old.
+
+    A graph's capture takes what a step before it has uploaded. Only what has changed since then, as the addresses of
+    gradients that the capture itself makes, is uploaded in the graph, in every replay.
+    """
 
     def __init__(self) -> None:
         self._numbers: bytes | None = None
@@ -110,23 +128,23 @@ class DeviceTable:
                 _kept_for_graphs.append(self._on_device)
             return self._on_device
         data = torch.frombuffer(bytearray(numbers or bytes(8)), dtype=torch.int64)
-        self._on_device = data if device.type == "cpu" else self._upload(data, device, capturing)
+        self._on_device = self._upload(data, device, capturing) if is_gpu(device) else data
         # What is uploaded into a graph is there only when the graph is replayed.
         self._numbers, self._stream = (None if capturing else numbers), stream
         return self._on_device
 
     def _upload(self, data: Tensor, device: torch.device, capturing: bool) -> Tensor:
-        # From pageable memory the copy would wait for the device. Pinned memory is better not asked for while a graph
-        # is captured, so there is some to spare, which no copy has been made from yet.
+        # From pageable memory the copy would wait for the device. A capture had better not ask for pinned memory, so
+        # there is some to spare, which no copy has been made from yet.
         if capturing and self._spare is not None and self._spare.numel() >= data.numel():
-            pinned, self._spare = self._spare[: data.numel()], None
+            source, self._spare = self._spare[: data.numel()], None
         else:
-            pinned = torch.empty(data.numel(), dtype=torch.int64, device="cpu", pin_memory=True)
+            source = pinned(data.numel())
         if capturing:
-            _kept_for_graphs.append(pinned)
+            _kept_for_graphs.append(source)
         elif self._spare is None or self._spare.numel() < data.numel():
-            self._spare = torch.empty(data.numel(), dtype=torch.int64, device="cpu", pin_memory=True)
-        return pinned.copy_(data).to(device, non_blocking=True)
+            self._spare = pinned(data.numel())
+        return upload(source.copy_(data), device)
 
 
 class DevicePlan(Plan):
@@ -217,13 +235,13 @@ class DevicePlan(Plan):
             self._made_by.finish_update()
 
     def _guard(self) -> AbstractContextManager[Any]:
-        return torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext()
+        return torch.cuda.device(self._device) if is_gpu(self._device) else nullcontext()
 
     # -- the tables
 
     def _make_tables(self, step: StepScalars) -> StepTables:
         stream, capturing = 0, False
-        if self._device.type == "cuda":
+        if is_gpu(self._device):
             stream, capturing = torch.cuda.current_stream().cuda_stream, torch.cuda.is_current_stream_capturing()
 
         rows, sets = self._made_by.tables()
@@ -235,6 +253,8 @@ class DevicePlan(Plan):
             *self._encode(0.0 if step.found_inf is None else step.found_inf, kept),
             *self._group_scalars,
         ]
+        if capturing:
+            _kept_for_graphs.extend((*kept, *self._kept))
         numbers = {"rows": rows, "chunks": self._chunks, "sets": sets, "scalars": array("q", scalars).tobytes()}
         tables = {
             name: table.put(numbers[name], self._device, stream, capturing) for name, table in self._tables.items()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -33,6 +34,24 @@ def is_plain(tensor: Tensor) -> bool:
         and type(tensor).__torch_dispatch__ is Tensor.__torch_dispatch__
         and not tensor._is_zerotensor()
     )
+
+
+def has_layout_of(param: Tensor, other: Tensor) -> bool:
+    """Whether a tensor of the same shape has its elements in the same order. The stride of a size of 1 says nothing."""
+    strides = zip(param.shape, param.stride(), other.stride(), strict=True)
+    return all(size == 1 or ours == theirs for size, ours, theirs in strides)
+
+
+@functools.cache
+def widest(device: torch.device) -> torch.dtype:
+    """float64, or float32 on a device that has no other: Apple's MPS, some of Intel's."""
+    if device.type in ("cpu", "cuda"):
+        return torch.float64
+    try:
+        torch.zeros((), dtype=torch.float64, device=device).add_(1)
+    except (TypeError, RuntimeError):
+        return torch.float32
+    return torch.float64
 
 
 def has_freed_memory(tensor: Tensor) -> bool:

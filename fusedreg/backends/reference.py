@@ -22,7 +22,7 @@ from ..penalties.spec import Group, Scalar, like, on_host
 from ..penalties.units import UnitProx, as_units, from_units, unit_prox
 from ..rules.spec import RuleSpec, Scalars, Step, number
 from .base import Entry, Plan, StepScalars
-from .memory import is_dtensor, local
+from .memory import is_dtensor, local, widest
 
 # -- the stages
 
@@ -189,8 +189,7 @@ class ReferencePlan(Plan):
         with self._grad_mode():
             for entry, grad in self._active():
                 g = clip_gradient_value(grad, self.groups[entry.group], step.inv_grad_scale)
-                widest = torch.float32 if g.device.type == "mps" else torch.float64
-                total = total.to(g.device) + g.to(widest).square().sum()
+                total = total.to(g.device) + g.to(widest(g.device)).square().sum()
         return total
 
     def update(self, step: StepScalars) -> None:

@@ -17,7 +17,7 @@ from ..hyperparameters import compiled_field_names
 from ..rules.spec import COMMON, RuleSpec
 from .base import Entry, make_columns, objects_held
 from .cpp import load_extension
-from .memory import is_plain, local
+from .memory import has_layout_of, is_plain, local
 
 MAX_STATES, MAX_SCALAR_STATES = 3, 3  # of any rule
 
@@ -153,7 +153,7 @@ class PythonTables(Tables):
             torch.ops.aten.is_non_overlapping_and_dense(param)
             and _is_as_stored(param)
             and _is_as_stored(grad)
-            and all(each.stride() == param.stride() for each in _there(tensors))
+            and all(has_layout_of(param, each) for each in _there(tensors))
         ):
             tensors = [None if each is None else _copy(each) for each in tensors]
             self._staged += zip(map(local, written), _there([tensors[W], *tensors[STATE:]]), strict=True)

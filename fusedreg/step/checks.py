@@ -122,3 +122,14 @@ def parameters_that_share_memory(params: list[Tensor]) -> list[tuple[Tensor, Ten
         if end > farthest_end:
             farthest_end, its_param = end, param
     return found
+
+
+def parameters_that_share_a_scalar(scalars: list[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
+    """Pairs of parameters that have the same memory for a scalar state, out of (parameter, scalar state)."""
+    owner: dict[int, Tensor] = {}
+    found = []
+    for param, scalar in scalars:
+        first = owner.setdefault(scalar.data_ptr(), param)
+        if first is not param:
+            found.append((first, param))
+    return found

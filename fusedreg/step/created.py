@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..backends.memory import widest
 from ..rules.spec import Group, RuleSpec, ScalarState, TensorState
 
 
@@ -21,6 +22,7 @@ class Created:
         self._spec = spec
         self._state = state
         self._before: dict[Tensor, dict[str, Any] | None] = {}
+        self._moved: list[tuple[Tensor, Tensor]] = []
 
     def __enter__(self) -> Created:
         return self
@@ -41,6 +43,8 @@ class Created:
         self, param: Tensor, group: Group, scalars_on_device: bool
     ) -> tuple[dict[str, Any], tuple[Tensor | None, ...], tuple[Tensor | None, ...]]:
         """A parameter's state, its tensor states and its scalar states in the spec's order, None where not needed.
+
+        Scalar states that come to another device have their value only after ``copy_moved``.
 
         Args:
             scalars_on_device: step counts stand beside their parameters, whatever the group says.
@@ -70,9 +74,19 @@ class Created:
             own[declared.name] = tensor
         return own[declared.name]
 
-    @staticmethod
+    @torch.no_grad()
+    def copy_moved(self) -> None:
+        """Copies the scalar states that have come to another device, all at once: one by one, each copy would wait."""
+        ways: dict[Any, list[tuple[Tensor, Tensor]]] = {}
+        for before, after in self._moved:
+            ways.setdefault((before.device, after.device, before.dtype), []).append((before, after))
+        for moved in ways.values():
+            there = torch.stack([before.reshape(()) for before, _ in moved]).to(moved[0][1].device)
+            torch._foreach_copy_([after for _, after in moved], list(there.unbind()))
+        self._moved = []
+
     def _scalar_state(
-        declared: ScalarState, own: dict[str, Any], param: Tensor, group: Group, on_device: bool
+        self, declared: ScalarState, own: dict[str, Any], param: Tensor, group: Group, on_device: bool
     ) -> Tensor:
         now = own.get(declared.name)
         is_fused = bool(group.get("fused"))
@@ -80,6 +94,9 @@ class Created:
             on_device = on_device or is_fused or bool(group.get("capturable"))
         else:
             on_device = on_device or param.is_cuda
+        is_double = not declared.is_step or (torch.get_default_dtype() == torch.float64 and not is_fused)
+        is_wide = is_double or (isinstance(now, Tensor) and now.dtype == torch.float64)
+        on_device = on_device and not (is_wide and widest(param.device) != torch.float64)
         device = param.device if on_device else torch.device("cpu")
         if declared.accompanies is not None:
             companion = own.get(declared.accompanies)
@@ -91,9 +108,9 @@ class Created:
             if group.get("differentiable") and now.requires_grad and now.is_leaf:
                 raise RuntimeError(f"`requires_grad` is not supported for `{declared.name}` in differentiable mode")
             if now.device != device and (on_device or now.device != param.device):
-                own[declared.name] = now.to(device)
+                own[declared.name] = torch.empty((), dtype=now.dtype, device=device)
+                self._moved.append((now, own[declared.name]))
             return own[declared.name]
-        is_double = not declared.is_step or (torch.get_default_dtype() == torch.float64 and not is_fused)
         dtype = torch.float64 if is_double else torch.float32
         value = float(declared.initial(group) if now is None else now)
         if device.type == "cpu":

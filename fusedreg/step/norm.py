@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..backends import DeviceNorm, StepScalars
+from ..backends.memory import widest
 from ..backends.reference import clip_coefficient
 from ..rules.spec import number
 from .plan import Plans
@@ -23,7 +24,7 @@ def clip(
         last_norm: what this returned in the step before.
 
     Returns:
-        The norm. A tensor, float64, may be written by the plans only when they take the step.
+        The norm. A tensor, as wide as its device has them, may be written by the plans only when they take the step.
     """
     sums = [part.plan.sum_of_squares(step) for part in plans.parts]
     if plans.over_processes is not None:
@@ -35,10 +36,11 @@ def clip(
         step.clip_coef = 1.0 if bound == math.inf or bound / (norm + 1e-6) > 1.0 else bound / (norm + 1e-6)
         return norm
     device = next(value.device for value in sums if isinstance(value, Tensor))
+    dtype = widest(device)
     parts = [
-        value.to(device, torch.float64).reshape(-1)
+        value.to(device, dtype).reshape(-1)
         if isinstance(value, Tensor)
-        else torch.tensor([value], dtype=torch.float64, device=device)
+        else torch.tensor([value], dtype=dtype, device=device)
         for value in sums
     ]
     squares = parts[0] if len(parts) == 1 else torch.cat(parts)
@@ -47,7 +49,7 @@ def clip(
     if any(plan.stays_on_device for plan in plans.plans):
         # One buffer for all steps, so that a CUDA graph writes where `grad_norm` reads.
         if not isinstance(last_norm, Tensor) or last_norm.device != device:
-            last_norm = torch.zeros((), dtype=torch.float64, device=device)
+            last_norm = torch.zeros((), dtype=dtype, device=device)
         step.norm = DeviceNorm(squares, limit, last_norm)
         result = last_norm
     if not all(plan.stays_on_device for plan in plans.plans):

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from ..backends.memory import is_dtensor
+from ..backends.memory import is_dtensor, widest
 from ..flat_parameters import is_flat
 
 
@@ -143,10 +143,11 @@ class SumOverProcesses:
             sums: of squares, over this rank's gradients, and how the parameters that they are of are spread.
         """
         device = next((value.device for _, value in sums if isinstance(value, Tensor)), None)
+        dtype = torch.float64 if device is None else widest(device)
         squares: list[float | Tensor] = [0.0] * len(self._partitions)
         for partition, value in sums:
             i = self._partitions.index(partition)
-            squares[i] += value.to(device, torch.float64).sum() if isinstance(value, Tensor) else value
+            squares[i] += value.to(device, dtype).sum() if isinstance(value, Tensor) else value
         for group, places, counts in self._reductions:
             own = [squares[i] if is_counted else 0.0 for i, is_counted in zip(places, counts, strict=True)]
             for i, reduced in zip(places, _all_reduce(own, group, device), strict=True):
@@ -194,7 +195,7 @@ def _all_reduce(numbers: list[float | Tensor], group: Any, device: torch.device 
         own = torch.tensor(numbers, dtype=torch.float64, device="cpu")
     else:
         scalars = [
-            each if isinstance(each, Tensor) else torch.full((), each, dtype=torch.float64, device=device)
+            each if isinstance(each, Tensor) else torch.full((), each, dtype=widest(device), device=device)
             for each in numbers
         ]
         own = torch.stack(scalars)

@@ -14,7 +14,13 @@ from ..backends.memory import is_dtensor, needs_reading, read_gradient
 from ..hyperparameters import Hyperparameters, check_complex
 from ..penalties import MAX_GRAD_NORM, has_units
 from ..rules.spec import RuleSpec
-from .checks import check_gradient, check_states, check_units, parameters_that_share_memory
+from .checks import (
+    check_gradient,
+    check_states,
+    check_units,
+    parameters_that_share_a_scalar,
+    parameters_that_share_memory,
+)
 from .created import Created
 from .partition import Partition, SumOverProcesses, check_norm_is_whole, partition_of
 
@@ -133,6 +139,7 @@ def make_plans(
                 entries.setdefault(key, []).append(entry)
             else:
                 watched.append(Entry(param, index, None))
+    created.copy_moved()
     for entry in watched:
         # By a fast backend, which looks fastest whether a gradient has come; one of the same kind, if there is.
         kind = (entry.param.device, partitions[entry.param] is None, id(entry.param) in gradients)
@@ -165,6 +172,7 @@ def _choose_backends(
 ) -> dict[Tensor, str]:
     """The name of the backend of every parameter that has a gradient."""
     chosen: dict[Tensor, str] = {}
+    scalar_states: list[tuple[Tensor, Tensor]] = []
     for index, group in enumerate(groups):
         check_complex(group)
         if with_units := has_units(group):
@@ -184,8 +192,11 @@ def _choose_backends(
             check_gradient(param, grad, optimizer, index)
             own = state.get(param, {})
             states = [own[name] for name in needed if own.get(name) is not None]
-            check_states(param, states, [own[name] for name in scalars if isinstance(own.get(name), Tensor)])
+            its_scalars = [own[name] for name in scalars if isinstance(own.get(name), Tensor)]
+            check_states(param, states, its_scalars)
             chosen[param] = backends.choose(backend, spec, param, states, differentiable, with_units).name
+            if chosen[param] not in ("cpp", "reference"):  # those go one by one
+                scalar_states += [(param, scalar) for scalar in its_scalars]
     listed = [param for group in groups for param in group["params"]]  # twice, some
     for pair in parameters_that_share_memory([each for each in listed if chosen.get(each, "reference") != "reference"]):
         # They are updated one after the other, as torch does, not side by side.
@@ -195,5 +206,14 @@ def _choose_backends(
                 f"{tuple(pair[0].shape)} and {tuple(pair[1].shape)}"
             )
         backends.log_once("parameters that share memory are stepped one by one, by backend 'reference'")
+        chosen.update(dict.fromkeys(pair, "reference"))
+    for pair in parameters_that_share_a_scalar(scalar_states):
+        # A step count that two of them move is moved twice in a step, one after the other, as torch does.
+        if backend != "auto":
+            raise RuntimeError(
+                f"backend {backend!r} cannot run: two parameters share a scalar state, as a step count, of shapes "
+                f"{tuple(pair[0].shape)} and {tuple(pair[1].shape)} (allowed: a tensor for each)"
+            )
+        backends.log_once("parameters that share a scalar state are stepped one by one, by backend 'reference'")
         chosen.update(dict.fromkeys(pair, "reference"))
     return chosen

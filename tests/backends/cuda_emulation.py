@@ -23,9 +23,9 @@ CSRC, EMULATOR = ROOT / "csrc", ROOT / "tests" / "backends"
 
 
 @functools.cache
-def rule_units() -> ModuleType:
-    """csrc/rule_units.py"""
-    spec = importlib.util.spec_from_file_location("rule_units", CSRC / "rule_units.py")
+def module_in_csrc(name: str) -> ModuleType:
+    """csrc/NAME.py, which setup.py imports."""
+    spec = importlib.util.spec_from_file_location(name, CSRC / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -36,7 +36,7 @@ def rule_units() -> ModuleType:
 @functools.cache
 def build() -> ModuleType:
     folder = ROOT / "build" / "cuda_emulation"
-    units = rule_units().write("cuda", folder, kernels="emulator.h")
+    units = module_in_csrc("rule_units").write("cuda", folder, kernels="emulator.h")
     return cpp_extension.load(
         "fusedreg_cuda_emulation",
         [str(CSRC / "cuda" / "bindings.cpp"), str(EMULATOR / "emulator.cpp"), *units],

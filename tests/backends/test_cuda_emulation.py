@@ -5,13 +5,14 @@ What this does not show is what only a GPU has: threads that run at once, stream
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import math
 import shutil
 
 import pytest
 import torch
-from cuda_emulation import EmulatedCudaBackend
+from cuda_emulation import EmulatedCudaBackend, module_in_csrc
 from cuda_emulation import build as build_emulation
 from helpers import (
     IDS,
@@ -75,6 +76,40 @@ def test_a_rule_without_a_kernel_is_rejected_by_name(emulated) -> None:
 def test_states_without_a_kernel_raise() -> None:
     with pytest.raises(ValueError, match="'adam' has no kernel for these states together"):
         build_emulation().update("adam", 0, 0b101, True, 0, 0, 0, 0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("listed", "visible", "older"),
+    [
+        ("6.1;7.0 8.6+PTX", [(8, 0)], "6.1"),
+        ("Pascal;Ampere", [], "Pascal"),
+        ("7.0;8.0;9.0a;12.0+PTX", [(6, 1)], None),
+        ("Volta", [], None),
+        (None, [(8, 6), (6, 1)], "6.1"),
+        ("native", [(5, 2)], "5.2"),
+        (None, [(9, 0)], None),
+        (None, [], None),
+    ],
+)
+def test_an_architecture_that_is_too_old_is_named_at_build(listed, visible, older) -> None:
+    reason = module_in_csrc("cuda_architectures").reason_against(listed, visible)
+    assert (reason is None) == (older is None)
+    if older is not None:
+        assert f"compute capability 7.0 or newer, and it was to be built for {older} too" in reason
+
+
+@pytest.mark.parametrize("max_grad_norm", [None, 1.0])
+def test_an_error_that_somebody_left_behind_is_not_ours(max_grad_norm, emulated) -> None:
+    params = make_params()
+    optimizer = FusedRegAdam(params, backend="cuda", max_grad_norm=max_grad_norm)
+    run(optimizer, params, 1)
+    before = snapshot(optimizer)
+    ctypes.c_int.in_dll(ctypes.CDLL(build_emulation().__file__), "fusedreg_left_behind").value = 700
+    with pytest.raises(RuntimeError, match=r"a CUDA call before fusedreg's has failed, .*: an emulated error"):
+        optimizer.step()
+    assert_same_bits(before, snapshot(optimizer))
+    optimizer.step()
+    assert optimizer.state[params[0]]["step"] == 2
 
 
 # Modes choose among the same kernels.

@@ -18,11 +18,11 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from cuda_emulation import CSRC, rule_units
+from cuda_emulation import CSRC, module_in_csrc
 from helpers import OPTIMIZER_VARIANTS, variant_of
 
 DTYPES = ("float", "double", "BFloat16", "Float16")
-UNITS = ("squares", *(header for header, _ in rule_units().rules()))
+UNITS = ("squares", *(header for header, _ in module_in_csrc("rule_units").rules()))
 
 pytestmark = pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
 
@@ -60,7 +60,7 @@ def run(*command: str) -> str:
 
 
 def compile_unit(unit: str, architecture: str, folder: Path) -> Compiled:
-    rule_units().write("cuda", folder, "cu")
+    module_in_csrc("rule_units").write("cuda", folder, "cu")
     source = CSRC / "cuda" / "squares.cu" if unit == "squares" else folder / f"cuda_{unit}.cu"
     options = ("-std=c++17", "-O3", "--expt-relaxed-constexpr", f"-I{CSRC}", f"-arch={architecture}", "-Xptxas=-v")
     report = run(

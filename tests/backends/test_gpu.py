@@ -1,9 +1,16 @@
-"""What only a GPU can show: no waiting, CUDA graphs, streams, the norm's bits, several GPUs, AMP."""
+"""What only a GPU can show: no waiting, CUDA graphs, streams, the norm's bits, several GPUs, AMP.
+
+Where there is none, much of it runs on one that the CPU pretends to be (pretend_gpu.py): so the tests themselves are
+tested before the first GPU, and what torch warns of there.
+"""
 
 from __future__ import annotations
 
 import copy
 import inspect
+import shutil
+import warnings
+from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
@@ -20,13 +27,19 @@ from helpers import (
     set_grads,
     snapshot,
 )
+from pretend_gpu import pretend_gpu
 
 from fusedreg import backends
 from fusedreg.backends.device_plan import CHUNK, MAX_PARTIAL_SUMS
 
-pytestmark = pytest.mark.gpu
-
-GPU_BACKENDS = [name for name, backend in backends.BACKENDS.items() if backend.device_type == "cuda"]
+IS_REAL = torch.cuda.is_available()
+GPU = "cuda" if IS_REAL else "cpu"
+GPU_BACKENDS = ["cuda", "triton"] if IS_REAL else ["cuda"]
+pytestmark = [pytest.mark.gpu] if IS_REAL else [pytest.mark.skipif(not shutil.which("c++"), reason="no C++ compiler")]
+# More than one GPU, threads that run at once, and what test_cuda_emulation.py shows already.
+needs_real = pytest.mark.gpu
+only_pretended = pytest.mark.skipif(IS_REAL, reason="it counts on a GPU that is pretended")
+REPLAYS = 100 if IS_REAL else 4
 # A step count is on the device only if the group is capturable; torch's Adagrad cannot be.
 CAPTURABLE = [
     (cls, variant)
@@ -36,47 +49,52 @@ CAPTURABLE = [
 every_optimizer = pytest.mark.parametrize(("cls", "variant"), OPTIMIZER_VARIANTS, ids=IDS)
 
 
+@pytest.fixture
+def gpu():
+    """None where it is real."""
+    with nullcontext() if IS_REAL else pretend_gpu() as gpu, torch.device(GPU):
+        yield gpu
+
+
 @pytest.fixture(params=GPU_BACKENDS)
-def backend(request):
+def backend(request, gpu):
     reason = backends.BACKENDS[request.param].unavailable_reason()
     if reason is not None:
         pytest.skip(f"backend {request.param!r}: {reason}")
-    with torch.device("cuda"):
-        yield request.param
+    return request.param
 
 
-@pytest.fixture
+@contextmanager
 def no_waiting():
     """Any call of torch's that waits for the device raises inside ``with``."""
-
-    class NoWaiting:
-        def __enter__(self):
+    try:
+        with warnings.catch_warnings():  # which comes after the mode is set
+            warnings.filterwarnings("ignore", "Synchronization debug mode is a prototype feature")
             torch.cuda.set_sync_debug_mode("error")
-
-        def __exit__(self, *_):
-            torch.cuda.set_sync_debug_mode("default")
-
-    return NoWaiting()
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 @every_optimizer
 @pytest.mark.parametrize("amp", [False, True], ids=["plain", "amp"])
-def test_no_step_waits_for_the_device(cls, variant, amp, backend, no_waiting) -> None:
+def test_no_step_waits_for_the_device(cls, variant, amp, backend) -> None:
     params = make_params()
     optimizer = cls(params, backend=backend, **regularized(cls, variant))
     for i in range(3):
         set_grads(params, i)
         if amp:
             optimizer.grad_scale, optimizer.found_inf = torch.full((), 4.0), torch.zeros(())
-        with no_waiting:
+        with no_waiting():
             optimizer.step()
 
 
+@needs_real
 @every_optimizer
 @pytest.mark.parametrize("found_inf", [0.0, 1.0, 2.0, float("nan")])
 def test_amp_is_read_on_the_device(cls, variant, found_inf, backend) -> None:
     results = []
-    for name, device in ((backend, "cuda"), ("reference", "cpu")):
+    for name, device in ((backend, GPU), ("reference", "cpu")):
         with torch.device(device):
             params = make_params(dtype=torch.float64)
             optimizer = cls(params, backend=name, **regularized(cls, variant))
@@ -97,7 +115,7 @@ def test_amp_is_read_on_the_device(cls, variant, found_inf, backend) -> None:
 def test_grad_scaler_with_infs(cls, backend) -> None:
     results = []
     options = {"momentum": 0.9} if cls is FusedRegSGD else {}
-    for name, device in ((backend, "cuda"), ("reference", "cpu")):
+    for name, device in ((backend, GPU), ("reference", "cpu")):
         with torch.device(device):
             params = make_params(((6, 3),))
             optimizer = cls(params, lr=0.1, l1=0.01, max_grad_norm=1.0, backend=name, **options)
@@ -118,7 +136,7 @@ def test_grad_scaler_with_infs(cls, backend) -> None:
 @pytest.mark.parametrize("max_grad_norm", [None, 2.0])
 @pytest.mark.parametrize(("cls", "variant"), CAPTURABLE, ids=[f"{cls.__name__}-{name}" for cls, name in CAPTURABLE])
 def test_a_captured_step_replays_as_eager_steps(cls, variant, max_grad_norm, backend) -> None:
-    """100 replays, with the learning rate and the L1 strength changed between them."""
+    """Replays, with the learning rate and the L1 strength changed between them."""
     settings = {**regularized(cls, variant), "max_grad_norm": max_grad_norm, "backend": backend}
     if "capturable" in inspect.signature(cls).parameters:
         settings["capturable"] = True
@@ -136,6 +154,7 @@ def test_a_captured_step_replays_as_eager_steps(cls, variant, max_grad_norm, bac
     eager_params, eager, eager_strengths = make()
     params, captured, strengths = make()
     stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(3):
             captured.step()
@@ -145,11 +164,11 @@ def test_a_captured_step_replays_as_eager_steps(cls, variant, max_grad_norm, bac
         captured.step()
     for _ in range(3):
         eager.step()
-    for i in range(100):
+    for i in range(REPLAYS):
         change(strengths, i)
         change(eager_strengths, i)
         for ours, theirs in zip(params, eager_params, strict=True):
-            ours.grad.normal_(generator=torch.Generator("cuda").manual_seed(i))
+            ours.grad.normal_(generator=torch.Generator(GPU).manual_seed(i))
             theirs.grad.copy_(ours.grad)
         graph.replay()
         eager.step()
@@ -162,13 +181,103 @@ def test_a_captured_step_replays_as_eager_steps(cls, variant, max_grad_norm, bac
     assert_same_bits(snapshot(eager), snapshot(captured))
 
 
+class Captured:
+    """Adam after warm-up steps, with all that a table holds, and a graph of its step."""
+
+    def __init__(self, backend, gpu, new_gradients: bool) -> None:
+        self.gpu, self.params = gpu, make_params(((37, 53), (129,)))
+        strengths = {key: torch.full((), 0.01) for key in ("lr", "l1")}
+        self.optimizer = FusedRegAdam(self.params, backend=backend, capturable=True, max_grad_norm=1.0, **strengths)
+        set_grads(self.params, 0)
+        self.optimizer.step()
+        self.optimizer.step()
+        gpu.did.clear()
+        self.graph = self.capture(new_gradients)
+        self.held = [param.grad for param in self.params]
+
+    def capture(self, new_gradients: bool):
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            if new_gradients:  # as a captured backward pass makes them
+                for param in self.params:
+                    param.grad = param.grad.clone()
+            self.optimizer.step()
+        return graph
+
+
+@only_pretended
+def test_a_capture_uploads_nothing_and_asks_for_no_pinned_memory(backend, gpu) -> None:
+    captured = Captured(backend, gpu, new_gradients=False)
+    assert gpu.did == {}
+    assert len(captured.graph.nodes) == 3  # squares, prepare, update
+
+
+@only_pretended
+def test_a_capture_with_its_own_gradients_uploads_their_addresses_from_memory_pinned_before(backend, gpu) -> None:
+    captured = Captured(backend, gpu, new_gradients=True)
+    assert gpu.did == {"upload in a capture": 1}
+    assert len(captured.graph.nodes) == 4
+    # A step outside of the graph makes ready for the next capture.
+    captured.optimizer.step()
+    gpu.did.clear()
+    captured.capture(new_gradients=True)
+    assert gpu.did == {"upload in a capture": 1}
+
+
+@only_pretended
+@pytest.mark.parametrize("new_gradients", [False, True])
+def test_a_graph_reads_nothing_that_later_steps_have_freed(new_gradients, backend, gpu) -> None:
+    """Its tables, and what they are uploaded from: those of a plan are replaced in every step after the capture."""
+    results = []
+    for is_captured in (True, False):
+        captured = Captured(backend, gpu, new_gradients)
+        for i in range(4):
+            for param, grad in zip(captured.params, captured.held, strict=True):
+                param.grad = grad.copy_(torch.full_like(grad, 0.1 * i))
+            captured.graph.replay() if is_captured else captured.optimizer.step()
+            for param in captured.params:  # at other addresses
+                param.grad = torch.ones_like(param)
+            captured.optimizer.param_groups[0]["l2"] = 0.1 * i
+            captured.optimizer.step()
+            captured.optimizer.param_groups[0]["l2"] = 0.0
+        results.append(snapshot(captured.optimizer))
+    assert_same_bits(*results)
+
+
 def test_capture_without_capturable_is_refused(backend) -> None:
     params = make_params()
     optimizer = FusedRegAdam(params, backend=backend)
     set_grads(params, 0)
     optimizer.step()
-    with pytest.raises(RuntimeError, match="capturable is False"), torch.cuda.graph(torch.cuda.CUDAGraph()):
+    with torch.cuda.graph(torch.cuda.CUDAGraph()):
+        torch.zeros(())  # torch warns of a graph with nothing in it
+        with pytest.raises(RuntimeError, match="capturable is False"):
+            optimizer.step()
+
+
+def test_parameters_that_share_a_step_count(backend, monkeypatch) -> None:
+    """It moves twice in a step, as torch's for-loop has it, and not in two blocks at once."""
+    for other in set(backends.BACKENDS) - {backend, "reference"}:
+        monkeypatch.delitem(backends.BACKENDS, other)
+    results = []
+    for cls, options in ((torch.optim.Adam, {"foreach": False}), (FusedRegAdam, {})):
+        params = make_params()
+        optimizer = cls([{"params": params[:1]}, {"params": params[1:]}], lr=0.1, **options)
+        set_grads(params, 0)
         optimizer.step()
+        optimizer.state[params[1]]["step"] = optimizer.state[params[0]]["step"]
+        optimizer.step()
+        optimizer.step()
+        results.append((params, optimizer.state[params[0]]["step"], optimizer.state[params[2]]["step"]))
+    for ours, theirs in zip(*(result[0] for result in results), strict=True):
+        torch.testing.assert_close(ours, theirs)
+    assert results[0][1:] == results[1][1:] == (5, 3)
+    optimizer._backend = backend
+    optimizer._forget()
+    before = snapshot(optimizer)
+    with pytest.raises(RuntimeError, match=f"backend {backend!r} cannot run: two parameters share a scalar state"):
+        optimizer.step()
+    assert_same_bits(before, snapshot(optimizer))
 
 
 def test_steps_on_a_side_stream(backend) -> None:
@@ -186,6 +295,7 @@ def test_steps_on_a_side_stream(backend) -> None:
     assert_same_bits(*results)
 
 
+@needs_real
 def test_the_norm_and_the_step_have_the_same_bits_in_every_run(backend) -> None:
     results = []
     for _ in range(3):
@@ -199,6 +309,7 @@ def test_the_norm_and_the_step_have_the_same_bits_in_every_run(backend) -> None:
     assert_same_bits(results[0], results[2])
 
 
+@needs_real
 def test_the_norm_of_more_chunks_than_partial_sums(backend) -> None:
     params = make_params([((MAX_PARTIAL_SUMS + 3) * CHUNK + 5,), (3, 5)])
     optimizer = FusedRegAdam(params, backend=backend, max_grad_norm=1.0)
@@ -222,6 +333,7 @@ def test_gradients_at_new_addresses_in_every_step(backend) -> None:
     assert_same_bits(*results)
 
 
+@needs_real
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 def test_parameters_on_two_gpus(backend) -> None:
     results = []
@@ -242,6 +354,7 @@ def make_params_on(device, seed):
         return make_params(seed=seed)
 
 
+@needs_real
 def test_cpu_and_gpu_parameters_in_one_optimizer() -> None:
     results = []
     for devices in (("cuda", "cpu"), ("cpu", "cpu")):
@@ -256,6 +369,7 @@ def test_cpu_and_gpu_parameters_in_one_optimizer() -> None:
     torch.testing.assert_close(results[0][1], results[1][1])
 
 
+@needs_real
 def test_a_checkpoint_moves_between_devices(backend) -> None:
     params = make_params()
     optimizer = FusedRegAdam(params, backend=backend, **REGULARIZED)
@@ -274,6 +388,7 @@ def test_a_checkpoint_moves_between_devices(backend) -> None:
         torch.testing.assert_close(a.detach().cpu(), b.detach(), rtol=1e-5, atol=1e-6)
 
 
+@needs_real
 def test_new_hyperparameters_and_parameters_compile_nothing(backend) -> None:
     if backend != "triton":
         pytest.skip("compiled ahead of time")

@@ -10,7 +10,7 @@ import math
 
 import pytest
 import torch
-from conftest import needs_cpp
+from conftest import INTERPRETING, needs_cpp
 from helpers import (
     IDS,
     OPTIMIZER_VARIANTS,
@@ -28,15 +28,17 @@ from helpers import (
     snapshot,
     variant_of,
 )
-from triton_interpreter import InterpretedTritonBackend, reason_to_skip
 
 from fusedreg import backends
 from fusedreg.backends import tables
 from fusedreg.backends.tables import CompiledTables, PythonTables
+from fusedreg.backends.triton import why_not_triton
 from fusedreg.parity import TOLERANCE_IN_EPS, Case, cases, error_in_eps
 from fusedreg.penalties import PENALTY_MODES
 
-if (REASON := reason_to_skip()) is not None:
+if not INTERPRETING:
+    pytest.skip("runs in Triton's interpreter: make test-triton", allow_module_level=True)
+if (REASON := why_not_triton()) is not None:
     pytest.skip(REASON, allow_module_level=True)
 
 from fusedreg.backends.triton.rules import RULES
@@ -44,12 +46,12 @@ from fusedreg.backends.triton.rules import RULES
 
 @pytest.fixture
 def scalars_on_host(monkeypatch):
-    monkeypatch.setitem(backends.BACKENDS, "triton", InterpretedTritonBackend(scalars_on_host=True))
+    monkeypatch.setitem(backends.BACKENDS, "triton", backends.TritonBackend(scalars_on_host=True))
 
 
 @pytest.fixture
 def scalars_on_device(monkeypatch):
-    monkeypatch.setitem(backends.BACKENDS, "triton", InterpretedTritonBackend(scalars_on_host=False))
+    monkeypatch.setitem(backends.BACKENDS, "triton", backends.TritonBackend(scalars_on_host=False))
 
 
 @pytest.fixture
@@ -552,3 +554,16 @@ def test_a_trial_is_one_update_of_its_own_memory(rule, states, monkeypatch) -> N
     kernel = tuning.Kernel(rule, torch.bfloat16, states, True, True)
     assert tuner.config(kernel, torch.device("cpu"), capturing=False) == tuning.CANDIDATES[0]
     assert configs == list(tuning.CANDIDATES)
+
+
+def test_whoever_asks_for_it_by_name_gets_the_interpreter_and_is_told_once(monkeypatch, caplog) -> None:
+    """As a user has it, who has set TRITON_INTERPRET and no more; "auto" still takes the fastest."""
+    monkeypatch.setattr(backends, "_said", set())
+    monkeypatch.setitem(backends.BACKENDS, "triton", backends.TritonBackend())
+    params = make_params()
+    for _ in range(2):
+        run(FusedRegAdam(params, backend="triton"), params, 1)
+    assert [record.message for record in caplog.records] == [
+        "TRITON_INTERPRET is set: backend 'triton' runs in Triton's interpreter, to be read and not to train"
+    ]
+    assert backends.choose("auto", FusedRegAdam.spec, params[0], [], differentiable=False).name != "triton"

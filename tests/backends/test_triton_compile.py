@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import INTERPRETING
 from helpers import OPTIMIZERS, FusedRegSGD, make_params, regularized, run
-from triton_interpreter import INTERPRETING
 
 from fusedreg import backends
 from fusedreg.backends.triton import why_not_triton

@@ -71,9 +71,11 @@ def test_a_triton_that_does_not_take_the_kernels_is_named(gpu, monkeypatch) -> N
     assert "Triton 9.0.0 does not take the kernels (AttributeError: no div_rn)" in asked_by_name()
 
 
-def test_in_the_interpreter(gpu, monkeypatch) -> None:
+@pytest.mark.skipif(why_not_triton() is not None, reason=why_not_triton() or "")
+def test_the_interpreter_comes_too_late(gpu, monkeypatch) -> None:
+    monkeypatch.setattr("fusedreg.backends.triton.interpreter.has_the_kernels", lambda: False)
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    assert "TRITON_INTERPRET is set" in asked_by_name()
+    assert "TRITON_INTERPRET was set after the kernels were loaded" in asked_by_name()
 
 
 @pytest.mark.skipif(why_not_triton() is not None, reason=why_not_triton() or "")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from triton_interpreter import INTERPRETING
+from conftest import INTERPRETING
 
 from fusedreg.backends.triton import why_not_triton
 

@@ -93,10 +93,8 @@ def sharded(
     backend: str,
 ) -> tuple[list[Tensor], list[Tensor]]:
     if backend in ("triton", "triton, tables in Python"):  # make test-triton
-        from triton_interpreter import InterpretedTritonBackend
-
         device_plan.make_tables = tables.make_tables if backend == "triton" else tables.PythonTables
-        backends.BACKENDS["triton"] = InterpretedTritonBackend(scalars_on_host=False)
+        backends.BACKENDS["triton"] = backends.TritonBackend(scalars_on_host=False)
         backend = "triton"
     shapes = [shape for shape, _, _ in LAYOUTS[layout]]
     places = [(None if mesh is None else meshes[mesh], placements) for _, mesh, placements in LAYOUTS[layout]]

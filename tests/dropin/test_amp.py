@@ -24,6 +24,8 @@ from twin_pairs import (
     one_thread,
 )
 
+from fusedreg.step.created import Created
+
 
 @pytest.fixture(autouse=True)
 def _one_thread():
@@ -396,3 +398,22 @@ def test_only_a_scaler_is_told_that_a_step_unscales(backend) -> None:
     scaler.step(optimizer)
     assert param.grad.tolist() == [8.0] * 3, "the scaler unscaled by itself"
     scaler.update()
+
+
+def test_scalar_states_come_to_the_device_in_one_copy() -> None:
+    """In the first step under a scaler after plain ones. "meta" stands for a GPU: each copy to one would wait."""
+    params = [torch.zeros(3, device="meta") for _ in range(50)]
+    state = {param: {"step": torch.tensor(2.0)} for param in params}
+    group = FusedRegAdam([torch.zeros(2)]).param_groups[0]
+    with torch.autograd.profiler.profile() as profile, Created(FusedRegAdam.spec, state) as created:
+        scalars = [created.state_of(param, group, scalars_on_device=True)[2][0] for param in params]
+        created.copy_moved()
+    assert all(scalar.is_meta and scalar is own["step"] for scalar, own in zip(scalars, state.values(), strict=True))
+    names = [event.name for event in profile.function_events]
+    assert names.count("aten::_to_copy") == 1
+    assert names.count("aten::_foreach_copy_") == 1
+    moved = [(torch.tensor(i, dtype=(torch.float32, torch.float64)[i % 2]), torch.zeros(())) for i in range(5)]
+    created._moved = [(before, after.to(before.dtype)) for before, after in moved]
+    kept = list(created._moved)
+    created.copy_moved()
+    assert [after.item() for _, after in kept] == [0, 1, 2, 3, 4]

@@ -9,6 +9,9 @@ import torch
 from conftest import needs_cpp
 from helpers import OPTIMIZERS, REGULARIZED, FusedRegAdam, FusedRegSGD, make_params, regularized
 
+from fusedreg.backends.base import Entry
+from fusedreg.backends.tables import CompiledTables, PythonTables
+
 pytestmark = needs_cpp
 
 SENTINEL = 12345.0
@@ -146,6 +149,34 @@ def test_channels_last_with_a_contiguous_gradient() -> None:
             optimizer.step()
         results.append(param.detach())
     assert results[0].equal(results[1])
+
+
+def copies_in(do) -> int:
+    with torch.autograd.profiler.profile() as profile:
+        do()
+    return sum(event.name == "aten::copy_" for event in profile.function_events)
+
+
+@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize("format_of_param", ["contiguous", "channels_last"])
+def test_only_strides_that_say_something_are_compared(size, format_of_param) -> None:
+    """A 1x1 convolution is the same in memory in both formats, whatever its strides say: nothing is copied."""
+    strides = {
+        "contiguous": (4 * size * size, size * size, size, 1),
+        "channels_last": (4 * size * size, 1, 4 * size, 4),
+    }
+    its, others = (format_of_param, *(each for each in strides if each != format_of_param))
+    made = [torch.randn(24 * size * size).as_strided((6, 4, size, size), strides[each]) for each in (its, others)]
+    param = torch.nn.Parameter(made[0])
+    optimizer = FusedRegAdam([param], backend="cpp", **REGULARIZED)
+    param.grad = made[1]
+    optimizer.step()
+    assert (copies_in(optimizer.step) > 0) == (size == 3)
+    own = optimizer.state[param]
+    entry = Entry(param, 0, own, (own["exp_avg"], own["exp_avg_sq"], None), (own["step"],))
+    for kind in (CompiledTables, PythonTables):
+        tables = kind(FusedRegAdam.spec, [entry], optimizer.state, True)
+        assert (copies_in(lambda: tables.refresh(None)) > 0) == (size == 3), kind  # noqa: B023
 
 
 def test_expanded_gradient_and_state_of_other_strides() -> None:

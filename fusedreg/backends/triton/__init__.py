@@ -1,7 +1,9 @@
 """The Triton backend: kernels in Python, which Triton compiles on first use. Compiles, not yet run on a GPU.
 
+With TRITON_INTERPRET=1 in the environment it takes CPU parameters instead, for whoever wants to step through a kernel.
+
 The rest of this package is imported only where Triton is there: the maths (maths, rules/, kernels), what it reads
-(scalars), and how it is compiled and launched (compilation, tuning, launch).
+(scalars), how it is compiled and launched (compilation, tuning, launch), and Triton's interpreter (interpreter).
 """
 
 from __future__ import annotations
@@ -44,6 +46,11 @@ def why_not_triton() -> str | None:
     return None
 
 
+def is_interpreting() -> bool:
+    """Whether Triton's interpreter runs the kernels, on CPU parameters."""
+    return os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
+
+
 @functools.cache
 def _capability(device: torch.device) -> tuple[int, int]:
     return torch.cuda.get_device_capability(device)
@@ -52,23 +59,43 @@ def _capability(device: torch.device) -> tuple[int, int]:
 class TritonBackend:
     name = "triton"
     device_type: str | None = "cuda"
+    """In the interpreter too, where it takes CPU parameters only if it is asked for by name."""
     takes_units = False
 
+    def __init__(self, scalars_on_host: bool = True) -> None:
+        """``scalars_on_host`` as in ``make_tables``."""
+        self._scalars_on_host = scalars_on_host
+
     def unavailable_reason(self) -> str | None:
+        if is_interpreting():
+            reason = why_not_triton()
+            if reason is None and not importlib.import_module(f"{__name__}.interpreter").has_the_kernels():
+                reason = "TRITON_INTERPRET was set after the kernels were loaded (allowed: before Python starts)"
+            return reason
         if not torch.cuda.is_available():
-            return "there is no GPU that this torch can use"
-        if os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):
-            return "TRITON_INTERPRET is set, and the interpreter cannot read a GPU's memory through a table of pointers"
+            return "there is no GPU that this torch can use (TRITON_INTERPRET=1 in the environment takes the CPU)"
         return why_not_triton()
 
     def rejection(self, spec: RuleSpec, param: Tensor, states: list[Tensor]) -> str | None:
-        reason = rejection_of_rule(spec) or rejection_of_memory(param, states, "cuda", DTYPES)
-        if reason is None and torch.version.cuda is not None and _capability(param.device) < (8, 0):
+        device_type = "cpu" if is_interpreting() else "cuda"
+        reason = rejection_of_rule(spec) or rejection_of_memory(param, states, device_type, DTYPES)
+        if reason is None and param.is_cuda and torch.version.cuda is not None and _capability(param.device) < (8, 0):
             return f"Triton needs an NVIDIA GPU of compute capability 8.0 or newer, and {param.device} is older"
         return reason
 
     def make_plan(self, spec: RuleSpec, entries: list[Entry], differentiable: bool, state: dict[Any, Any]) -> Plan:
-        return make_plan(spec, entries, state)
+        from ..device_plan import DevicePlan
+        from .launch import TritonKernels
+
+        if is_interpreting():
+            from .. import log_once
+            from .interpreter import correct_the_interpreter
+
+            correct_the_interpreter()
+            log_once(
+                "TRITON_INTERPRET is set: backend 'triton' runs in Triton's interpreter, to be read and not to train"
+            )
+        return DevicePlan(spec, entries, state, TritonKernels(spec), self._scalars_on_host)
 
 
 def rejection_of_rule(spec: RuleSpec) -> str | None:
@@ -76,10 +103,3 @@ def rejection_of_rule(spec: RuleSpec) -> str | None:
     from .rules import RULES
 
     return None if spec.name in RULES else f"it has no kernel for the rule {spec.name!r}"
-
-
-def make_plan(spec: RuleSpec, entries: list[Entry], state: dict[Any, Any], scalars_on_host: bool = True) -> Plan:
-    from ..device_plan import DevicePlan
-    from .launch import TritonKernels
-
-    return DevicePlan(spec, entries, state, TritonKernels(spec), scalars_on_host)
