@@ -20,7 +20,7 @@ from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimize
 
 from . import backends
 from .backends import StepScalars
-from .checkpoints import bring_up_to_date, restore_scalar_states
+from .checkpoints import bring_up_to_date, regroup, restore_scalar_states
 from .hyperparameters import (
     Hyperparameters,
     check_complex,
@@ -147,13 +147,19 @@ class FusedRegOptimizer(Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As the twin's, from either class. Groups that lack our keys keep the ones they have here.
 
+        Where the parameters are those of ``fusedreg.param_groups(model)``, they may have been saved in other groups: in
+        one, as ``torch.optim.Adam(model.parameters())`` has them, or in any whose parameters have names. The strengths
+        and the decay are then this optimizer's own.
+
         Raises:
             ValueError: the state dict does not fit this optimizer's groups, or holds strengths that are not allowed.
         """
 
         # Hooks may change what is loaded; what torch then hands on to __setstate__ is cast to the parameters' dtypes.
-        def remember(_: Optimizer, final: dict[str, Any]) -> None:
-            self._loading = final
+        def remember(_: Optimizer, final: dict[str, Any]) -> dict[str, Any] | None:
+            regrouped = regroup(final, self.param_groups)
+            self._loading = regrouped or final
+            return regrouped
 
         handle = self.register_load_state_dict_pre_hook(remember)
         try:

@@ -38,6 +38,7 @@ __all__ = [
     "has_stages",
     "has_units",
     "of_the_weights",
+    "off",
     "on_gpu",
 ]
 
@@ -190,6 +191,11 @@ def has_units(group: Group) -> bool:
 def of_the_weights() -> tuple[Option, ...]:
     """The options that are about weights, so that biases and the like have none of them."""
     return (*(penalty.option for penalty in (*PENALTIES, *UNIT_PENALTIES)), UNIT, *TARGETS)
+
+
+def off() -> dict[str, Any]:
+    """What a group says of parameters that are spared: no decay, every option about weights at its default."""
+    return {"weight_decay": 0.0, **{option.name: option.default for option in of_the_weights()}}
 
 
 def compiled_fields(group: dict[str, Any]) -> dict[str, Any]:
