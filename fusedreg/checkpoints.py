@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .hyperparameters import check_group, read_old_name
-from .penalties import OPTIONS, off
+from .penalties import OPTIONS, REGULARIZE_MIN_NDIM, off
 from .rules.spec import RuleSpec
 
 if TYPE_CHECKING:
@@ -52,8 +52,8 @@ def regroup(state: dict[str, Any], own_groups: list[dict[str, Any]]) -> dict[str
                 "Invalid state dict: a group of this optimizer has parameters of several saved groups, and these do "
                 "not agree on its options (allowed: the groups as they were saved)"
             )
-        kept = {key: value for key, value in group.items() if key in off() or key in (NAMES, PLACES)}
-        groups.append({**options[0], **kept, "params": [key for _, key in its]} if its else {**group, "params": []})
+        kept = {key: value for key, value in group.items() if key in _not_of_the_rule()}
+        groups.append({**options[0], **kept, "params": [param for _, param in its]} if its else {**group, "params": []})
     return {**state, "param_groups": groups}
 
 
@@ -80,8 +80,12 @@ def _by_key(groups: list[dict[str, Any]], keys: list[list[Any] | None]) -> dict[
 
 
 def _of_the_rule(group: dict[str, Any]) -> dict[str, Any]:
-    """What a group says to a rule: neither of which parameters, nor how they are regularized."""
-    return {key: value for key, value in group.items() if key not in ("params", NAMES, PLACES, *off())}
+    return {key: value for key, value in group.items() if key not in _not_of_the_rule()}
+
+
+def _not_of_the_rule() -> set[str]:
+    """The keys of a group that say which parameters are in it, and how they are regularized."""
+    return {"params", NAMES, PLACES, REGULARIZE_MIN_NDIM.name, *off()}
 
 
 def bring_up_to_date(

@@ -27,6 +27,8 @@ from .hyperparameters import (
     check_group,
     check_one_max_grad_norm,
     read_old_name,
+    spare_small,
+    warn_if_nothing_is_left,
 )
 from .penalties import MAX_GRAD_NORM, OPTIONS, as_python, on_gpu
 from .regularizers import read_keywords, write_docs
@@ -120,7 +122,8 @@ class FusedRegOptimizer(Optimizer):
         check_one_max_grad_norm([*self.param_groups, param_group])
         super().add_param_group(param_group)
         try:
-            check_complex(self.param_groups[-1])
+            for group in spare_small(self.param_groups[-1:]):
+                check_complex(group)
         except ValueError:
             self.param_groups.pop()
             raise
@@ -222,18 +225,20 @@ class FusedRegOptimizer(Optimizer):
         if is_watched:
             plans = None
         gradients = Gradients()
+        groups = spare_small(self.param_groups)
         if self._hyperparameters is None:
             self._hyperparameters = Hyperparameters(self.spec, self.defaults)
+            warn_if_nothing_is_left(self.param_groups, groups)
         hyperparameters = self._hyperparameters
-        changed = hyperparameters.refresh(self.param_groups)
-        if plans is not None and plans.follow(self.param_groups, self.state, hyperparameters, changed, gradients):
+        changed = hyperparameters.refresh(groups)
+        if plans is not None and plans.follow(groups, self.state, hyperparameters, changed, gradients):
             is_taken = self._prepare(plans, step, found_inf)
         else:
             with Created(self.spec, self.state) as created:
                 plans = make_plans(
                     type(self).__name__,
                     self.spec,
-                    self.param_groups,
+                    groups,
                     self.state,
                     hyperparameters,
                     created,

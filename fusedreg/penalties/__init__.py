@@ -25,6 +25,7 @@ __all__ = [
     "PENALTIES",
     "PENALTY_MODE",
     "PENALTY_MODES",
+    "REGULARIZE_MIN_NDIM",
     "TARGETS",
     "UNIT_PENALTIES",
     "Option",
@@ -111,6 +112,18 @@ SPARSITY_UNIT = Option(
 )
 TARGETS = (SPARSITY, SPARSITY_UNIT)
 
+# For groups that a framework makes, of all parameters. It decides who is meant by what stands in a group; nothing below
+# the optimizer knows of it (hyperparameters.spare_small).
+REGULARIZE_MIN_NDIM = Option(
+    "regularize_min_ndim",
+    0,
+    "int",
+    """spares parameters of fewer dimensions every penalty, constraint, target and decay: 2 spares biases and the scales
+    of norm layers, where a framework makes the groups and ``fusedreg.param_groups`` does not. Default: 0, none.""",
+    "a whole number >= 0",
+    lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= 0,
+)
+
 OPTIONS: tuple[Option, ...] = (
     *(each.option for each in (*PENALTIES, *UNIT_PENALTIES)),
     UNIT,
@@ -118,6 +131,7 @@ OPTIONS: tuple[Option, ...] = (
     CLIP_VALUE,
     MAX_GRAD_NORM,
     *TARGETS,
+    REGULARIZE_MIN_NDIM,
 )
 
 
@@ -139,6 +153,7 @@ class Regularizers(TypedDict, total=False):
     max_grad_norm: float | Tensor | None
     sparsity: float | None
     sparsity_unit: str | int | None
+    regularize_min_ndim: int
     backend: str
     norm_group: torch.distributed.ProcessGroup | None
 
