@@ -134,7 +134,7 @@ $(VENV)/.triton: $(VENV)/.test requirements/triton.txt
 # Of its own: what they need is much, and must not decide what the others get. The extension is the one in the folder.
 $(VENV)/.frameworks: requirements/frameworks.txt | $(VENV)/.torch
 	$(PYTHON) -m venv $(FRAMEWORKS)
-	$(FRAMEWORKS)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	$(FRAMEWORKS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-compile -r $<
 	touch $@
 
 $(VENV)/.experiments: $(VENV)/.built requirements/experiments.txt
