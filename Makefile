@@ -11,19 +11,19 @@ EXAMPLES := $(sort $(filter-out examples/_% examples/demo%, $(wildcard examples/
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
 CPP := $(shell find csrc tests experiments -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
-.PHONY: help check test test-triton test-cuda sanitize fuzz lint format typecheck demo examples notebooks docs experiments bench bench-compare gpu-check clean
+.PHONY: help check test test-triton test-cuda test-frameworks sanitize fuzz lint format typecheck demo examples notebooks docs experiments bench bench-compare gpu-check clean
 .NOTPARALLEL: # they install into one environment
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 check: NOTEBOOKS = check
-check: test test-triton test-cuda sanitize lint typecheck demo examples notebooks docs ## what a change must pass
+check: test test-triton test-cuda test-frameworks sanitize lint typecheck demo examples notebooks docs ## what a change must pass
 	$(BIN)/python -m fusedreg info
 
 # Two tests at a time, of different files, which share fixtures.
 AT_A_TIME := -n 2 --dist loadfile --no-loadscope-reorder
-WITH_A_TARGET_OF_THEIR_OWN := tests/test_examples.py tests/backends/test_triton_*.py tests/backends/test_cuda_kernels.py
+WITH_A_TARGET_OF_THEIR_OWN := tests/test_examples.py tests/backends/test_triton_*.py tests/backends/test_cuda_kernels.py tests/frameworks
 test: $(VENV)/.test ## the tests that have no target of their own; PYTEST="-k parity -x" are arguments for pytest
 	$(BIN)/python -m pytest $(AT_A_TIME) $(addprefix --ignore=,$(wildcard $(WITH_A_TARGET_OF_THEIR_OWN))) $(PYTEST)
 
@@ -35,6 +35,11 @@ test-triton: $(VENV)/.triton ## the Triton backend without a GPU, compiled and i
 
 test-cuda: $(VENV)/.test ## compiles the CUDA kernels where nvcc is, without a GPU, and reads what came out
 	$(BIN)/python -m pytest tests/backends/test_cuda_kernels.py $(PYTEST)
+
+FRAMEWORKS := $(VENV)/frameworks
+FRAMEWORKS_PAGE := "tests/test_docs.py::test_snippets_run[docs/frameworks.md]"
+test-frameworks: $(VENV)/.built $(VENV)/.frameworks ## in the frameworks where people train, in an environment of their own
+	$(FRAMEWORKS)/bin/python -m pytest tests/frameworks $(FRAMEWORKS_PAGE) $(PYTEST)
 
 # The suites that reach the farthest into the extension.
 sanitize: $(VENV)/.test ## the extension under AddressSanitizer and UndefinedBehaviorSanitizer
@@ -124,6 +129,12 @@ $(VENV)/.docs: $(VENV)/.built requirements/docs.txt
 
 $(VENV)/.triton: $(VENV)/.test requirements/triton.txt
 	$(PIP) -r requirements/triton.txt
+	touch $@
+
+# Of its own: what they need is much, and must not decide what the others get. The extension is the one in the folder.
+$(VENV)/.frameworks: requirements/frameworks.txt | $(VENV)/.torch
+	$(PYTHON) -m venv $(FRAMEWORKS)
+	$(FRAMEWORKS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-compile -r $<
 	touch $@
 
 $(VENV)/.experiments: $(VENV)/.built requirements/experiments.txt

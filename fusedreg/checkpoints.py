@@ -10,11 +10,82 @@ import torch
 from torch import Tensor
 
 from .hyperparameters import check_group, read_old_name
-from .penalties import OPTIONS
+from .penalties import OPTIONS, REGULARIZE_MIN_NDIM, off
 from .rules.spec import RuleSpec
 
 if TYPE_CHECKING:
     from .optimizer import FusedRegOptimizer
+
+
+# What param_groups says of a group's parameters: their names in the model, as torch has them, and their places in it.
+NAMES, PLACES = "param_names", "param_places"
+
+
+def regroup(state: dict[str, Any], own_groups: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """A state dict whose parameters are grouped otherwise, as one of our own groups; None where that is not called for.
+
+    Parameters are known by their names, where both sides have them, else by their places in the model, which those of
+    one group are in the order of. A strength or decay that is saved for all of a model's parameters was not meant for
+    those that our groups spare: our groups keep theirs.
+
+    Raises:
+        ValueError: a group of ours has parameters of several saved groups, which say different things.
+    """
+    saved = state["param_groups"]
+    fits = [len(group["params"]) for group in saved] == [len(group["params"]) for group in own_groups]
+    if fits and not all(PLACES in group for group in own_groups):
+        return None  # torch goes by the order, whatever the names
+    for keys_of in (_names,) if fits else (_names, _places):
+        theirs, ours = keys_of(saved), keys_of(own_groups)
+        if theirs is not None and ours is not None and theirs.keys() == ours.keys():
+            break
+    else:
+        return None
+    if fits and list(theirs) == list(ours):
+        return None
+    groups = []
+    for group in own_groups:
+        its = [theirs[key] for key, (owner, _) in ours.items() if owner is group]
+        options = [_of_the_rule(owner) for owner, _ in its]
+        if any(each != options[0] for each in options):
+            raise ValueError(
+                "Invalid state dict: a group of this optimizer has parameters of several saved groups, and these do "
+                "not agree on its options (allowed: the groups as they were saved)"
+            )
+        kept = {key: value for key, value in group.items() if key in _not_of_the_rule()}
+        groups.append({**options[0], **kept, "params": [param for _, param in its]} if its else {**group, "params": []})
+    return {**state, "param_groups": groups}
+
+
+def _names(groups: list[dict[str, Any]]) -> dict[Any, tuple[dict[str, Any], Any]] | None:
+    """Each parameter's group, and what its group has it by, by its name; None where the groups do not say."""
+    return _by_key(groups, [group.get(NAMES) for group in groups])
+
+
+def _places(groups: list[dict[str, Any]]) -> dict[Any, tuple[dict[str, Any], Any]] | None:
+    """Likewise by its place in the model."""
+    if len(groups) == 1 and PLACES not in groups[0]:
+        return _by_key(groups, [list(range(len(groups[0]["params"])))])
+    found = _by_key(groups, [group.get(PLACES) for group in groups])
+    return None if found is None or sorted(found) != list(range(len(found))) else found  # of several models
+
+
+def _by_key(groups: list[dict[str, Any]], keys: list[list[Any] | None]) -> dict[Any, tuple[dict[str, Any], Any]] | None:
+    found = {}
+    for group, its_keys in zip(groups, keys, strict=True):
+        if its_keys is None or len(its_keys) != len(group["params"]):
+            return None
+        found.update({key: (group, param) for key, param in zip(its_keys, group["params"], strict=True)})
+    return found if len(found) == sum(len(group["params"]) for group in groups) else None
+
+
+def _of_the_rule(group: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in group.items() if key not in _not_of_the_rule()}
+
+
+def _not_of_the_rule() -> set[str]:
+    """The keys of a group that say which parameters are in it, and how they are regularized."""
+    return {"params", NAMES, PLACES, REGULARIZE_MIN_NDIM.name, *off()}
 
 
 def bring_up_to_date(
@@ -36,9 +107,14 @@ def bring_up_to_date(
                 "StateDictOptions(flatten_optimizer_state_dict=True), which saves each parameter's)"
             )
         read_old_name(group)
-        own = own_groups[i] if i < len(own_groups) else defaults
+        is_own = i >= len(own_groups)  # as when a copy is made
+        own = defaults if is_own else own_groups[i]
         for option in OPTIONS:
             group.setdefault(option.name, own.get(option.name, option.default))
+        if PLACES in own:  # facts of this optimizer's parameters, whatever a checkpoint says of its own
+            group.update({key: own[key] for key in (NAMES, PLACES) if key in own})
+        elif not is_own:
+            group.pop(PLACES, None)
     for group in groups:
         check_group(spec, group)
     for group in groups:
@@ -95,7 +171,7 @@ def torch_twin(optimizer: FusedRegOptimizer) -> torch.optim.Optimizer:
     twin = optimizer.spec.twin
     if twin is None:
         raise ValueError(f"{type(optimizer).__name__} has no twin in torch.optim")
-    ours = {option.name for option in OPTIONS}
+    ours = {NAMES, PLACES, *(option.name for option in OPTIONS)}
     groups = [{key: value for key, value in group.items() if key not in ours} for group in optimizer.param_groups]
     known = inspect.signature(twin).parameters
     return twin(groups, **{key: value for key, value in optimizer.defaults.items() if key in known})

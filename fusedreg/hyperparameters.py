@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import operator
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -10,14 +11,17 @@ from typing import Any
 
 from torch import Tensor
 
+from .flat_parameters import is_flat
 from .penalties import (
     MAX_GRAD_NORM,
     OPTIONS,
     PENALTIES,
+    REGULARIZE_MIN_NDIM,
     UNIT_PENALTIES,
     check_together,
     compiled_fields,
     has_units,
+    off,
     on_gpu,
 )
 from .rules.spec import COMMON, RuleSpec, number
@@ -31,6 +35,50 @@ def read_old_name(group: dict[str, Any]) -> None:
         message = f"{OLD_NAME!r} is now called 'penalty_mode'; the old name will not be read after 0.1.0"
         warnings.warn(message, DeprecationWarning, stacklevel=5)  # whoever calls an optimizer's constructor
         group["penalty_mode"] = group.pop(OLD_NAME)
+
+
+def spare_small(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The groups as ``regularize_min_ndim`` means them: parameters that it spares are in groups of their own, behind
+    all others, in which nothing regularizes. The groups themselves, where it spares none.
+
+    Raises:
+        ValueError: it is not allowed, or asked of parameters of FSDP1, whose dimensions are gone.
+    """
+    key = REGULARIZE_MIN_NDIM.name
+    if not any(group.get(key) for group in groups):
+        return groups
+    large, small = [], []
+    for index, group in enumerate(groups):
+        least = group.get(key, 0)
+        REGULARIZE_MIN_NDIM.check(least)
+        if least and any(map(is_flat, group["params"])):
+            raise ValueError(
+                f"Invalid {key} value: {least} for parameters of FullyShardedDataParallel, which are flat (allowed: 0, "
+                "and fusedreg.param_groups(model))"
+            )
+        is_large = [param.ndim >= least for param in group["params"]]
+        if all(is_large):
+            large.append(group)
+            continue
+        lists = [each for each in ("params", "param_names") if each in group]
+        large.append({**group, **{each: list(itertools.compress(group[each], is_large)) for each in lists}})
+        is_small = [not each for each in is_large]
+        spared: dict[str, Any] = {each: list(itertools.compress(group[each], is_small)) for each in lists}
+        small.append({**group, **off(), **spared, "param_group": index})
+    return large + small
+
+
+def warn_if_nothing_is_left(groups: list[dict[str, Any]], read: list[dict[str, Any]]) -> None:
+    """Warns where ``regularize_min_ndim`` spares all parameters that a strength is meant for, as flattened ones are.
+
+    Args:
+        read: what ``spare_small`` made of the groups.
+    """
+    on = [i for i, group in enumerate(groups) if any(group.get(key, value) != value for key, value in off().items())]
+    if len(read) > len(groups) and on and not any(read[i]["params"] for i in on):
+        least = max(groups[i][REGULARIZE_MIN_NDIM.name] for i in on)
+        message = f"every strength acts on nothing: {REGULARIZE_MIN_NDIM.name}={least} spares all parameters"
+        warnings.warn(message, stacklevel=5)  # whoever calls step()
 
 
 def check_group(spec: RuleSpec, group: dict[str, Any]) -> None:

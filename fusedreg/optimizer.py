@@ -20,13 +20,15 @@ from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimize
 
 from . import backends
 from .backends import StepScalars
-from .checkpoints import bring_up_to_date, restore_scalar_states
+from .checkpoints import bring_up_to_date, regroup, restore_scalar_states
 from .hyperparameters import (
     Hyperparameters,
     check_complex,
     check_group,
     check_one_max_grad_norm,
     read_old_name,
+    spare_small,
+    warn_if_nothing_is_left,
 )
 from .penalties import MAX_GRAD_NORM, OPTIONS, as_python, on_gpu
 from .regularizers import read_keywords, write_docs
@@ -120,7 +122,8 @@ class FusedRegOptimizer(Optimizer):
         check_one_max_grad_norm([*self.param_groups, param_group])
         super().add_param_group(param_group)
         try:
-            check_complex(self.param_groups[-1])
+            for group in spare_small(self.param_groups[-1:]):
+                check_complex(group)
         except ValueError:
             self.param_groups.pop()
             raise
@@ -147,13 +150,19 @@ class FusedRegOptimizer(Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As the twin's, from either class. Groups that lack our keys keep the ones they have here.
 
+        Where the parameters are those of ``fusedreg.param_groups(model)``, they may have been saved in other groups: in
+        one, as ``torch.optim.Adam(model.parameters())`` has them, or in any whose parameters have names. The strengths
+        and the decay are then this optimizer's own.
+
         Raises:
             ValueError: the state dict does not fit this optimizer's groups, or holds strengths that are not allowed.
         """
 
         # Hooks may change what is loaded; what torch then hands on to __setstate__ is cast to the parameters' dtypes.
-        def remember(_: Optimizer, final: dict[str, Any]) -> None:
-            self._loading = final
+        def remember(_: Optimizer, final: dict[str, Any]) -> dict[str, Any] | None:
+            regrouped = regroup(final, self.param_groups)
+            self._loading = regrouped or final
+            return regrouped
 
         handle = self.register_load_state_dict_pre_hook(remember)
         try:
@@ -216,18 +225,20 @@ class FusedRegOptimizer(Optimizer):
         if is_watched:
             plans = None
         gradients = Gradients()
+        groups = spare_small(self.param_groups)
         if self._hyperparameters is None:
             self._hyperparameters = Hyperparameters(self.spec, self.defaults)
+            warn_if_nothing_is_left(self.param_groups, groups)
         hyperparameters = self._hyperparameters
-        changed = hyperparameters.refresh(self.param_groups)
-        if plans is not None and plans.follow(self.param_groups, self.state, hyperparameters, changed, gradients):
+        changed = hyperparameters.refresh(groups)
+        if plans is not None and plans.follow(groups, self.state, hyperparameters, changed, gradients):
             is_taken = self._prepare(plans, step, found_inf)
         else:
             with Created(self.spec, self.state) as created:
                 plans = make_plans(
                     type(self).__name__,
                     self.spec,
-                    self.param_groups,
+                    groups,
                     self.state,
                     hyperparameters,
                     created,

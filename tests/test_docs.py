@@ -2,12 +2,14 @@
 
 A page's snippets run one after the other, in one namespace. A comment before a snippet may say otherwise:
 ``<!-- not run: REASON -->``, ``<!-- needs CUDA -->``, ``<!-- needs torch.optim.Muon -->``, ``<!-- on two ranks -->``.
+``<!-- needs timm -->`` and the like run where the framework is there, as in `make test-frameworks`.
 After ``<!-- prints -->`` its output is compared.
 docs/triton.md prints the kernels as they are, and every script that a page names exists.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,6 +24,8 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 NOT_RUN, NEEDS_CUDA, NEEDS_MUON = "not run: ", "needs CUDA", "needs torch.optim.Muon"
 ON_TWO_RANKS, PRINTS = "on two ranks", "prints"
+FRAMEWORKS = ("transformers", "accelerate", "lightning", "timm", "skorch", "fastai", "ignite", "peft", "opacus")
+NEEDS_A_FRAMEWORK = {f"needs {name}": name for name in FRAMEWORKS}
 SNIPPET = re.compile(
     r"(?:<!-- (?P<mark>[^\n]*) -->\n+)?^```python\n(?P<code>.*?)^```\n(?:\n*^```text\n(?P<output>.*?)^```\n)?",
     flags=re.DOTALL | re.MULTILINE,
@@ -81,6 +85,8 @@ def test_snippets_run(page: Path, capsys) -> None:
             continue
         if snippet.mark == NEEDS_MUON and not hasattr(torch.optim, "Muon"):  # before torch 2.9
             continue
+        if snippet.mark in NEEDS_A_FRAMEWORK and importlib.util.find_spec(NEEDS_A_FRAMEWORK[snippet.mark]) is None:
+            continue
         capsys.readouterr()
         snippet.run(namespace)
         if snippet.mark == PRINTS:
@@ -114,12 +120,13 @@ def test_snippets_are_found_and_their_marks_known() -> None:
     for page, snippets in SNIPPETS.items():
         assert len(snippets) == page.read_text().count("```python"), page_id(page)
         for snippet in snippets:
-            marks = ("", NEEDS_CUDA, NEEDS_MUON, ON_TWO_RANKS, PRINTS)
+            marks = ("", NEEDS_CUDA, NEEDS_MUON, ON_TWO_RANKS, PRINTS, *NEEDS_A_FRAMEWORK)
             is_known = snippet.mark in marks or len(snippet.mark) > len(NOT_RUN)
             assert is_known, f"{page_id(page)}:{snippet.line}: {snippet.mark}"
             assert (snippet.mark == PRINTS) == bool(snippet.output), f"{page_id(page)}:{snippet.line}"
     assert len(SNIPPETS[ROOT / "README.md"]) >= 2
     assert CUDA_SNIPPETS
+    assert {each.mark for each in SNIPPETS[ROOT / "docs" / "frameworks.md"]} >= set(NEEDS_A_FRAMEWORK)
     assert len(RANKED[ROOT / "docs" / "distributed.md"]) >= 9
 
 

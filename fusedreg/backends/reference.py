@@ -170,7 +170,9 @@ class ReferencePlan(Plan):
 
     def _resolve(self, group: dict[str, Any]) -> dict[str, Any]:
         read = _keep_tensors if self._keeps_tensors(group) else on_host
-        return {key: read(value) for key, value in group.items() if key not in ("params", "param_names")}
+        return {
+            key: read(value) for key, value in group.items() if key not in ("params", "param_names", "param_places")
+        }
 
     def refresh(self, gradients: list[Tensor | None] | None = None) -> bool:
         self.gradients = [entry.param.grad for entry in self.entries] if gradients is None else gradients

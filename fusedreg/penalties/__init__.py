@@ -25,6 +25,7 @@ __all__ = [
     "PENALTIES",
     "PENALTY_MODE",
     "PENALTY_MODES",
+    "REGULARIZE_MIN_NDIM",
     "TARGETS",
     "UNIT_PENALTIES",
     "Option",
@@ -38,6 +39,7 @@ __all__ = [
     "has_stages",
     "has_units",
     "of_the_weights",
+    "off",
     "on_gpu",
 ]
 
@@ -110,6 +112,18 @@ SPARSITY_UNIT = Option(
 )
 TARGETS = (SPARSITY, SPARSITY_UNIT)
 
+# For groups that a framework makes, of all parameters. It decides who is meant by what stands in a group; nothing below
+# the optimizer knows of it (hyperparameters.spare_small).
+REGULARIZE_MIN_NDIM = Option(
+    "regularize_min_ndim",
+    0,
+    "int",
+    """spares parameters of fewer dimensions every penalty, constraint, target and decay: 2 spares biases and the scales
+    of norm layers, where a framework makes the groups and ``fusedreg.param_groups`` does not. Default: 0, none.""",
+    "a whole number >= 0",
+    lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= 0,
+)
+
 OPTIONS: tuple[Option, ...] = (
     *(each.option for each in (*PENALTIES, *UNIT_PENALTIES)),
     UNIT,
@@ -117,6 +131,7 @@ OPTIONS: tuple[Option, ...] = (
     CLIP_VALUE,
     MAX_GRAD_NORM,
     *TARGETS,
+    REGULARIZE_MIN_NDIM,
 )
 
 
@@ -138,6 +153,7 @@ class Regularizers(TypedDict, total=False):
     max_grad_norm: float | Tensor | None
     sparsity: float | None
     sparsity_unit: str | int | None
+    regularize_min_ndim: int
     backend: str
     norm_group: torch.distributed.ProcessGroup | None
 
@@ -190,6 +206,11 @@ def has_units(group: Group) -> bool:
 def of_the_weights() -> tuple[Option, ...]:
     """The options that are about weights, so that biases and the like have none of them."""
     return (*(penalty.option for penalty in (*PENALTIES, *UNIT_PENALTIES)), UNIT, *TARGETS)
+
+
+def off() -> dict[str, Any]:
+    """What a group says of parameters that are spared: no decay, every option about weights at its default."""
+    return {"weight_decay": 0.0, **{option.name: option.default for option in of_the_weights()}}
 
 
 def compiled_fields(group: dict[str, Any]) -> dict[str, Any]:

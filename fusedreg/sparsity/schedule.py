@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ..hyperparameters import spare_small
 from ..optimizer import FusedRegOptimizer
 from ..penalties import as_python
 from .selection import Hint, zero_smallest, zero_smallest_units
@@ -95,7 +96,7 @@ class SparsitySchedule:
         if self.optimizer._norm_group is not None:
             raise ValueError("SparsitySchedule does not work with norm_group (allowed: DTensors; norm_group=None)")
         groups: dict[Target, list[dict[str, Any]]] = {}
-        for group in self.optimizer.param_groups:
+        for group in spare_small(self.optimizer.param_groups):
             target = _target(group)
             if target is not None:
                 groups.setdefault(target, []).append(group)

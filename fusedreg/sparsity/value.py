@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..backends.memory import local
 from ..flat_parameters import is_flat
+from ..hyperparameters import spare_small
 from ..optimizer import FusedRegOptimizer
 from ..penalties import PENALTIES, UNIT_PENALTIES
 from ..penalties.units import as_units
@@ -43,7 +44,7 @@ def penalty(optimizer: FusedRegOptimizer) -> Tensor:
     device = params[0].device if params else None
     partitions = {param: partition_of(param) for param in params}
     totals = {each: torch.zeros((), dtype=dtype, device=device) for each in (None, *partitions.values())}
-    for group in optimizer.param_groups:
+    for group in spare_small(optimizer.param_groups):
         on = [penalty for penalty in PENALTIES if penalty.is_on(group)]
         of_units = [penalty for penalty in UNIT_PENALTIES if penalty.is_on(group)]
         for param in group["params"] if on or of_units else ():

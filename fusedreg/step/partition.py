@@ -81,6 +81,16 @@ def check_norm_is_whole(optimizer: str, groups: list[dict[str, Any]], state: dic
                 "max_grad_norm does not work with _apply_optimizer_in_backward, which steps each parameter before all "
                 "gradients are there: each would be clipped by its own norm (allowed: max_grad_norm=None; clip_value)"
             )
+    if sum(len(group["params"]) for group in groups) == 1 and torch._C._current_graph_task_id() != -1:
+        raise RuntimeError(
+            "max_grad_norm does not work in an optimizer of one parameter that steps inside of a backward pass: it "
+            "would be clipped by its own norm (allowed: max_grad_norm=None; clip_value; one step for all, behind it)"
+        )
+    if _is_called_from("torchao.optim.cpu_offload"):
+        raise RuntimeError(
+            "max_grad_norm does not work in torchao's CPUOffloadOptimizer, which has an optimizer for each parameter: "
+            "each would be clipped by its own norm (allowed: max_grad_norm=None; clip_value)"
+        )
     # It leaves no mark on the optimizer that it makes, nor on the parameters: only the one who calls tells.
     if norm_group is None and _is_called_from("torch.distributed.optim.zero_redundancy_optimizer"):
         raise RuntimeError(

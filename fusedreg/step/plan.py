@@ -189,7 +189,7 @@ def _choose_backends(
                     f"Invalid params: one of shape {tuple(param.shape)} is listed twice, and its momentum would begin "
                     "twice (allowed: each parameter once)"
                 )
-            check_gradient(param, grad, optimizer, index)
+            check_gradient(param, grad, optimizer, group.get("param_group", index))
             own = state.get(param, {})
             states = [own[name] for name in needed if own.get(name) is not None]
             its_scalars = [own[name] for name in scalars if isinstance(own.get(name), Tensor)]

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ...hyperparameters import spare_small
 from ...optimizer import FusedRegOptimizer
 from .dead import Plan
 from .surgery import take
@@ -74,7 +75,7 @@ def _cut(key: str, value: Any, param: Tensor, masks: dict[int, Tensor]) -> Any:
 def _targets(optimizer: Optimizer, twin: dict[Tensor, nn.Parameter]) -> list[float | None]:
     """For each group with a sparsity, the share that leaves as many units as before: what went no longer counts."""
     pools: dict[tuple[float, Any], list[int]] = {}
-    for group in optimizer.param_groups:
+    for group in spare_small(optimizer.param_groups):
         if group.get("sparsity") is not None:
             pool = pools.setdefault((float(group["sparsity"]), group["sparsity_unit"]), [0, 0])
             for param in group["params"]:
