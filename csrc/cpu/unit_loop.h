@@ -25,9 +25,7 @@ FUSEDREG_TARGET void first_sums(const void* weights, const void* ridges, std::in
   const A *y = static_cast<const A*>(weights), *e = static_cast<const A*>(ridges);
   double squares[kUnitLanes] = {}, scaled_squares[kUnitLanes] = {};
   for_each_lane(count, [&](std::int64_t i, int lane) __attribute__((always_inline)) {
-    const double weight = y[i], scaled = weight * static_cast<double>(e[i]);
-    squares[lane] += weight * weight;
-    scaled_squares[lane] += scaled * scaled;
+    add_first_sums(y[i], e[i], squares[lane], scaled_squares[lane]);
   });
   sums[0] = sum_of_lanes(squares);
   sums[1] = sum_of_lanes(scaled_squares);
@@ -40,11 +38,7 @@ FUSEDREG_TARGET void newton_sums(const void* weights, const void* ridges, std::i
   const A r = static_cast<A>(root.r), m = static_cast<A>(root.m);
   double squares[kUnitLanes] = {}, by_r[kUnitLanes] = {}, by_m[kUnitLanes] = {};
   for_each_lane(count, [&](std::int64_t i, int lane) __attribute__((always_inline)) {
-    const A t = A(1) / (e[i] * r + m), share = e[i] * t;
-    const double q = y[i] * share, square = q * q;
-    squares[lane] += square;
-    by_r[lane] += square * static_cast<double>(share);
-    by_m[lane] += square * static_cast<double>(t);
+    add_newton_sums(y[i], e[i], r, m, squares[lane], by_r[lane], by_m[lane]);
   });
   sums[0] = sum_of_lanes(squares);
   sums[1] = sum_of_lanes(by_r);
@@ -58,10 +52,8 @@ FUSEDREG_TARGET void norm_of_result(const void* weights, const void* ridges, con
   const A* f = static_cast<const A*>(furthest);
   const A r = static_cast<A>(root.r), m = static_cast<A>(root.m);
   double squares[kUnitLanes] = {};
-  for_each_lane(count, [&](std::int64_t i, int lane) __attribute__((always_inline)) {
-    const double x = unit_prox(y[i], e[i], f[i], r, m);
-    squares[lane] += x * x;
-  });
+  for_each_lane(count, [&](std::int64_t i, int lane)
+                           __attribute__((always_inline)) { add_norm_sums(y[i], e[i], f[i], r, m, squares[lane]); });
   sums[0] = sum_of_lanes(squares);
 }
 
@@ -87,7 +79,7 @@ FUSEDREG_TARGET void ridge_of_tile(void* d, void* floor_ratio, std::int64_t coun
   const A ridge = static_cast<A>(c.ridge), furthest = static_cast<A>(c.furthest);
   for (std::int64_t i = 0; i < count; ++i) {
     e[i] = e[i] + ridge;
-    f[i] = f[i] > A(0) ? furthest / f[i] : A(INFINITY);  // below zero there is no floor
+    f[i] = unit_furthest(furthest, f[i]);
   }
 }
 

@@ -39,7 +39,7 @@ class Panel {
   template <class ForEachPiece>
   void solve(const ForEachPiece& for_each_piece) {
     const bool keeps = pieces() == 1;
-    partial_.resize(pieces() * count_ * kSums);
+    partial_.resize(pieces() * count_ * kUnitSums);
     const auto with_piece = [&](bool is_first, const auto& body) {
       for_each_piece([&](std::int64_t piece, UnitScratch& scratch) {
         if (is_first || !keeps) gather(piece, scratch);
@@ -56,7 +56,6 @@ class Panel {
   }
 
  private:
-  static constexpr int kSums = 3;
   static bool wants_something(const UnitRoot& root) { return root.wants != UnitRoot::Wants::kNothing; }
 
   std::size_t width() const { return work_.arithmetic == DType::kFloat64 ? sizeof(double) : sizeof(float); }
@@ -149,7 +148,7 @@ class Panel {
     for (std::int64_t unit = 0; unit < count_; ++unit) {
       const void *y = at(scratch, 0, unit, piece), *e = at(scratch, 1, unit, piece), *f = at(scratch, 2, unit, piece);
       const UnitRoot& root = roots_[unit];
-      double* const sums = &partial_[(piece * count_ + unit) * kSums];
+      double* const sums = &partial_[(piece * count_ + unit) * kUnitSums];
       if (root.wants == UnitRoot::Wants::kFirst) work_.loops.first(y, e, size, sums);
       if (root.wants == UnitRoot::Wants::kSums) work_.loops.newton(y, e, size, root, sums);
       if (root.wants == UnitRoot::Wants::kNorm) work_.loops.norm(y, e, f, size, root, sums);
@@ -157,20 +156,14 @@ class Panel {
   }
 
   void take_sums() {
+    const double precision = work_.arithmetic == DType::kFloat64 ? unit_precision<double>() : unit_precision<float>();
     for (std::int64_t unit = 0; unit < count_; ++unit) {
       UnitRoot& root = roots_[unit];
-      double sums[kSums] = {};
+      double sums[kUnitSums] = {};
       for (std::int64_t piece = 0; piece < pieces(); ++piece) {
-        for (int i = 0; i < kSums; ++i) sums[i] += partial_[(piece * count_ + unit) * kSums + i];
+        for (int i = 0; i < kUnitSums; ++i) sums[i] += partial_[(piece * count_ + unit) * kUnitSums + i];
       }
-      // Half of the digits: the root then has them all.
-      const double precision = work_.arithmetic == DType::kFloat64 ? 1e-10 : 1e-6;
-      if (root.wants == UnitRoot::Wants::kFirst)
-        root.take_first(work_.constants, sums[0], sums[1], precision);
-      else if (root.wants == UnitRoot::Wants::kSums)
-        root.take(work_.constants, {sums[0], sums[1], sums[2]});
-      else if (root.wants == UnitRoot::Wants::kNorm)
-        root.take_norm(work_.constants, sums[0]);
+      root.take(work_.constants, precision, sums[0], sums[1], sums[2]);
     }
   }
 

@@ -30,8 +30,8 @@ FUSEDREG_HD bool has_units(const CommonHyperparameters& common, const Penalties&
 }
 
 // `tau` is the rule's.
-inline UnitConstants make_unit_constants(const CommonHyperparameters& common, const Penalties& penalties,
-                                         bool rule_has_metric, double tau) {
+FUSEDREG_HD UnitConstants make_unit_constants(const CommonHyperparameters& common, const Penalties& penalties,
+                                              bool rule_has_metric, double tau) {
   UnitConstants c;
   if (penalties.mode() == PenaltyMode::kDecoupled) tau = common.lr;
   const bool shrinks = penalties.mode() != PenaltyMode::kSubgradient;
@@ -43,12 +43,55 @@ inline UnitConstants make_unit_constants(const CommonHyperparameters& common, co
   return c;
 }
 
-// Sums over a unit, with t = 1 / (e r + m) and q = e y t: what Newton's steps are made of.
-struct UnitSums {
-  double squares = 0;  // q^2
-  double by_r = 0;     // q^2 e t: minus half of the first's derivative by r
-  double by_m = 0;     // q^2 t: by m
-};
+// What `furthest` is for one weight, whose metric says floor_ratio. Below zero there is no floor.
+template <class A>
+FUSEDREG_HD A unit_furthest(A furthest, A floor_ratio) {
+  return floor_ratio > A(0) ? furthest / floor_ratio : A(INFINITY);
+}
+
+// A weight, from the root. `furthest` is the safeguard's bound.
+template <class A>
+FUSEDREG_HD A unit_prox(A y, A e, A furthest, A r, A m) {
+  const A product = e * r, shrunk = y * (product / (product + m));
+  const A nearest = absolute(y) - furthest;
+  const A x = nearest > absolute(shrunk) ? copy_sign(nearest, y) : shrunk;
+  return x == A(0) ? A(0) : x;
+}
+
+// The most sums over a unit's weights that its root wants at once.
+constexpr int kUnitSums = 3;
+
+// What one weight adds to the sums that a root wants, in double. kFirst: the squares of ||y|| and ||e y||.
+template <class A>
+FUSEDREG_HD void add_first_sums(A y, A e, double& squares, double& scaled_squares) {
+  const double weight = y, scaled = weight * static_cast<double>(e);
+  squares += weight * weight;
+  scaled_squares += scaled * scaled;
+}
+
+// kSums: with t = 1 / (e r + m) and q = e y t what Newton's steps are made of: q^2; q^2 e t, minus half of its
+// derivative by r; q^2 t, by m.
+template <class A>
+FUSEDREG_HD void add_newton_sums(A y, A e, A r, A m, double& squares, double& by_r, double& by_m) {
+  const A t = A(1) / (e * r + m), share = e * t;
+  const double q = y * share, square = q * q;
+  squares += square;
+  by_r += square * static_cast<double>(share);
+  by_m += square * static_cast<double>(t);
+}
+
+// kNorm: the square of ||x||.
+template <class A>
+FUSEDREG_HD void add_norm_sums(A y, A e, A furthest, A r, A m, double& squares) {
+  const double x = unit_prox(y, e, furthest, r, m);
+  squares += x * x;
+}
+
+// Half of the digits of A: the root then has them all, as Newton's steps are quadratic.
+template <class A>
+FUSEDREG_HD constexpr double unit_precision() {
+  return sizeof(A) == sizeof(double) ? 1e-10 : 1e-6;
+}
 
 // Finds r and m of one unit. It is asked what sums it wants next, and given them, until it is done.
 class UnitRoot {
@@ -60,11 +103,23 @@ class UnitRoot {
   bool is_guarded = false;   // and no x_i is farther from y_i than it may be
   Wants wants = Wants::kFirst;
 
-  // The squares of ||y|| and ||e y||.
-  void take_first(const UnitConstants& c, double y_squares, double scaled_squares, double precision) {
+  FUSEDREG_HD void take(const UnitConstants& c, double precision, double sum, double second, double third) {
     precision_ = precision;
-    norm_ = std::sqrt(y_squares);
-    const double scaled = std::sqrt(scaled_squares);
+    if (wants == Wants::kFirst) {
+      take_first(c, sum, second);
+    } else if (wants == Wants::kSums) {
+      take_sums(c, sum, is_projecting_ ? third : second);
+    } else if (wants == Wants::kNorm) {
+      square_root(sum) > c.max_norm ? seek_projection() : finish();
+    }
+  }
+
+ private:
+  static constexpr int kMostSteps = 64;
+
+  FUSEDREG_HD void take_first(const UnitConstants& c, double y_squares, double scaled_squares) {
+    norm_ = square_root(y_squares);
+    const double scaled = square_root(scaled_squares);
     if (!(norm_ < INFINITY) || !(scaled < INFINITY) || norm_ == 0) return finish_as_identity();  // a NaN is to be seen
     if (c.threshold == 0) {
       is_identity = true;
@@ -81,39 +136,30 @@ class UnitRoot {
     wants = Wants::kSums;
   }
 
-  void take(const UnitConstants& c, const UnitSums& sums) {
-    const double norm = std::sqrt(sums.squares);
-    double& sought = is_projecting_ ? m : r;
+  FUSEDREG_HD void take_sums(const UnitConstants& c, double squares, double slope) {
+    const double norm = square_root(squares);
     const double ratio = is_projecting_ ? norm / c.max_norm : norm;
-    const double slope = is_projecting_ ? sums.by_m : sums.by_r;
-    const double change = sums.squares * (ratio - 1) / slope;
-    const double before = sought, next = before + change;
+    const double change = squares * (ratio - 1) / slope;
+    const double before = is_projecting_ ? m : r, next = before + change;
     const bool is_number = next < INFINITY;
-    if (is_number) sought = next > 0 ? next : 0;
+    const double sought = !is_number ? before : next > 0 ? next : 0;
+    is_projecting_ ? m = sought : r = sought;
     // Steps are quadratic: the next one would be about the square of this.
-    const bool is_done = !is_number || std::abs(sought - before) <= precision_ * sought || ++steps_ == kMostSteps;
+    const bool is_done = !is_number || absolute(sought - before) <= precision_ * sought || ++steps_ == kMostSteps;
     if (!is_done) return;
     is_projecting_ ? finish() : look_at_norm(c);
   }
 
-  // The square of ||x||.
-  void take_norm(const UnitConstants& c, double squares) {
-    std::sqrt(squares) > c.max_norm ? seek_projection() : finish();
-  }
-
- private:
-  static constexpr int kMostSteps = 64;
-
-  void finish() { wants = Wants::kNothing; }
-  void finish_as_identity() {
+  FUSEDREG_HD void finish() { wants = Wants::kNothing; }
+  FUSEDREG_HD void finish_as_identity() {
     is_identity = true;
     finish();
   }
-  void look_at_norm(const UnitConstants& c) {
+  FUSEDREG_HD void look_at_norm(const UnitConstants& c) {
     wants = norm_ > c.max_norm ? Wants::kNorm : Wants::kNothing;
     steps_ = 0;
   }
-  void seek_projection() {
+  FUSEDREG_HD void seek_projection() {
     is_identity = is_guarded = false;
     is_projecting_ = true;
     r = 1;
@@ -126,14 +172,5 @@ class UnitRoot {
   int steps_ = 0;
   bool is_projecting_ = false;
 };
-
-// A weight, from the root. `furthest` is the safeguard's bound.
-template <class A>
-FUSEDREG_HD A unit_prox(A y, A e, A furthest, A r, A m) {
-  const A product = e * r, shrunk = y * (product / (product + m));
-  const A nearest = absolute(y) - furthest;
-  const A x = nearest > absolute(shrunk) ? copy_sign(nearest, y) : shrunk;
-  return x == A(0) ? A(0) : x;
-}
 
 }  // namespace fusedreg
