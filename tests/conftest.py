@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,12 @@ TARGETS = [
     pytest.param(("reference", "cuda"), marks=pytest.mark.gpu, id="reference-on-cuda"),
     pytest.param(("triton", "cuda"), marks=pytest.mark.gpu, id="triton"),
 ]
+# The CUDA kernels without a GPU, for suites of what only the backend's own kernels do.
+EMULATED_CUDA = pytest.param(
+    ("cuda", "emulated"),
+    marks=pytest.mark.skipif(shutil.which("c++") is None, reason="needs a C++ compiler"),
+    id="cuda-emulated",
+)
 # The fast backend on the CPU, for suites that name theirs.
 FAST = "cpp"
 INTERPRETING = is_interpreting()
@@ -89,9 +96,14 @@ def _seed() -> None:
 
 
 @pytest.fixture(params=TARGETS)
-def backend(request):
+def backend(request, monkeypatch):
     """The name of a backend; the device that it runs on is torch's default device meanwhile."""
     name, device = request.param
+    if device == "emulated":
+        from cuda_emulation import EmulatedCudaBackend
+
+        monkeypatch.setitem(backends.BACKENDS, name, EmulatedCudaBackend(scalars_on_host=False))
+        device = "cpu"
     reason = backends.BACKENDS[name].unavailable_reason()
     if reason is not None:
         pytest.skip(f"backend {name!r}: {reason}")

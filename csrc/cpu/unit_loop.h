@@ -5,29 +5,20 @@ namespace fusedreg::cpu::FUSEDREG_ISA {
 // right as sums in double.
 constexpr int kUnitLanes = 16, kUnitBlock = 8 * kUnitLanes;
 
-template <class A, int kSums>
+template <class Sum, int kSums>
 struct LaneSums {
   double sums[kSums][kUnitLanes] = {};
 
-  // Calls body(i, its lane, terms) for each element, which fills the terms that are added up.
+  // Calls body(i, its lane, block) for each element, which adds it to block[0][lane] to block[kSums - 1][lane].
   template <class Body>
   FUSEDREG_HD void add(std::int64_t count, const Body& body) {
-    std::int64_t i = 0;
-    while (i < count) {
-      A block[kSums][kUnitLanes] = {};
+    for (std::int64_t i = 0; i < count;) {
+      Sum block[kSums][kUnitLanes] = {};
       for (const std::int64_t end = i + kUnitBlock; i < end && i + kUnitLanes <= count; i += kUnitLanes) {
-        for (int lane = 0; lane < kUnitLanes; ++lane) {
-          A terms[kSums];
-          body(i + lane, lane, terms);
-          for (int sum = 0; sum < kSums; ++sum) block[sum][lane] += terms[sum];
-        }
+        for (int lane = 0; lane < kUnitLanes; ++lane) body(i + lane, lane, block);
       }
       if (count - i < kUnitLanes) {
-        for (int lane = 0; i < count; ++lane, ++i) {
-          A terms[kSums];
-          body(i, lane, terms);
-          for (int sum = 0; sum < kSums; ++sum) block[sum][lane] += terms[sum];
-        }
+        for (int lane = 0; i < count; ++lane, ++i) body(i, lane, block);
       }
       for (int sum = 0; sum < kSums; ++sum) {
         for (int lane = 0; lane < kUnitLanes; ++lane) sums[sum][lane] += block[sum][lane];
@@ -44,31 +35,40 @@ struct LaneSums {
   }
 };
 
-// Squares of A that are added up in A: whether none of them that counts left the range.
+// Of squares of A that were added up in A: whether none that counts left the range.
 template <class A>
-FUSEDREG_HD bool is_in_range(double sum_of_squares) {
-  return sum_of_squares > double(std::numeric_limits<A>::min()) * 0x1p64 && sum_of_squares < INFINITY;
+inline bool is_in_range(double sum_of_squares) {
+  return sum_of_squares > static_cast<double>(std::numeric_limits<A>::min()) * 0x1p64 && sum_of_squares < INFINITY;
 }
 
 template <class A, class Sum>
-FUSEDREG_HD void add_up_first(const A* y, const A* e, std::int64_t count, double* sums) {
+FUSEDREG_HD void first_sums_in(const A* y, const A* e, std::int64_t count, double* sums) {
   LaneSums<Sum, 2> lanes;
-  lanes.add(count, [&](std::int64_t i, int, Sum* terms) __attribute__((always_inline)) {
-    const Sum weight = y[i], scaled = weight * static_cast<Sum>(e[i]);
-    terms[0] = weight * weight;
-    terms[1] = scaled * scaled;
-  });
-  sums[0] = lanes.total(0);
-  sums[1] = lanes.total(1);
+  lanes.add(count, [&](std::int64_t i, int lane, auto& block)
+                       __attribute__((always_inline)) { add_first_sums(y[i], e[i], block[0][lane], block[1][lane]); });
+  for (int sum = 0; sum < 2; ++sum) sums[sum] = lanes.total(sum);
 }
 
 template <class A>
 FUSEDREG_TARGET void first_sums(const void* weights, const void* ridges, std::int64_t count, double* sums) {
   const A *y = static_cast<const A*>(weights), *e = static_cast<const A*>(ridges);
-  add_up_first<A, A>(y, e, count, sums);
+  first_sums_in<A, A>(y, e, count, sums);
   if (sizeof(A) < sizeof(double) && !(is_in_range<A>(sums[0]) && is_in_range<A>(sums[1]))) {
-    add_up_first<A, double>(y, e, count, sums);
+    first_sums_in<A, double>(y, e, count, sums);
   }
+}
+
+template <class A, class Sum>
+FUSEDREG_HD void newton_sums_in(const A* y, const A* e, const A* f, std::int64_t count, A r, A m, double* sums) {
+  LaneSums<Sum, kUnitSums> lanes;
+  A furthest[kUnitLanes] = {};
+  lanes.add(count, [&](std::int64_t i, int lane, auto& block) __attribute__((always_inline)) {
+    const A t = add_newton_sums(y[i], e[i], r, m, block[0][lane], block[1][lane], block[2][lane]);
+    const A moved = absolute(y[i]) * (m * t) * f[i];
+    furthest[lane] = moved > furthest[lane] ? moved : furthest[lane];
+  });
+  for (int sum = 0; sum < kUnitSums; ++sum) sums[sum] = lanes.total(sum);
+  sums[kUnitSums] = *std::max_element(std::begin(furthest), std::end(furthest));
 }
 
 template <class A>
@@ -77,18 +77,10 @@ FUSEDREG_TARGET void newton_sums(const void* weights, const void* ridges, const 
   const A *y = static_cast<const A*>(weights), *e = static_cast<const A*>(ridges);
   const A* f = static_cast<const A*>(floor_ratios);
   const A r = static_cast<A>(root.r), m = static_cast<A>(root.m);
-  LaneSums<A, 3> lanes;
-  A furthest[kUnitLanes] = {};
-  lanes.add(count, [&](std::int64_t i, int lane, A* terms) __attribute__((always_inline)) {
-    const A t = A(1) / (e[i] * r + m), share = e[i] * t, q = y[i] * share;
-    terms[0] = q * q;
-    terms[1] = terms[0] * share;
-    terms[2] = terms[0] * t;
-    const A moved = absolute(y[i]) * (m * t) * f[i];
-    furthest[lane] = moved > furthest[lane] ? moved : furthest[lane];
-  });
-  for (int sum = 0; sum < 3; ++sum) sums[sum] = lanes.total(sum);
-  sums[3] = *std::max_element(std::begin(furthest), std::end(furthest));
+  newton_sums_in<A, A>(y, e, f, count, r, m, sums);
+  if (sizeof(A) < sizeof(double) && !std::all_of(sums, sums + kUnitSums, is_in_range<A>)) {
+    newton_sums_in<A, double>(y, e, f, count, r, m, sums);
+  }
 }
 
 template <class A>
@@ -98,9 +90,8 @@ FUSEDREG_TARGET void norm_of_result(const void* weights, const void* ridges, con
   const A* f = static_cast<const A*>(floor_ratios);
   const A r = static_cast<A>(root.r), m = static_cast<A>(root.m), furthest = static_cast<A>(most);
   LaneSums<double, 1> lanes;
-  lanes.add(count, [&](std::int64_t i, int, double* terms) __attribute__((always_inline)) {
-    const double x = guarded_unit_prox(y[i], e[i], furthest, f[i], r, m);
-    terms[0] = x * x;
+  lanes.add(count, [&](std::int64_t i, int lane, auto& block) __attribute__((always_inline)) {
+    add_norm_sums(y[i], e[i], unit_furthest(furthest, f[i]), r, m, block[0][lane]);
   });
   sums[0] = lanes.total(0);
 }
@@ -113,10 +104,10 @@ FUSEDREG_TARGET void apply_root(void* weights, const void* ridges, const void* f
   const A r = static_cast<A>(root.r), m = static_cast<A>(root.m), furthest = static_cast<A>(most);
   if (root.is_guarded) {
 #pragma GCC ivdep
-    for (std::int64_t i = 0; i < count; ++i) y[i] = guarded_unit_prox(y[i], e[i], furthest, f[i], r, m);
+    for (std::int64_t i = 0; i < count; ++i) y[i] = unit_prox(y[i], e[i], unit_furthest(furthest, f[i]), r, m);
   } else {
 #pragma GCC ivdep
-    for (std::int64_t i = 0; i < count; ++i) y[i] = unit_prox(y[i], e[i], r, m);
+    for (std::int64_t i = 0; i < count; ++i) y[i] = unit_prox(y[i], e[i], A(INFINITY), r, m);
   }
 }
 

@@ -56,7 +56,7 @@ class Panel {
   }
 
  private:
-  static constexpr int kSums = 4;  // and a largest one, the last
+  static constexpr int kSums = kUnitSums + 1;  // and how far a weight moves
   static bool wants_something(const UnitRoot& root) { return root.wants != UnitRoot::Wants::kNothing; }
 
   std::size_t width() const { return work_.arithmetic == DType::kFloat64 ? sizeof(double) : sizeof(float); }
@@ -177,22 +177,16 @@ class Panel {
   }
 
   void take_sums() {
+    const double precision = work_.arithmetic == DType::kFloat64 ? unit_precision<double>() : unit_precision<float>();
     for (std::int64_t unit = 0; unit < count_; ++unit) {
       UnitRoot& root = roots_[unit];
       double sums[kSums] = {};
       for (std::int64_t piece = 0; piece < pieces(); ++piece) {
         const double* const partial = &partial_[(piece * count_ + unit) * kSums];
-        for (int i = 0; i < 3; ++i) sums[i] += partial[i];
-        sums[3] = std::max(sums[3], partial[3]);
+        for (int i = 0; i < kUnitSums; ++i) sums[i] += partial[i];
+        sums[kUnitSums] = std::max(sums[kUnitSums], partial[kUnitSums]);
       }
-      // Half of the digits: the root then has them all.
-      const double precision = work_.arithmetic == DType::kFloat64 ? 1e-8 : 1e-4;
-      if (root.wants == UnitRoot::Wants::kFirst)
-        root.take_first(work_.constants, sums[0], sums[1], precision);
-      else if (root.wants == UnitRoot::Wants::kSums)
-        root.take(work_.constants, {sums[0], sums[1], sums[2], sums[3]});
-      else if (root.wants == UnitRoot::Wants::kNorm)
-        root.take_norm(work_.constants, sums[0]);
+      root.take(work_.constants, precision, sums[0], sums[1], sums[2], sums[kUnitSums]);
     }
   }
 

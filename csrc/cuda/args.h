@@ -56,4 +56,18 @@ struct UpdateArgs {
   const void* prepared;
 };
 
+// Which launch of stage 7 it is: the one that takes panels as a whole, or of those in parts one of the passes 0 to
+// kUnitPasses - 1, or what comes behind them.
+constexpr int kUnitsWhole = -1, kUnitsFinish = kUnitPasses, kUnitsApply = kUnitPasses + 1;
+
+struct UnitsArgs {
+  Rows rows;
+  const void* prepared;
+  const std::int64_t* layouts;
+  const std::int64_t* items;  // a block for each
+  std::int64_t item_count;
+  double* scratch;  // of panels in parts
+  int pass;
+};
+
 }  // namespace fusedreg::cuda

@@ -2,6 +2,7 @@
 // makes the tables, and holds the memory. It knows nothing of torch, so that it builds in seconds.
 #include <algorithm>
 
+#include "../maths/units.h"
 #include "../plan/describe.h"
 #include "kernels.h"
 
@@ -72,18 +73,38 @@ void prepare(const std::string& rule, Address sets, std::int64_t set_count, Addr
   launch([&] { return kernels.prepare(args, at<void>(stream)); });
 }
 
-void update(const std::string& rule, int dtype, StateMask states, bool aligned, Address rows, std::int64_t row_count,
-            Address chunks, std::int64_t chunk_count, Address constants, Address stream) {
+const Rule& find_rule_with(const std::string& rule, StateMask states) {
   const Rule& kernels = find_rule(rules(), rule);
   const std::vector<StateMask>& variants = kernels.info.variants;
   if (std::find(variants.begin(), variants.end(), states) == variants.end()) {
     throw std::invalid_argument("the rule '" + rule + "' has no kernel for these states together");
   }
+  return kernels;
+}
+
+void update(const std::string& rule, int dtype, StateMask states, bool aligned, Address rows, std::int64_t row_count,
+            Address chunks, std::int64_t chunk_count, Address constants, Address stream) {
+  const Rule& kernels = find_rule_with(rule, states);
   UpdateArgs args;
   args.rows = {at<Numbers>(rows), row_count};
   args.chunks = {at<Numbers>(chunks), chunk_count, aligned};
   args.prepared = at<const void>(constants);
   launch([&] { return kernels.update(static_cast<DType>(dtype), states, args, at<void>(stream)); });
+}
+
+void units(const std::string& rule, int dtype, StateMask states, Address rows, std::int64_t row_count,
+           Address constants, Address layouts, Address items, std::int64_t item_count, Address scratch, int pass,
+           Address stream) {
+  const Rule& kernels = find_rule_with(rule, states);
+  UnitsArgs args;
+  args.rows = {at<Numbers>(rows), row_count};
+  args.prepared = at<const void>(constants);
+  args.layouts = at<Numbers>(layouts);
+  args.items = at<Numbers>(items);
+  args.item_count = item_count;
+  args.scratch = at<double>(scratch);
+  args.pass = pass;
+  check(kernels.units(static_cast<DType>(dtype), states, args, at<void>(stream)));
 }
 
 py::dict numbers(std::initializer_list<std::pair<const char*, std::int64_t>> pairs) {
@@ -104,13 +125,14 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
   module.def("squares", &squares);
   module.def("prepare", &prepare);
   module.def("update", &update);
+  module.def("units", &units);
   module.def("constants_width", [](const std::string& rule) {  // float64 numbers
     return find_rule(rules(), rule).prepared_size / static_cast<int>(sizeof(double));
   });
 
   module.def("rules", [] { return describe(rules()); });
 
-  // As `squares` and `update` take them.
+  // As `squares`, `update` and `units` take them.
   module.attr("DTYPES") = numbers({{"float32", static_cast<int>(DType::kFloat32)},
                                    {"float64", static_cast<int>(DType::kFloat64)},
                                    {"bfloat16", static_cast<int>(DType::kBFloat16)},
@@ -132,5 +154,12 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
                                    {"FOUND_INF", kFoundInf},
                                    {"MAX_GRAD_NORM", kMaxGradNorm},
                                    {"STEP_SCALARS", kStepScalars},
-                                   {"CHUNK", kChunkElements}});
+                                   {"CHUNK", kChunkElements},
+                                   {"LAYOUT_WIDTH", kUnitLayoutWidth},
+                                   {"ITEM_WIDTH", kUnitItemWidth},
+                                   {"UNIT_SUMS", kUnitSums},
+                                   {"ROOT_WIDTH", kUnitRootWidth},
+                                   {"WHOLE", kUnitsWhole},
+                                   {"PASSES", kUnitPasses},
+                                   {"THREADS", kThreads}});
 }

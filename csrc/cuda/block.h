@@ -1,9 +1,11 @@
 // What a block of threads does: all of a kernel. `Block` is where it runs: a device's block (device.h), or one that a
 // test emulates on the CPU. It has an `index` among the `count` blocks of the launch, and
 //   each_thread(visitor)   calls visitor(thread) for each of its kThreads threads, and returns when all are done.
+//   any_thread(visitor)    likewise; whether visitor(thread) is true for one of them, the same to all.
 #pragma once
 
 #include "../maths/storage.h"
+#include "../maths/units.h"
 #include "../maths/update.h"
 #include "args.h"
 
@@ -157,6 +159,8 @@ struct Prepared {
   StepConstants<Rule, float> in_float;
   StepConstants<Rule, double> in_double;
   Group<Rule> group;
+  UnitConstants units;
+  double has_units;
   double skips;  // found_inf: nothing moves
 };
 
@@ -218,7 +222,10 @@ FUSEDREG_HD void prepare_block(const Block& block, const PrepareArgs& args, Prep
     if (thread == 0) {
       fill_constants(prepared.in_float, group, shared.before, shared.after, inv_grad_scale, clip_coef);
     } else if (thread == 32) {
-      fill_constants(prepared.in_double, group, shared.before, shared.after, inv_grad_scale, clip_coef);
+      const double tau =
+          fill_constants(prepared.in_double, group, shared.before, shared.after, inv_grad_scale, clip_coef);
+      prepared.units = make_unit_constants(group.common, group.penalties, Rule::kHasMetric, tau);
+      prepared.has_units = has_units(group.common, group.penalties);
     } else {
       prepared.group = group;
       prepared.skips = skips;

@@ -19,6 +19,15 @@ struct DeviceBlock {
     __syncthreads();
 #endif
   }
+
+  template <class Visitor>
+  FUSEDREG_HD bool any_thread(Visitor&& visitor) const {
+#if defined(__CUDA_ARCH__)
+    return __syncthreads_or(visitor(static_cast<int>(threadIdx.x))) != 0;
+#else
+    return false;
+#endif
+  }
 };
 
 // How many blocks are to share a multiprocessor sets the registers that a thread may take. Left alone, ptxas spills to

@@ -16,6 +16,7 @@ struct Rule {
   int prepared_size;  // bytes that `prepare` leaves for a scalar set
   int (*prepare)(const PrepareArgs& args, void* stream);
   int (*update)(DType dtype, StateMask states, const UpdateArgs& args, void* stream);
+  int (*units)(DType dtype, StateMask states, const UnitsArgs& args, void* stream);
 };
 
 // Defined by the units that setup.py writes, from rules/registry.h.

@@ -3,6 +3,7 @@
 
 #include "device.h"
 #include "kernels.h"
+#include "units.h"
 
 namespace fusedreg::cuda {
 
@@ -20,6 +21,12 @@ __global__ void __launch_bounds__(kThreads, blocks_per_multiprocessor<T>(2 + sta
   update_block<Rule_, kMask, T>(DeviceBlock(), args, shared);
 }
 
+template <class Rule_, StateMask kMask, class T>
+__global__ void __launch_bounds__(kThreads, 2) units_kernel(const __grid_constant__ UnitsArgs args) {
+  __shared__ UnitsShared<Rule_, ArithmeticOf<T>> shared;
+  units_block<Rule_, kMask, T>(DeviceBlock(), args, shared);
+}
+
 template <class Rule_, std::size_t... kI>
 int launch_update(DType dtype, StateMask states, const UpdateArgs& args, void* stream, std::index_sequence<kI...>) {
   const auto blocks = static_cast<unsigned>(args.chunks.count);
@@ -28,6 +35,21 @@ int launch_update(DType dtype, StateMask states, const UpdateArgs& args, void* s
       constexpr StateMask kMask = decltype(mask)::value;
       if (kMask != states) return;
       update_kernel<Rule_, kMask, decltype(element)><<<blocks, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(args);
+    };
+    (launch_if(std::integral_constant<StateMask, Rule_::kVariants[kI]>{}), ...);
+  });
+  return cudaGetLastError();
+}
+
+template <class Rule_, std::size_t... kI>
+int launch_units(DType dtype, StateMask states, const UnitsArgs& args, void* stream, std::index_sequence<kI...>) {
+  const auto blocks = static_cast<unsigned>(args.item_count);
+  visit_dtype(dtype, [&](auto element) {
+    const auto launch_if = [&](auto mask) {
+      constexpr StateMask kMask = decltype(mask)::value;
+      if (kMask != states) return;
+      constexpr StateMask kRead = states_of_metric<Rule_>(kMask);
+      units_kernel<Rule_, kRead, decltype(element)><<<blocks, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(args);
     };
     (launch_if(std::integral_constant<StateMask, Rule_::kVariants[kI]>{}), ...);
   });
@@ -46,6 +68,9 @@ Rule make_rule() {
   };
   rule.update = [](DType dtype, StateMask states, const UpdateArgs& args, void* stream) -> int {
     return launch_update<Rule_>(dtype, states, args, stream, std::make_index_sequence<kVariantsOf<Rule_>>{});
+  };
+  rule.units = [](DType dtype, StateMask states, const UnitsArgs& args, void* stream) -> int {
+    return launch_units<Rule_>(dtype, states, args, stream, std::make_index_sequence<kVariantsOf<Rule_>>{});
   };
   return rule;
 }

@@ -30,8 +30,8 @@ FUSEDREG_HD bool has_units(const CommonHyperparameters& common, const Penalties&
 }
 
 // `tau` is the rule's.
-inline UnitConstants make_unit_constants(const CommonHyperparameters& common, const Penalties& penalties,
-                                         bool rule_has_metric, double tau) {
+FUSEDREG_HD UnitConstants make_unit_constants(const CommonHyperparameters& common, const Penalties& penalties,
+                                              bool rule_has_metric, double tau) {
   UnitConstants c;
   if (penalties.mode() == PenaltyMode::kDecoupled) tau = common.lr;
   const bool shrinks = penalties.mode() != PenaltyMode::kSubgradient;
@@ -43,14 +43,56 @@ inline UnitConstants make_unit_constants(const CommonHyperparameters& common, co
   return c;
 }
 
-// Sums over a unit, with t = 1 / (e r + m) and q = e y t: what Newton's steps are made of.
-struct UnitSums {
-  double squares = 0;  // q^2
-  double by_r = 0;     // q^2 e t: minus half of the first's derivative by r
-  double by_m = 0;     // q^2 t: by m
-  // The largest |y| m t floor_ratio: how far a weight moves, beside what the safeguard allows.
-  double furthest = INFINITY;
-};
+// What `furthest` is for one weight, whose metric says floor_ratio. Below zero there is no floor.
+template <class A>
+FUSEDREG_HD A unit_furthest(A furthest, A floor_ratio) {
+  return floor_ratio > A(0) ? furthest / floor_ratio : A(INFINITY);
+}
+
+// A weight, from the root. `furthest` is the safeguard's bound.
+template <class A>
+FUSEDREG_HD A unit_prox(A y, A e, A furthest, A r, A m) {
+  const A product = e * r, shrunk = y * (product / (product + m));
+  const A nearest = absolute(y) - furthest;
+  const A x = nearest > absolute(shrunk) ? copy_sign(nearest, y) : shrunk;
+  return x == A(0) ? A(0) : x;
+}
+
+// The most sums over a unit's weights that its root wants at once.
+constexpr int kUnitSums = 3;
+
+// What one weight adds to the sums that a root wants. kFirst: the squares of ||y|| and ||e y||.
+template <class A, class Sum>
+FUSEDREG_HD void add_first_sums(A y, A e, Sum& squares, Sum& scaled_squares) {
+  const Sum weight = y, scaled = weight * static_cast<Sum>(e);
+  squares += weight * weight;
+  scaled_squares += scaled * scaled;
+}
+
+// kSums: with t = 1 / (e r + m) and q = e y t what Newton's steps are made of: q^2; q^2 e t, minus half of its
+// derivative by r; q^2 t, by m. Returns t: a weight loses m t of itself.
+template <class A, class Sum>
+FUSEDREG_HD A add_newton_sums(A y, A e, A r, A m, Sum& squares, Sum& by_r, Sum& by_m) {
+  const A t = A(1) / (e * r + m), share = e * t;
+  const Sum q = y * share, square = q * q;
+  squares += square;
+  by_r += square * static_cast<Sum>(share);
+  by_m += square * static_cast<Sum>(t);
+  return t;
+}
+
+// kNorm: the square of ||x||.
+template <class A>
+FUSEDREG_HD void add_norm_sums(A y, A e, A furthest, A r, A m, double& squares) {
+  const double x = unit_prox(y, e, furthest, r, m);
+  squares += x * x;
+}
+
+// Half of the digits of A: the root then has them all, as Newton's steps are quadratic.
+template <class A>
+FUSEDREG_HD constexpr double unit_precision() {
+  return sizeof(A) == sizeof(double) ? 1e-8 : 1e-4;
+}
 
 // Finds r and m of one unit. It is asked what sums it wants next, and given them, until it is done.
 class UnitRoot {
@@ -62,11 +104,26 @@ class UnitRoot {
   bool is_guarded = false;   // and no x_i is farther from y_i than it may be
   Wants wants = Wants::kFirst;
 
-  // The squares of ||y|| and ||e y||.
-  void take_first(const UnitConstants& c, double y_squares, double scaled_squares, double precision) {
+  // `furthest`, beside kSums: the largest |y| m t floor_ratio, which is how far a weight moves beside what the
+  // safeguard allows; infinite where that is not known.
+  FUSEDREG_HD void take(const UnitConstants& c, double precision, double sum, double second, double third,
+                        double furthest = INFINITY) {
     precision_ = precision;
-    norm_ = std::sqrt(y_squares);
-    const double scaled = std::sqrt(scaled_squares);
+    if (wants == Wants::kFirst) {
+      take_first(c, sum, second);
+    } else if (wants == Wants::kSums) {
+      take_sums(c, sum, is_projecting_ ? third : second, furthest);
+    } else if (wants == Wants::kNorm) {
+      square_root(sum) > c.max_norm ? seek_projection() : finish();
+    }
+  }
+
+ private:
+  static constexpr int kMostSteps = 64;
+
+  FUSEDREG_HD void take_first(const UnitConstants& c, double y_squares, double scaled_squares) {
+    norm_ = square_root(y_squares);
+    const double scaled = square_root(scaled_squares);
     if (!(norm_ < INFINITY) || !(scaled < INFINITY) || norm_ == 0) return finish_as_identity();  // a NaN is to be seen
     if (c.threshold == 0) {
       is_identity = true;
@@ -83,41 +140,32 @@ class UnitRoot {
     wants = Wants::kSums;
   }
 
-  void take(const UnitConstants& c, const UnitSums& sums) {
-    const double norm = std::sqrt(sums.squares);
-    double& sought = is_projecting_ ? m : r;
+  FUSEDREG_HD void take_sums(const UnitConstants& c, double squares, double slope, double furthest) {
+    const double norm = square_root(squares);
     const double ratio = is_projecting_ ? norm / c.max_norm : norm;
-    const double slope = is_projecting_ ? sums.by_m : sums.by_r;
-    const double change = sums.squares * (ratio - 1) / slope;
-    const double before = sought, next = before + change;
+    const double change = squares * (ratio - 1) / slope;
+    const double before = is_projecting_ ? m : r, next = before + change;
     const bool is_number = next < INFINITY;
-    if (is_number) sought = next > 0 ? next : 0;
+    const double sought = !is_number ? before : next > 0 ? next : 0;
+    is_projecting_ ? m = sought : r = sought;
     // Steps are quadratic: the next one would be about the square of this.
-    const bool is_close = std::abs(sought - before) <= precision_ * sought;
+    const bool is_close = absolute(sought - before) <= precision_ * sought;
     if (is_number && !is_close && ++steps_ != kMostSteps) return;
-    // Of the root before this step, which was not far.
-    if (!is_projecting_ && is_close && sums.furthest * 1.01 <= c.furthest) is_guarded = false;
+    // As the weights moved with the root before this step, which was not far.
+    if (!is_projecting_ && is_close && furthest * 1.01 <= c.furthest) is_guarded = false;
     is_projecting_ ? finish() : look_at_norm(c);
   }
 
-  // The square of ||x||.
-  void take_norm(const UnitConstants& c, double squares) {
-    std::sqrt(squares) > c.max_norm ? seek_projection() : finish();
-  }
-
- private:
-  static constexpr int kMostSteps = 64;
-
-  void finish() { wants = Wants::kNothing; }
-  void finish_as_identity() {
+  FUSEDREG_HD void finish() { wants = Wants::kNothing; }
+  FUSEDREG_HD void finish_as_identity() {
     is_identity = true;
     finish();
   }
-  void look_at_norm(const UnitConstants& c) {
+  FUSEDREG_HD void look_at_norm(const UnitConstants& c) {
     wants = norm_ > c.max_norm ? Wants::kNorm : Wants::kNothing;
     steps_ = 0;
   }
-  void seek_projection() {
+  FUSEDREG_HD void seek_projection() {
     is_identity = is_guarded = false;
     is_projecting_ = true;
     r = 1;
@@ -130,19 +178,5 @@ class UnitRoot {
   int steps_ = 0;
   bool is_projecting_ = false;
 };
-
-// A weight, from the root.
-template <class A>
-FUSEDREG_HD A unit_prox(A y, A e, A r, A m) {
-  const A product = e * r, x = y * (product / (product + m));
-  return x == A(0) ? A(0) : x;
-}
-
-// The same, not farther from y than the safeguard allows; where floor_ratio is not above zero, it allows everything.
-template <class A>
-FUSEDREG_HD A guarded_unit_prox(A y, A e, A furthest, A floor_ratio, A r, A m) {
-  const A shrunk = unit_prox(y, e, r, m), nearest = absolute(y) - furthest / floor_ratio;
-  return (floor_ratio > A(0)) & (nearest > absolute(shrunk)) ? copy_sign(nearest, y) : shrunk;
-}
 
 }  // namespace fusedreg

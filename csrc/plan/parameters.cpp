@@ -285,7 +285,8 @@ bool Parameters::bind(Entry& entry, bool may_write_inference) {
       !holds(entry.state_dict, entry.state_items)) {
     return false;
   }
-  if (!has_same_shape(grad, entry.dtype) || grad.device() != param.device() || grad.layout() != at::kStrided || !has_memory(grad)) {
+  if (!has_same_shape(grad, entry.dtype) || grad.device() != param.device() || grad.layout() != at::kStrided ||
+      !has_memory(grad)) {
     return false;
   }
   bool fast = entry.is_dense && same_layout(entry.sizes, grad.strides(), entry.strides) && is_plain(grad);

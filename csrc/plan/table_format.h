@@ -22,4 +22,25 @@ constexpr int kSetWidth = 1 + kScalarWidth * kMaxScalarStates;
 // The step's own scalars, at the head of `scalars`. Then come those of each group.
 enum StepScalar { kGradScale, kFoundInf, kMaxGradNorm, kStepScalars };
 
+// Stage 7, in `units`: first a layout for each parameter whose group has penalties on units, then the items that the
+// blocks of a launch take. fusedreg/backends/device_units.py makes them, and says what each number is.
+enum UnitLayoutField {
+  kLayoutRow,
+  kLayoutCount,
+  kLayoutOuter,
+  kLayoutRun,
+  kLayoutTogether,
+  kLayoutAlong,
+  kLayoutPanels,
+  kLayoutSlicesOfPart,
+  kLayoutRunOfPart,
+  kLayoutParts,
+  kUnitLayoutWidth
+};
+enum UnitItemField { kItemLayout, kItemFirst, kItemPart, kItemScratch, kUnitItemWidth };
+
+// Of a panel in parts: its passes before one block finishes what is left of it; and a root in scratch, in numbers.
+constexpr int kUnitPasses = 12;
+constexpr int kUnitRootWidth = 8;
+
 }  // namespace fusedreg

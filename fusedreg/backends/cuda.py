@@ -14,6 +14,7 @@ from ..rules.spec import RuleSpec
 from .base import Entry, Plan
 from .cpp import DTYPES, load_extension
 from .device_plan import DevicePlan, Kernels, Launch, StepTables
+from .device_units import UnitLaunch, UnitLayout, UnitShape
 from .memory import rejection_of_memory
 
 
@@ -41,6 +42,9 @@ class CudaKernels(Kernels):
     def ready(self, launches: Sequence[Launch], tables: StepTables, device: torch.device) -> None:
         """Everything was compiled ahead of time."""
 
+    def ready_for_units(self, launches: Sequence[UnitLaunch], tables: StepTables) -> None:
+        """Likewise."""
+
     def prepare(self, tables: StepTables, squares: Tensor | None, norm: Tensor | None) -> None:
         self._extension.prepare(
             self._rule,
@@ -63,6 +67,49 @@ class CudaKernels(Kernels):
             tables.stream,
         )
 
+    def unit_shape(self, layout: UnitLayout, element_size: int) -> UnitShape:
+        return shape_of_threads(layout, element_size)
+
+    def units(self, launch: UnitLaunch, tables: StepTables, number: int) -> None:
+        assert tables.units is not None
+        units, width = tables.units.data_ptr(), tables.units.element_size()
+        self._extension.units(
+            self._rule,
+            self._dtypes[launch.dtype],
+            launch.states,
+            tables.rows.data_ptr(),
+            tables.row_count,
+            tables.constants.data_ptr(),
+            units,
+            units + width * launch.first_item,
+            launch.items,
+            tables.constants.data_ptr() + tables.constants.element_size() * tables.scratch,
+            number,
+            tables.stream,
+        )
+
+
+# A block's, as in csrc/cuda/args.h.
+THREADS = 256
+
+
+def shape_of_threads(layout: UnitLayout, element_size: int) -> UnitShape:
+    """How the threads of a block share a panel's weights, powers of two each. Within a run, threads are side by side as
+    far as each has a few weights left. Where a run is short, the other threads take other slices, or other units, as
+    many as fill a sector of 32 bytes, so that nothing is read twice."""
+    along = min(_power_of_two_in(layout.run), max(32, _power_of_two_in(layout.run // 8)), THREADS)
+    in_sector = max(32 // (element_size * along), 1)
+    slices = min(THREADS // along // in_sector, 2 * _power_of_two_in(layout.outer))
+    if layout.outer == 1:
+        slices = 1
+    together = min(THREADS // along // slices, 2 * _power_of_two_in(layout.units))
+    return UnitShape(together, along)
+
+
+def _power_of_two_in(number: int) -> int:
+    """The largest that is not above it; 1 for 0."""
+    return 1 << max(number.bit_length() - 1, 0)
+
 
 def _chunks(launch: Launch, tables: StepTables) -> tuple[bool, int, int, int, int]:
     """What a kernel that walks chunks is given of them: whether they are aligned, the rows, the chunks."""
@@ -79,7 +126,7 @@ def _rules() -> frozenset[str]:
 class CudaBackend:
     name = "cuda"
     device_type: str | None = "cuda"
-    takes_units = False
+    takes_units = True
 
     def unavailable_reason(self) -> str | None:
         if not torch.cuda.is_available():

@@ -18,6 +18,7 @@ from torch import Tensor
 from ..penalties import has_stages
 from ..rules.spec import RuleSpec, number
 from .base import Entry, Plan, StepScalars
+from .device_units import DeviceUnits, UnitLaunch, UnitLayout, UnitShape
 from .tables import NUMEL, ROW_COLUMNS, SET_WIDTH, encode_address, encode_value, make_tables
 
 # The elements of a chunk. 16 Ki elements of fp32 Adam move 448 KiB: long enough to hide what a program does before its
@@ -66,6 +67,10 @@ class StepTables(NamedTuple):
     stream: int
     kept: Any
     """What the tables have addresses of."""
+    units: Tensor | None = None
+    """int64, what stage 7 walks: see device_units.py. None where no parameter has it."""
+    scratch: int = 0
+    """Where stage 7 may write in ``constants``: from this number on."""
 
 
 class Kernels(Protocol):
@@ -81,6 +86,9 @@ class Kernels(Protocol):
     def ready(self, launches: Sequence[Launch], tables: StepTables, device: torch.device) -> None:
         """Does what may fail, before the step's first launch that moves anything. By default nothing."""
 
+    def ready_for_units(self, launches: Sequence[UnitLaunch], tables: StepTables) -> None:
+        """Likewise, of stage 7."""
+
     def prepare(self, tables: StepTables, squares: Tensor | None, norm: Tensor | None) -> None:
         """Turns the scalars of each set into the constants that its elements' steps read, and moves the scalar states
         that are on the device. ``squares`` add up to the square of the norm to clip by, which goes to ``norm``; None
@@ -88,6 +96,13 @@ class Kernels(Protocol):
 
     def update(self, launch: Launch, tables: StepTables) -> None:
         """Stages 1 to 6."""
+
+    def unit_shape(self, layout: UnitLayout, element_size: int) -> UnitShape:
+        """How a program of ``units`` takes units of a layout."""
+        ...
+
+    def units(self, launch: UnitLaunch, tables: StepTables, number: int) -> None:
+        """Stage 7: one of the launches that ``DeviceUnits.run`` lists."""
 
 
 # What a CUDA graph reads when it is replayed, as long as it lives; nobody says when that ends.
@@ -174,7 +189,8 @@ class DevicePlan(Plan):
         self._chunks = b""
         self._chunks_made_for = b""
         self._kinds: list[tuple[torch.dtype, int, bool, bool]] | None = None
-        self._tables = {name: DeviceTable() for name in ("rows", "chunks", "sets", "scalars")}
+        self._units = DeviceUnits(active, kernels.unit_shape)
+        self._tables = {name: DeviceTable() for name in ("rows", "chunks", "sets", "scalars", "units")}
         self._constants: Tensor | None = None
         self._constants_made_for: Any = None
         self._step: StepTables | None = None
@@ -187,6 +203,7 @@ class DevicePlan(Plan):
         of_rows = [stages[group] for group in self._group_of_row]
         if of_rows != self._has_stages:
             self._has_stages, self._chunks_made_for = of_rows, b""
+        self._units.set_groups(groups)
         limit = groups[0]["max_grad_norm"]
         scalars = [limit if self._is_on_device(limit) else float(number(limit or 0.0))]
         scalars += [value for values in numbers for value in values]
@@ -228,9 +245,11 @@ class DevicePlan(Plan):
                 squares = step.norm.squares.to(self._device, non_blocking=True)
                 norm = step.norm.norm if step.norm.norm.device == self._device else squares.new_empty(())
             self._kernels.ready(self._launches, tables, self._device)
+            self._kernels.ready_for_units(self._units.launches, tables)
             self._kernels.prepare(tables, squares, norm)
             for launch in self._launches:
                 self._kernels.update(launch, tables)
+            self._units.run(self._kernels, tables)
             self._made_by.move_scalar_states()
             self._made_by.finish_update()
 
@@ -256,14 +275,14 @@ class DevicePlan(Plan):
         if capturing:
             _kept_for_graphs.extend((*kept, *self._kept))
         numbers = {"rows": rows, "chunks": self._chunks, "sets": sets, "scalars": array("q", scalars).tobytes()}
-        tables = {
-            name: table.put(numbers[name], self._device, stream, capturing) for name, table in self._tables.items()
-        }
+        if units := self._units.table(rows):
+            numbers["units"] = units
+        tables = {name: self._tables[name].put(each, self._device, stream, capturing) for name, each in numbers.items()}
         set_count = len(sets) // (8 * SET_WIDTH)
-        made_for = (stream, set_count, capturing)
+        scratch = set_count * self._kernels.constants_width
+        made_for = (stream, scratch + self._units.scratch, capturing)
         if self._constants is None or self._constants_made_for != made_for or capturing:
-            size = set_count * self._kernels.constants_width
-            self._constants = torch.empty(size, dtype=torch.float64, device=self._device)
+            self._constants = torch.empty(made_for[1], dtype=torch.float64, device=self._device)
             self._constants_made_for = made_for
         return StepTables(
             **tables,
@@ -273,6 +292,7 @@ class DevicePlan(Plan):
             capturing=capturing,
             stream=stream,
             kept=(kept, self._kept),
+            scratch=scratch,
         )
 
     def _cut_into_chunks(self, rows: bytes) -> None:

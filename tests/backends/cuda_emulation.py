@@ -51,7 +51,7 @@ class EmulatedCudaBackend:
 
     name = "cuda"
     device_type = "cpu"
-    takes_units = False
+    takes_units = True
 
     def __init__(self, scalars_on_host: bool) -> None:
         self.scalars_on_host = scalars_on_host

@@ -4,6 +4,7 @@
 
 #include "cuda/block.h"
 #include "cuda/kernels.h"
+#include "cuda/units.h"
 
 namespace fusedreg::cuda {
 
@@ -13,6 +14,13 @@ struct EmulatedBlock {
   template <class Visitor>
   void each_thread(Visitor&& visitor) const {
     for (int i = 0; i < kThreads; ++i) visitor(index % 2 == 0 ? i : kThreads - 1 - i);
+  }
+
+  template <class Visitor>
+  bool any_thread(Visitor&& visitor) const {
+    bool any = false;
+    each_thread([&](int thread) { any |= visitor(thread); });
+    return any;
   }
 };
 
@@ -45,6 +53,22 @@ void emulate_update(DType dtype, StateMask states, const UpdateArgs& args, std::
   });
 }
 
+template <class Rule_, std::size_t... kI>
+void emulate_units(DType dtype, StateMask states, const UnitsArgs& args, std::index_sequence<kI...>) {
+  visit_dtype(dtype, [&](auto element) {
+    using T = decltype(element);
+    const auto run_if = [&](auto mask) {
+      constexpr StateMask kMask = decltype(mask)::value;
+      if (kMask != states) return;
+      each_block(args.item_count, [&](const EmulatedBlock& block) {
+        auto shared = unwritten<UnitsShared<Rule_, ArithmeticOf<T>>>();
+        units_block<Rule_, states_of_metric<Rule_>(kMask), T>(block, args, shared);
+      });
+    };
+    (run_if(std::integral_constant<StateMask, Rule_::kVariants[kI]>{}), ...);
+  });
+}
+
 // As in csrc/cuda/rule.h.
 template <class Rule_>
 Rule make_rule() {
@@ -60,6 +84,10 @@ Rule make_rule() {
   };
   rule.update = [](DType dtype, StateMask states, const UpdateArgs& args, void*) -> int {
     emulate_update<Rule_>(dtype, states, args, std::make_index_sequence<kVariantsOf<Rule_>>{});
+    return 0;
+  };
+  rule.units = [](DType dtype, StateMask states, const UnitsArgs& args, void*) -> int {
+    emulate_units<Rule_>(dtype, states, args, std::make_index_sequence<kVariantsOf<Rule_>>{});
     return 0;
   };
   return rule;

@@ -31,7 +31,7 @@ from helpers import (
 )
 
 from fusedreg import backends
-from fusedreg.backends import device_plan, tables
+from fusedreg.backends import cuda, device_plan, device_units, tables
 from fusedreg.hyperparameters import compiled_field_names
 from fusedreg.parity import TOLERANCE_IN_EPS, Case, cases, error_in_eps
 
@@ -55,7 +55,9 @@ def in_emulated_memory(value: object) -> bool:
 
 def test_the_kernels_and_python_agree_on_the_tables() -> None:
     for name, number in build_emulation().FORMAT.items():
-        declared = {getattr(module, name) for module in (tables, device_plan) if hasattr(module, name)}
+        declared = {
+            getattr(module, name) for module in (tables, device_plan, device_units, cuda) if hasattr(module, name)
+        }
         assert declared == {number}, name
 
 

@@ -29,18 +29,19 @@ pytestmark = pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc
 
 class Kernel(NamedTuple):
     kind: str
-    """prepare, squares or update."""
+    """prepare, squares, update or units."""
     states: int = 0
     """A mask."""
     dtype: str = ""
 
     def __str__(self) -> str:
-        return " ".join((self.kind, *([f"{self.states:03b}"] if self.kind == "update" else []), self.dtype))
+        return " ".join((self.kind, *([f"{self.states:03b}"] if self.kind in ("update", "units") else []), self.dtype))
 
 
 def kernel_of(mangled: str) -> Kernel:
     kind, states, dtype = re.search(
-        r"(prepare|squares|update)_kernelI(?:NS_\d+\w+?E)??(?:Lj(\d+)E)?(f|d|NS_\d(?:BFloat16|Float16))?E", mangled
+        r"(prepare|squares|update|units)_kernelI(?:NS_\d+\w+?E)??(?:Lj(\d+)E)?(f|d|NS_\d(?:BFloat16|Float16))?E",
+        mangled,
     ).groups()
     return Kernel(kind, int(states or 0), {"f": "float", "d": "double", None: ""}.get(dtype, (dtype or "")[4:]))
 
@@ -108,6 +109,8 @@ def expected_kernels(unit: str) -> set[Kernel]:
             group = cls([torch.zeros(1)], **variant_of(cls, variant)).param_groups[0]
             states = sum(1 << i for i, state in enumerate(cls.spec.states) if state.needed(group))
             found.update(Kernel("update", states, dtype) for dtype in DTYPES)
+            of_metric = 0 if cls.spec.metric is None else states
+            found.update(Kernel("units", of_metric, dtype) for dtype in DTYPES)
     return found
 
 
@@ -160,6 +163,8 @@ def test_memory_moves_16_bytes_at_a_time(compiled: Compiled) -> None:
         loads, stores = (len(re.findall(way, body)) for way in (load, store))
         if kernel.kind == "squares":
             assert loads >= 4, kernel  # on their way at once
+        elif kernel.kind == "units":  # element by element, as units lie in memory in any way
+            assert not re.search(generic, body), kernel
         else:
             written = 1 + kernel.states.bit_count()
             loops = 4  # at the least: a prox or none, a penalty in the gradient or none

@@ -6,23 +6,32 @@ features of a problem with many targets; with l1 besides, and with a largest nor
 
 from __future__ import annotations
 
+import itertools
 import math
 from functools import cache
 
 import numpy as np
 import pytest
 import torch
-from conftest import EXTENSION
+from conftest import EMULATED_CUDA, EXTENSION, TARGETS
 from figures import at_most
-from helpers import FusedRegAdam, FusedRegSGD
+from helpers import FusedRegAdam, FusedRegSGD, assert_same_bits, make_params, random, run, set_grads, snapshot
 from sklearn.linear_model import MultiTaskElasticNet
 from solvers import SOLVERS, Array, Solver, diabetes, one_thread
+from triton_interpreter import INTERPRETING
 
 import fusedreg
+from fusedreg.backends import device_units
 from fusedreg.parity import TOLERANCE_IN_EPS, known
-from fusedreg.penalties.units import as_units
+from fusedreg.penalties.units import as_units, count_units
 from fusedreg.rules.registry import OPTIMIZERS
 
+# Each backend has a stage 7 of its own.
+ALL = TARGETS if INTERPRETING else [*TARGETS, EMULATED_CUDA]
+on_all = pytest.mark.parametrize("backend", ALL, indirect=True)
+on_all_but_the_reference = pytest.mark.parametrize(
+    "backend", [target for target in ALL if target.values[0][0] != "reference"], indirect=True
+)
 WITH_UNITS = [cls for cls in OPTIMIZERS if not cls.spec.why_no_units]
 STRENGTHS = [(20.0, 0.0), (6.0, 0.0), (20.0, 0.3), (2.0, 0.05)]  # group_l1, l2
 
@@ -159,67 +168,85 @@ LAYOUTS = {
     "long rows": ((2, 20_011), lambda w: w),
     "long columns": ((20_011, 3), lambda w: w),
     "strided": ((64, 7), lambda w: torch.stack([w, w], -1)[..., 0]),
+    "misaligned": ((6, 10), lambda w: torch.cat([w.flatten()[:1], w.flatten()])[1:].view(w.shape)),
     "one to a row": ((9, 1), lambda w: w),
     "one row": ((1, 9), lambda w: w),
+    "one dimension": ((11,), lambda w: w),
     "without": ((0, 4), lambda w: w),
+    "with empty rows": ((4, 0), lambda w: w),
 }
 
 
 def a_step(cls: type, backend: str, dtype: torch.dtype, layout: str, **options: object) -> torch.Tensor:
     shape, lay_out = LAYOUTS[layout]
     generator = torch.Generator().manual_seed(list(LAYOUTS).index(layout))
-    start, slope = (torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(2))
-    slope *= torch.rand(shape[0], *[1] * (len(shape) - 1), generator=generator, dtype=torch.float64) * 2
-    start[:, :1] = 0
-    its = dtype if backend == "cpp" or dtype == torch.bfloat16 else torch.float64
-    param = torch.nn.Parameter(lay_out(start.to(dtype)).to(its))
-    param.grad = lay_out(slope.to(dtype)).to(its)
+    start, slope = random(shape, generator), random(shape, generator)
+    slope *= torch.rand(shape[0], *[1] * (len(shape) - 1), generator=generator, dtype=torch.float64, device="cpu") * 2
+    start.transpose(0, min(1, start.ndim - 1))[:1] = 0
+    its = dtype if backend != "reference" or dtype.itemsize == 2 else torch.float64
+    device = torch.get_default_device()
+    param = torch.nn.Parameter(lay_out(start.to(device, dtype)).to(its))
+    param.grad = lay_out(slope.to(device, dtype)).to(its)
     others = known(cls, lr=0.05, weight_decay=0.1, clip_value=1.5, max_grad_norm=9.0)
     cls([param], backend=backend, **others, **options).step()
     return param.detach().double()
 
 
-# The loops over long units know nothing of rules.
+# The loops over long units know nothing of rules, and those over other layouts little.
 STEPS = [
     (cls, layout, dtype)
     for cls in WITH_UNITS
     for layout in LAYOUTS
-    for dtype in (torch.float32, torch.float64, torch.bfloat16)
+    for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16)
     if not layout.startswith("long") or (dtype == torch.float32 and cls in (FusedRegAdam, FusedRegSGD))
+    if dtype != torch.float16 or cls in (FusedRegAdam, FusedRegSGD)
+    if layout in ("channels last", "columns in memory", "filters") or cls in (FusedRegAdam, FusedRegSGD)
 ]
 
 
-@pytest.mark.skipif(EXTENSION is None, reason="no compiled extension")
+def sizes(backend: str, layout: str) -> list[dict[str, object]]:
+    """On a GPU: as they are; with panels in parts, so that each pass is a launch; and with so few passes that one
+    program finishes what they have left."""
+    if backend == "cpp":
+        return [{}]
+    if layout.startswith("long"):
+        return [dict(ITEM=8), dict(PANEL=1024, PART=512)]
+    few = (0, 1, device_units.PASSES, device_units.PASSES + 1)
+    small = dict(PANEL=32, PART=16)
+    return [{}, dict(ITEM=8), small, dict(**small, IN_PARTS=few)]
+
+
+@on_all_but_the_reference
 @pytest.mark.parametrize(("cls", "layout", "dtype"), STEPS)
-def test_a_step_is_the_references(cls, layout, dtype) -> None:
+def test_a_step_is_the_references(cls, layout, dtype, backend, monkeypatch) -> None:
     """With everything on, so that some units are zero, some are cut to the largest norm, some only shrink."""
     variants = list(cls.spec.variants.values())
-    # Stage 7 has as many roundings again as the others. bfloat16 is stored twice, and either may go to the other side.
-    tolerance = (4 if dtype == torch.bfloat16 else 2) * TOLERANCE_IN_EPS[dtype] * torch.finfo(dtype).eps
+    # Stage 7 has as many roundings again as the others. 16-bit numbers are stored twice, and either may go to the
+    # other side.
+    tolerance = (4 if dtype.itemsize == 2 else 2) * TOLERANCE_IN_EPS[dtype] * torch.finfo(dtype).eps
     units = ("rows", "columns", "tensor", 2)
     if layout.startswith("long"):
         units = ("tensor", layout.removeprefix("long "))
     for i, unit in enumerate(units if cls is FusedRegAdam else units[len(layout) % len(units) :][:1]):
         shape, _ = LAYOUTS[layout]
-        if unit == 2 and shape[0] % 2:
+        if (unit == 2 and shape[0] % 2) or (unit == "columns" and len(shape) < 2):
             continue
-        size = (
-            math.prod(shape) / {"rows": shape[0], "columns": shape[1], "tensor": 1, 2: shape[0] // 2}[unit]
-            if math.prod(shape)
-            else 1
-        )
-        options = dict(
-            group_l1=6.0, max_unit_norm=0.9 * math.sqrt(size), l1=0.3, l2=0.2, unit=unit, freeze_zeros=i % 2 == 0
-        )
+        size = math.prod(shape) / max(count_units(shape, unit, "unit", "a layout"), 1)
+        most = 0.9 * math.sqrt(max(size, 1))
+        options = dict(group_l1=6.0, max_unit_norm=most, l1=0.3, l2=0.2, unit=unit, freeze_zeros=i % 2 == 0)
         options |= dict(variants[i % len(variants)])
         for mode in cls.spec.modes[: 1 + (layout == "filters")]:
             if mode == "subgradient":
                 continue
-            ours = a_step(cls, "cpp", dtype, layout, penalty_mode=mode, **options)
             theirs = a_step(cls, "reference", dtype, layout, penalty_mode=mode, **options)
-            if ours.numel() > 0:
-                error = ((ours - theirs).abs().max() / theirs.abs().max().clamp(min=1)).item()  # some start above 1
-                assert error <= tolerance
+            for its_sizes in sizes(backend, layout):
+                with monkeypatch.context() as patch:
+                    for name, value in its_sizes.items():
+                        patch.setattr(device_units, name, value)
+                    ours = a_step(cls, backend, dtype, layout, penalty_mode=mode, **options)
+                if ours.numel() > 0:
+                    error = ((ours - theirs).abs().max() / theirs.abs().max().clamp(min=1)).item()  # some start above 1
+                    assert error <= tolerance
 
 
 @pytest.mark.skipif(EXTENSION is None, reason="no compiled extension")
@@ -237,6 +264,7 @@ def test_any_number_of_threads_makes_the_same_bits(unit) -> None:
     assert found[0].equal(found[2])
 
 
+@on_all
 @pytest.mark.parametrize("cls", [FusedRegAdam, FusedRegSGD])
 def test_a_unit_that_no_gradient_has_met_does_not_vanish_at_once(cls, backend) -> None:
     """Adam's metric is eps there: without the safeguard any strength would take all of it in one step."""
@@ -248,6 +276,7 @@ def test_a_unit_that_no_gradient_has_met_does_not_vanish_at_once(cls, backend) -
     assert 0 < moved <= 2e-3 * (1 + 1e-9)
 
 
+@on_all
 def test_what_is_not_finite_is_to_be_seen(backend) -> None:
     param = torch.nn.Parameter(torch.ones(4, 5, dtype=torch.float64))
     optimizer = FusedRegAdam([param], lr=0.1, group_l1=1.0, max_unit_norm=1.5, backend=backend)
@@ -262,11 +291,12 @@ def test_what_is_not_finite_is_to_be_seen(backend) -> None:
     assert param[[0, 3]].norm(dim=1).max() <= 1.5 * (1 + 1e-12)
 
 
+@on_all
 def test_off_and_at_lr_zero_no_bit_changes(backend) -> None:
     def end(**options: object) -> torch.Tensor:
-        param = torch.nn.Parameter(torch.randn(7, 9, generator=torch.Generator().manual_seed(0)))
+        (param,) = make_params([(7, 9)])
         optimizer = FusedRegAdam([param], backend=backend, **{"lr": 0.1, "l1": 0.1, **options})
-        param.grad = torch.randn(7, 9, generator=torch.Generator().manual_seed(1))
+        set_grads([param], 1)
         optimizer.step()
         return param.detach()
 
@@ -274,6 +304,151 @@ def test_off_and_at_lr_zero_no_bit_changes(backend) -> None:
     assert end().equal(end(max_unit_norm=1e3))  # nobody comes near it
     assert end(lr=0.0).equal(end(lr=0.0, group_l1=5.0, max_unit_norm=0.1))
     assert not end().equal(end(group_l1=1.0))
+
+
+@on_all
+@pytest.mark.parametrize("unit", ["rows", "columns", "tensor", 2])
+def test_units_become_zero_as_a_whole_and_stay_there(unit, backend) -> None:
+    """Exactly, and +0.0; what is zero before is no unit to shrink."""
+    params = make_params([(8, 6), (4, 2, 3, 3)])
+    with torch.no_grad():
+        params[0][2:4] = 0
+    optimizer = FusedRegAdam(params, lr=0.1, group_l1=40.0, unit=unit, backend=backend)
+    for i in range(30):
+        set_grads(params, i)
+        params[0].grad[2:4] = 0
+        optimizer.step()
+        assert (params[0][2:4] == 0).all()
+    for param in params:
+        assert (param == 0).all()
+        assert not param.signbit().any()
+
+
+@on_all
+@pytest.mark.parametrize("in_parts", [False, True])
+def test_nothing_beside_a_view_is_written(in_parts, backend, monkeypatch) -> None:
+    if in_parts:
+        monkeypatch.setattr(device_units, "PANEL", 16)
+        monkeypatch.setattr(device_units, "PART", 8)
+    for unit, offset in itertools.product(("rows", "columns", "tensor", 3), (1, 4)):
+        buffer = torch.full((100,), 123.0)
+        param = torch.nn.Parameter(buffer[offset : offset + 54].view(9, 6))
+        assert param.data_ptr() == buffer[offset:].data_ptr()
+        optimizer = FusedRegAdam([param], lr=0.1, group_l1=1.0, max_unit_norm=5.0, unit=unit, backend=backend)
+        run(optimizer, [param], 2)
+        assert (param.norm() if unit == "tensor" else as_units(param.detach(), unit).norm(dim=1).max()) < 5.01
+        assert (buffer[:offset] == 123.0).all()
+        assert (buffer[offset + 54 :] == 123.0).all()
+
+
+@pytest.fixture
+def everything_on_device(monkeypatch):
+    """As far as the question goes where a tensor is: what the host then reads of one is a fault."""
+    for module in ("optimizer", "hyperparameters", "penalties", "penalties.spec", "rules.spec"):
+        monkeypatch.setattr(f"fusedreg.{module}.on_gpu", lambda value: isinstance(value, torch.Tensor))
+
+
+on_devices = pytest.mark.parametrize(
+    "backend", [target for target in ALL if target.values[0][0] in ("cuda", "triton")], indirect=True
+)
+
+
+@on_devices
+@pytest.mark.parametrize("found_inf", [0.0, 1.0, 2.0, math.nan])
+@pytest.mark.parametrize("in_parts", [False, True])
+def test_the_kernels_read_whether_a_step_is_skipped(found_inf, in_parts, backend, everything_on_device, monkeypatch):
+    if in_parts:
+        monkeypatch.setattr(device_units, "PANEL", 16)
+        monkeypatch.setattr(device_units, "PART", 8)
+    for unit in ("rows", "columns", "tensor"):
+        params = make_params([(7, 5)])
+        optimizer = FusedRegAdam(params, lr=0.1, group_l1=1.0, max_unit_norm=2.0, unit=unit, backend=backend)
+        before = params[0].detach().clone()
+        set_grads(params, 1)
+        optimizer.found_inf = torch.tensor(found_inf)
+        optimizer.step()
+        assert before.equal(params[0]) == (found_inf != 0)
+        if found_inf != 0:
+            before = snapshot(optimizer)
+            optimizer.step()
+            assert_same_bits(before, snapshot(optimizer))
+
+
+@on_devices
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("cls", WITH_UNITS)
+def test_strengths_on_the_device(cls, dtype, backend, everything_on_device) -> None:
+    """Moved in place between steps, down to an lr of 0, and read by the kernels."""
+    values = {"lr": 0.05, "l1": 0.03, "l2": 0.2, "group_l1": 1.5, "max_unit_norm": 2.5}
+    tensors = {key: torch.tensor(value, dtype=dtype) for key, value in values.items()}
+    values = {key: tensor.item() for key, tensor in tensors.items()}
+    params, own = make_params([(7, 5), (6, 4)], torch.float64), make_params([(7, 5), (6, 4)], torch.float64)
+    ours = cls([{"params": params[:1]}, {"params": params[1:], "unit": 2}], backend=backend, unit="columns", **tensors)
+    theirs = cls([{"params": own[:1]}, {"params": own[1:], "unit": 2}], backend="reference", unit="columns", **values)
+    for i in range(5):
+        run(ours, params, 1, first_seed=i)
+        run(theirs, own, 1, first_seed=i)
+        for key, tensor in tensors.items():
+            tensor.mul_(0.8 if i < 3 or key != "lr" else 0.0)
+            for group in theirs.param_groups:
+                group[key] = tensor.item()
+    for a, b in zip(params, own, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-12)
+
+
+@on_devices
+def test_units_beside_others(backend) -> None:
+    """Dtypes, groups with units and without, a parameter without a gradient: what has no units is as without them."""
+    results = []
+    for options in ({}, {"group_l1": 0.5, "max_unit_norm": 2.0}):
+        params = [p for dtype in TOLERANCE_IN_EPS for p in make_params([(6, 5), (4,), (3, 7), (2, 2)], dtype)]
+        groups = [{"params": params[::4] + params[1::4]}, {"params": params[2::4] + params[3::4], **options}]
+        optimizer = FusedRegAdam(groups, lr=0.1, l1=0.01, backend=backend)
+        for i in range(3):
+            set_grads(params, i)
+            params[3].grad = None
+            if i == 1:
+                params[4].grad = None
+            optimizer.step()
+        results.append([param.detach() for param in params])
+    for i, (without, with_units) in enumerate(zip(*results, strict=True)):
+        assert without.equal(with_units) == (i % 4 < 2 or i == 3)
+        assert i % 4 != 2 or with_units.norm(dim=1).max() <= 2.02
+
+
+@on_devices
+def test_a_layout_that_changes_between_steps_is_seen(backend) -> None:
+    """A gradient of other strides has the parameter staged: then its units lie otherwise."""
+    results = []
+    for name in (backend, "reference"):
+        params = [torch.nn.Parameter(make_params([(8, 5)], torch.float64)[0].detach().T.contiguous().T)]
+        optimizer = FusedRegAdam(params, lr=0.1, group_l1=2.0, max_unit_norm=1.5, backend=name)
+        for i in range(6):
+            set_grads(params, i)
+            if i % 3 == 1:
+                params[0].grad = params[0].grad.T.contiguous().T
+            if i == 4:
+                for group in optimizer.param_groups:
+                    group["unit"] = "columns"
+            optimizer.step()
+        results.append(params[0].detach())
+    torch.testing.assert_close(*results, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("unit", ["rows", "columns", "tensor", 2])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_layout_of_units(layout, unit) -> None:
+    """What device_units says of a dense tensor's memory, by the numbers that lie there."""
+    shape, lay_out = LAYOUTS[layout]
+    tensor = lay_out(torch.arange(math.prod(shape)).view(shape))
+    if layout == "strided" or (unit == "columns" and len(shape) < 2) or (unit == 2 and shape[0] % 2):
+        return
+    count, outer, run = device_units.unit_layout(tuple(shape), tensor.stride(), unit)
+    memory = tensor.as_strided((tensor.numel(),), (1,), tensor.storage_offset())
+    units = memory.view(outer, count, run).transpose(0, 1).reshape(count, outer * run)
+    truth = as_units(tensor, unit)
+    if tensor.numel() > 0:
+        assert units.sort(1).values.equal(truth.sort(1).values)
 
 
 def test_the_value_of_the_penalties() -> None:
