@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sys
+import time
+import weakref
 from pathlib import Path
 
 import pytest
@@ -15,6 +18,8 @@ sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 import cases
 import cpu_step
 import gate
+import gpu_step
+import measure
 import peers
 import report
 
@@ -74,3 +79,75 @@ def test_rows_are_medians_and_ratios_to_the_plain_step() -> None:
     assert (plain.ratio, ours.ratio) == (1.0, 2.0)
     assert math.isclose(ours.gb_per_s, 32 / 4)
     assert "2.00" in report.grid_of("case", [plain, ours], None).markdown()
+
+
+def test_the_gpu_sleeps_while_the_host_hands_over_what_is_timed(monkeypatch) -> None:
+    done = []
+
+    class Event:
+        def __init__(self, enable_timing) -> None: ...
+
+        def record(self) -> None:
+            done.append("event")
+
+        def synchronize(self) -> None: ...
+
+        def elapsed_time(self, end) -> float:
+            return 3.0
+
+    for name, value in {"synchronize": lambda: None, "Event": Event, "_sleep": done.append}.items():
+        monkeypatch.setattr(torch.cuda, name, value, raising=False)
+    clock = measure.GpuClock(2)
+
+    def step() -> None:
+        time.sleep(0.01)
+        done.append("step")
+
+    assert clock(step) == 3.0 / 1e3 / 2
+    assert done[1:] == ["event", "step", "step", "event"]
+    done.clear()
+    clock(step)
+    assert done[0] >= 0.02 * measure.MOST_CYCLES_A_SECOND  # longer than the host took
+
+
+def test_a_huge_case_holds_one_state_at_a_time(monkeypatch) -> None:
+    alive: list[weakref.ref] = []
+
+    def contender(name: str) -> peers.Contender:
+        param = torch.zeros(4, requires_grad=True)
+        param.grad = torch.ones(4)
+        optimizer = torch.optim.Adam([param])
+        alive.append(weakref.ref(optimizer))
+
+        def step() -> None:
+            optimizer.step()
+            assert sum(bool(each() and each().state) for each in alive) == 1
+
+        return peers.Contender(name, step, False)
+
+    seconds, _ = gpu_step.time_in_turn([contender("a"), contender("b")], "cpu", 0.01)
+    assert set(seconds) == {"a", "b"}
+
+
+def test_the_gpu_cases_are_written_one_by_one_beside_those_before(monkeypatch, tmp_path) -> None:
+    monkeypatch.setattr(gpu_step, "SMOKE_CASES", {"one": [(5,)], "two": [(6,)]})
+    monkeypatch.setattr(gpu_step, "bandwidth", lambda device: 1e9)
+    monkeypatch.setattr(gpu_step, "failures", lambda *_: [])
+    stop = []
+
+    def run_case(name, *_):
+        if name in stop:
+            raise KeyboardInterrupt
+        return [report.Row("ours", 1.0, (0.9, 1.1), 1.0, 2.0)]
+
+    monkeypatch.setattr(gpu_step, "run_case", run_case)
+    monkeypatch.setattr(sys, "argv", ["gpu_step.py", "--smoke", "--output", str(tmp_path)])
+    stop[:] = ["two"]
+    with pytest.raises(KeyboardInterrupt):
+        gpu_step.main()
+    assert list(json.loads((tmp_path / "smoke.json").read_text())["cases"]) == ["one"]
+    stop[:] = ["one"]
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--cases", "two"])
+    gpu_step.main()
+    assert list(json.loads((tmp_path / "smoke.json").read_text())["cases"]) == ["one", "two"]
+    assert (tmp_path / "smoke.md").read_text().count("## ") == 2

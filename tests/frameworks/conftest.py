@@ -23,7 +23,8 @@ if importlib.util.find_spec("torchvision") is not None and not torch.cuda.is_ava
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("filterwarnings", "default")  # theirs are not ours to mend
+    if any("frameworks" in str(each) for each in config.args):  # a run of these, and not of all suites
+        config.addinivalue_line("filterwarnings", "default")  # theirs are not ours to mend
 
 
 @pytest.fixture(autouse=True)

@@ -92,6 +92,33 @@ def test_their_clip_with_the_twin_and_our_clip(precision: str, tmp_path: Path) -
     assert float(ours.optimizers().grad_norm) == float(trainer.optimizers[0].grad_norm)  # through their wrapper
 
 
+AVERAGES = {
+    "EMA": lambda: lightning.pytorch.callbacks.EMAWeightAveraging(decay=0.8),
+    "SWA": lambda: lightning.pytorch.callbacks.StochasticWeightAveraging(swa_lrs=5e-3, swa_epoch_start=2),
+}
+
+
+@every_twin
+@pytest.mark.parametrize("average", AVERAGES.values(), ids=AVERAGES)
+def test_averages_as_the_twin(ours: Any, theirs: Any, options: dict[str, Any], average: Any, tmp_path: Path) -> None:
+    averaged, plain = (Automatic(cls, options) for cls in (ours, ours))
+    twin = Automatic(theirs, options)
+    for module in (averaged, twin):
+        trained(module, tmp_path, callbacks=[average()], max_epochs=4)
+    trained(plain, tmp_path, max_epochs=4)
+    assert_same(averaged.net, twin.net)
+    assert not torch.equal(averaged.net[0].weight, plain.net[0].weight)
+
+
+def test_a_compiled_model_trains_as_the_twin(tmp_path: Path) -> None:
+    nets = []
+    for cls in (fusedreg.FusedRegAdamW, torch.optim.AdamW):
+        module = Automatic(cls, {"lr": 1e-2})
+        trained(torch.compile(module, backend="eager"), tmp_path)
+        nets.append(module.net)
+    assert_same(*nets)
+
+
 def test_resumes_exactly(tmp_path: Path) -> None:
     options = {"lr": 1e-2, "l1": 0.02, "max_grad_norm": 1.0}
     first = Automatic(fusedreg.FusedRegAdamW, options)
