@@ -18,7 +18,7 @@ from figures import at_most
 from helpers import FusedRegAdam, FusedRegSGD, assert_same_bits, make_params, random, run, set_grads, snapshot
 from sklearn.linear_model import MultiTaskElasticNet
 from solvers import SOLVERS, Array, Solver, diabetes, one_thread
-from triton_interpreter import INTERPRETING
+from conftest import INTERPRETING
 
 import fusedreg
 from fusedreg.backends import device_units
