@@ -93,12 +93,9 @@ BASE ?= HEAD
 bench-compare: $(VENV)/.bench ## times the working tree beside another revision, BASE=main
 	$(BIN)/python tools/bench_compare.py $(BASE) $(PYTEST)
 
-# With the Python and torch that are there, not in .venv.
-gpu-check: ## on a machine with a GPU: builds in place, tests, measures
-	$(PYTHON) setup.py -q build_ext --inplace
-	$(PYTHON) -m fusedreg info
-	$(PYTHON) -m pytest -q -m gpu $(PYTEST)
-	$(PYTHON) benchmarks/gpu_step.py
+# With the Python and torch that are there, not in .venv. In parts of at most 8 minutes each; see tools/gpu_check.py.
+gpu-check: ## on a machine with a GPU: builds in place, tests, measures, and goes on where it was; PARTS="build time"
+	$(PYTHON) tools/gpu_check.py $(PARTS)
 
 $(VENV)/.torch:
 	$(PYTHON) -m venv $(VENV) || { echo "make: no virtual environment; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }

@@ -5,8 +5,8 @@
 Medians of CUDA events around a step, or around a row of steps where one is short, in one process and in alternation,
 after a check against the reference; and the time that the host takes to hand a step over. From HUGE parameters on, one
 after the other, as the states of all do not fit. Written to OUTPUT after each case, as JSON and Markdown, under the
-GPU's name, beside the cases that earlier runs have written there. `--smoke` runs tiny sizes, on the CPU too, to see that
-all runs.
+GPU's name, beside the cases that earlier runs have written there. `--smoke` runs tiny sizes, on the CPU too, to see
+that all runs.
 """
 
 from __future__ import annotations
