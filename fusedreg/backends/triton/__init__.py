@@ -52,7 +52,7 @@ def _capability(device: torch.device) -> tuple[int, int]:
 class TritonBackend:
     name = "triton"
     device_type: str | None = "cuda"
-    takes_units = False
+    takes_units = True
 
     def unavailable_reason(self) -> str | None:
         if not torch.cuda.is_available():
