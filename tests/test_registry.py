@@ -128,6 +128,8 @@ def test_triton_has_the_rule_with_its_states_and_fields(rule) -> None:
     assert RULES[rule].scalar_state_names == scalars, f"Triton's {rule} and its spec differ in their scalar states"
     own = tuple(name for each in spec.hyperparameters for name in each.field_names)
     assert RULES[rule].field_names == own, f"Triton's {rule} and its spec differ in the numbers of a group"
+    has_metric = RULES[rule].metric is not None
+    assert has_metric == (spec.metric is not None), f"Triton's {rule} and its spec differ in whether there is a metric"
 
 
 # -- specs

@@ -104,7 +104,7 @@ void units(const std::string& rule, int dtype, StateMask states, Address rows, s
   args.item_count = item_count;
   args.scratch = at<double>(scratch);
   args.pass = pass;
-  check(kernels.units(static_cast<DType>(dtype), states, args, at<void>(stream)));
+  launch([&] { return kernels.units(static_cast<DType>(dtype), states, args, at<void>(stream)); });
 }
 
 py::dict numbers(std::initializer_list<std::pair<const char*, std::int64_t>> pairs) {

@@ -75,7 +75,7 @@ class Launches:
 
     def __getattr__(self, name: str) -> Any:
         its = getattr(self._extension, name)
-        if name not in ("squares", "prepare", "update"):
+        if name not in ("squares", "prepare", "update", "units"):
             return its
         return lambda *args: self._gpu.launch(lambda: its(*args))
 

@@ -244,6 +244,41 @@ def test_a_graph_reads_nothing_that_later_steps_have_freed(new_gradients, backen
     assert_same_bits(*results)
 
 
+@pytest.mark.parametrize("unit", ["rows", "columns", "tensor"])
+def test_penalties_on_units_wait_for_nothing_and_replay_to_the_bit(unit, backend, no_waiting) -> None:
+    """As a whole, and in parts: the tensor, and columns of the long one."""
+
+    def make():
+        options = {"lr": 1e-2, "group_l1": torch.tensor(0.5), "max_unit_norm": torch.tensor(9.0), "unit": unit}
+        params = make_params(((300, 40), (64, 9, 3, 3), (20_000, 7)))
+        set_grads(params, 0)
+        return params, FusedRegAdam(params, backend=backend, capturable=True, **options), options["group_l1"]
+
+    eager_params, eager, eager_strength = make()
+    params, captured, strength = make()
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            captured.step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured.step()
+    eager.step()
+    with no_waiting:
+        for _ in range(2):
+            eager.step()
+    for i in range(20):
+        for each in (strength, eager_strength):
+            each.fill_(0.1 * i)
+        for ours, theirs in zip(params, eager_params, strict=True):
+            ours.grad.normal_(generator=torch.Generator("cuda").manual_seed(i))
+            theirs.grad.copy_(ours.grad)
+        graph.replay()
+        eager.step()
+    assert_same_bits(snapshot(eager), snapshot(captured))
+
+
 def test_capture_without_capturable_is_refused(backend) -> None:
     params = make_params()
     optimizer = FusedRegAdam(params, backend=backend)

@@ -30,7 +30,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from fusedreg.backends.triton import compilation, kernels, tuning
+from fusedreg.backends.device_units import UnitLayout
+from fusedreg.backends.triton import compilation, kernels, tuning, units
 from fusedreg.backends.triton.rules import RULES
 
 TARGETS = {
@@ -41,7 +42,7 @@ TARGETS = {
 }
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 VARIANTS = [(name, states) for name, rule in RULES.items() for states in rule.variants]
-POINTERS = {"constants": "*fp64", "partial_sums": "*fp64", "norm_at": "*fp64"}
+POINTERS = {"constants": "*fp64", "partial_sums": "*fp64", "norm_at": "*fp64", "scratch": "*fp64"}
 
 UPDATES = [(*variant, *rest, False) for variant, *rest in itertools.product(VARIANTS, DTYPES, (True, False))]
 WITH_STAGES = [(*variant, dtype, True, True) for variant, dtype in itertools.product(VARIANTS, DTYPES)]
@@ -54,10 +55,14 @@ def name_of(value) -> str:
     return "-".join(map(str, value))
 
 
+def is_number(parameter: str) -> bool:
+    return parameter.endswith("_count") or parameter == "number"
+
+
 def compiled(kernel, constants: dict, target: str, warps: int):
     names = kernel.arg_names
     types = {name: "constexpr" for name in constants}
-    types.update({n: POINTERS.get(n, "i32" if n.endswith("_count") else "*i64") for n in names if n not in constants})
+    types.update({n: POINTERS.get(n, "i32" if is_number(n) else "*i64") for n in names if n not in constants})
     aligned = {
         (i,): [["tt.divisibility", 16]]
         for i, n in enumerate(names)
@@ -155,15 +160,42 @@ def test_prepare(rule, clips, target, tmp_path) -> None:
     assert registers_and_spills(kernel, tmp_path)[1] == 0
 
 
+TILES = {units.tile_of(UnitLayout(9, *layout)) for layout in itertools.product((1, 7), (1, 16, 100, 5000))}
+
+
+def _units() -> Iterator[Any]:
+    """A tile for each rule on one device, all for one rule there, and a few on each."""
+    largest = max(TILES, key=lambda tile: tile.along)
+    for target, rule, dtype, tile in itertools.product(TARGETS, RULES, DTYPES, sorted(TILES)):
+        on_one = target == "sm_90" and ((rule == "adam" and dtype in ("float32", "float64")) or dtype == "float32")
+        is_one_of_few = rule == "adam" if on_one else (rule == "adam" and dtype == "float32")
+        is_one_of_few &= target == "sm_90" or tile.along < 32
+        is_one_of_few |= on_one and tile == largest
+        name = name_of((target, rule, dtype, *tile))
+        yield pytest.param(target, rule, dtype, tile, id=name, marks=() if is_one_of_few else slow)
+
+
+@pytest.mark.parametrize(("target", "rule", "dtype", "tile"), list(_units()))
+def test_units(target, rule, dtype, tile, tmp_path) -> None:
+    constants = compilation.units_constants(RULES[rule], getattr(torch, dtype), RULES[rule].variants[-1], tile)
+    kernel = compiled(units.units_kernel, constants, target, compilation.UNITS_WARPS)
+    registers, spills = registers_and_spills(kernel, tmp_path)
+    print(f"{registers} registers, {spills} bytes spilled")
+    assert spills <= 128  # what a panel's loops share, put aside before them
+    assert rounds_as_ieee(kernel)
+    assert kernel.metadata.shared <= 4096  # the sums of warps
+
+
 # What a rule brings to a kernel.
-FUNCTIONS = ("step", "prox", "finish", "next_scalars", "fill")
+FUNCTIONS = ("step", "prox", "finish", "next_scalars", "fill", "metric")
+KERNELS = [kernels.update_kernel, kernels.squares_kernel, kernels.prepare_kernel, units.units_kernel]
 
 
-@pytest.mark.parametrize("kernel", [kernels.update_kernel, kernels.squares_kernel, kernels.prepare_kernel], ids=str)
+@pytest.mark.parametrize("kernel", KERNELS, ids=str)
 def test_what_a_kernel_is_compiled_for(kernel) -> None:
     """Numbers that grow with the model compile nothing new, 1 and multiples of 16 included; the rest are tables."""
     for parameter in kernel.params:
-        if parameter.name.endswith("_count"):
+        if is_number(parameter.name):
             assert parameter.do_not_specialize
         else:
             assert parameter.is_constexpr == (parameter.name.isupper() or parameter.name in FUNCTIONS)
@@ -191,7 +223,7 @@ def compilations(monkeypatch):
 
     class Backend(backends.TritonBackend):
         device_type = "cpu"
-        takes_units = False
+        takes_units = True
 
         def unavailable_reason(self) -> None:
             return None
@@ -202,13 +234,12 @@ def compilations(monkeypatch):
     def run(kernel, programs, arguments, constants, warps) -> None:
         kernel.warmup(*arguments, grid=(programs,), **constants, **compilation.options(warps))
 
-    everything = (kernels.update_kernel, kernels.squares_kernel, kernels.prepare_kernel)
-    for kernel in everything:
+    for kernel in KERNELS:
         monkeypatch.setattr(kernel, "device_caches", collections.defaultdict(kernel.create_binder))
     monkeypatch.setattr(triton.runtime.driver, "_active", Driver())
     monkeypatch.setattr(compilation, "run", run)
     monkeypatch.setitem(backends.BACKENDS, "triton", Backend())
-    return lambda: [(kernel.__name__, key) for kernel in everything for key in kernel.device_caches[0][0]]
+    return lambda: [(kernel.__name__, key) for kernel in KERNELS for key in kernel.device_caches[0][0]]
 
 
 @pytest.mark.parametrize("cls", OPTIMIZERS)
@@ -242,3 +273,26 @@ def test_the_jit_compiles_for_no_place_in_a_table(compilations) -> None:
         run(optimizer, params, 1)
         seen.append(len(compilations()))
     assert seen == [5] * len(counts)
+
+
+def test_the_jit_compiles_for_no_number_of_units(compilations) -> None:
+    """A kernel for each kind of layout and dtype, whatever the strengths, and however many launches a panel takes."""
+    params = make_params([(64, 33)] * 5 + [(7, 40_000)])
+    optimizer = FusedRegSGD(params[:1], backend="triton", lr=0.1, group_l1=0.1, unit="rows")
+
+    def unit_kernels() -> int:
+        return sum(name == "units_kernel" for name, _ in compilations())
+
+    run(optimizer, params[:1], 1)
+    assert unit_kernels() == 1
+    for i, some in enumerate((params[1:2], params[2:5])):
+        optimizer.param_groups[0].update(group_l1=1.0 + i, max_unit_norm=16.0)
+        optimizer.add_param_group({"params": some, "group_l1": 0.5, "max_unit_norm": 2.0 + i})
+        run(optimizer, params, 2)
+    assert unit_kernels() == 1
+    optimizer.add_param_group({"params": params[5:], "group_l1": 1.0, "unit": "tensor"})  # in parts
+    run(optimizer, params, 2)
+    assert unit_kernels() == 2
+    optimizer.param_groups[0]["unit"] = "columns"
+    run(optimizer, params, 1)
+    assert unit_kernels() == 3

@@ -60,7 +60,7 @@ class TritonBackend:
     name = "triton"
     device_type: str | None = "cuda"
     """In the interpreter too, where it takes CPU parameters only if it is asked for by name."""
-    takes_units = False
+    takes_units = True
 
     def __init__(self, scalars_on_host: bool = True) -> None:
         """``scalars_on_host`` as in ``make_tables``."""

@@ -11,13 +11,15 @@ import torch
 import triton.language as tl
 
 from ..device_plan import CHUNK, Launch, StepTables
-from . import kernels
+from . import kernels, units
 from .rules import Rule
 from .scalars import COMMON_FIELDS
 
 # The block of the norm is not searched for, as the update's is (tuning.py): the order of a sum decides its last bits.
 NORM_BLOCK = 1024
 NORM_WARPS = 4
+# Of stage 7 neither, for the same reason.
+UNITS_WARPS = 4
 
 ELEMENTS = {
     torch.float32: tl.float32,
@@ -71,12 +73,29 @@ def prepare_constants(rule: Rule, clips: bool) -> dict[str, Any]:
     )
 
 
+def units_constants(rule: Rule, dtype: torch.dtype, states: int, tile: units.Tile) -> dict[str, Any]:
+    return dict(
+        metric=rule.metric,
+        HAS_METRIC=rule.has_metric,
+        RULE_CONSTANTS=rule.constants,
+        RULE_STATES=len(rule.state_names),
+        STATES=states if rule.has_metric else 0,
+        T=ELEMENTS[dtype],
+        A=tl.float64 if dtype == torch.float64 else tl.float32,
+        UNITS=tile.units,
+        TILE=tile.weights,
+        ALONG=tile.along,
+        # Half of the digits: the root then has them all, as Newton's steps are quadratic.
+        PRECISION=1e-10 if dtype == torch.float64 else 1e-6,
+    )
+
+
 def group_fields(rule: Rule) -> int:
     return len(COMMON_FIELDS) + len(rule.field_names)
 
 
 def constants_width(rule: Rule) -> int:
-    return kernels.STEP_CONSTANTS.value + rule.constants
+    return kernels.STEP_CONSTANTS.value + rule.constants + units.UNIT_CONSTANTS.value
 
 
 def run_update(rule: Rule, launch: Launch, tables: StepTables, block: int, warps: int) -> None:

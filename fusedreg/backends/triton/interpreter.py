@@ -37,6 +37,16 @@ def correct_the_interpreter() -> None:
     cast_impl.rounds_to_nearest = True  # type: ignore[attr-defined]
     interpreter.InterpreterBuilder.cast_impl = cast_impl
 
+    # What a comparison of scalars says, it takes for a number of theirs when it makes a vector of it.
+    splat = interpreter.InterpreterBuilder.create_splat
+
+    def create_splat(self: Any, ret_ty: Any, arg: Any) -> Any:
+        if arg.data.dtype == bool:
+            return interpreter.TensorHandle(arg.data.repeat(ret_ty.numel).reshape(ret_ty.shape), tl.int1)
+        return splat(self, ret_ty, arg)
+
+    interpreter.InterpreterBuilder.create_splat = create_splat
+
     # Its scalars are arrays of one element, which numpy 2.4 takes for an index no more. Newer releases of Triton know.
     patch = interpreter._patch_lang_tensor
 

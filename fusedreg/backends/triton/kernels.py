@@ -39,6 +39,7 @@ from .scalars import (
     read,
     write,
 )
+from .unit_maths import UNIT_CONSTANTS, make_unit_constants
 
 # The columns of rows.
 W, G, STATE, NUMEL, SET = (tl.constexpr(i) for i in (tables.W, tables.G, tables.STATE, tables.NUMEL, tables.SET))
@@ -253,11 +254,14 @@ def prepare_kernel(
         upper=upper,
         freezes=freezes,
     )
-    its = constants + set_index * (len(c) + len(rule_constants))
+    units = make_unit_constants(group, rule_tau, HAS_METRIC)
+    its = constants + set_index * (len(c) + len(rule_constants) + len(units))
     for i in tl.static_range(len(c)):
         tl.store(its + i, c[i])
     for i in tl.static_range(len(rule_constants)):
         tl.store(its + len(c) + i, rule_constants[i])
+    for i in tl.static_range(len(units)):
+        tl.store(its + len(c) + len(rule_constants) + i, units[i])
     # The update reads the constants alone, so the scalar states may move on before it.
     for i in tl.static_range(len(after)):
         write(states_at, i, after[i], mask=skip == 0)
@@ -402,7 +406,7 @@ def update_kernel(
 
     step_constants = ()
     rule_constants = ()
-    its = constants + tl.load(row + SET * row_count) * (STEP_CONSTANTS + RULE_CONSTANTS)
+    its = constants + tl.load(row + SET * row_count) * (STEP_CONSTANTS + RULE_CONSTANTS + UNIT_CONSTANTS)
     for i in tl.static_range(STEP_CONSTANTS):
         step_constants = step_constants + (tl.load(its + i).to(A),)
     for i in tl.static_range(RULE_CONSTANTS):

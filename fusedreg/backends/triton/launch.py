@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -10,7 +11,8 @@ from torch import Tensor
 from ...hyperparameters import compiled_field_names
 from ...rules.spec import RuleSpec
 from ..device_plan import Kernels, Launch, StepTables
-from . import compilation, kernels
+from ..device_units import WHOLE, UnitLaunch, UnitLayout, UnitShape
+from . import compilation, kernels, units
 from .rules import RULES
 from .scalars import COMMON_FIELDS
 from .tuning import Config, Kernel, update_config
@@ -25,6 +27,7 @@ class TritonKernels(Kernels):
             )
         self.compiles_stages = True
         self.constants_width = compilation.constants_width(self._rule)
+        self._ready_for_units: set[Any] = set()
 
     def squares(self, launch: Launch, tables: StepTables, partial_sums: Tensor) -> None:
         compilation.run(
@@ -70,3 +73,36 @@ class TritonKernels(Kernels):
 
     def update(self, launch: Launch, tables: StepTables) -> None:
         compilation.run_update(self._rule, launch, tables, *self._config(launch, tables, tables.rows.device))
+
+    def unit_shape(self, layout: UnitLayout, element_size: int) -> UnitShape:
+        tile = units.tile_of(layout)
+        return UnitShape(together=tile.units, kernel=tile)
+
+    def ready_for_units(self, launches: Sequence[UnitLaunch], tables: StepTables) -> None:
+        """A launch of no program compiles, which may fail."""
+        for launch in launches:
+            what = (launch.dtype, launch.states, launch.kernel)
+            if what not in self._ready_for_units:
+                self._run_units(launch, tables, WHOLE, programs=0)
+                self._ready_for_units.add(what)
+
+    def units(self, launch: UnitLaunch, tables: StepTables, number: int) -> None:
+        self._run_units(launch, tables, number, launch.items)
+
+    def _run_units(self, launch: UnitLaunch, tables: StepTables, number: int, programs: int) -> None:
+        assert tables.units is not None
+        compilation.run(
+            units.units_kernel,
+            programs,
+            (
+                tables.rows,
+                tables.row_count,
+                tables.units,
+                tables.units[launch.first_item :],
+                tables.constants,
+                tables.constants[tables.scratch :],
+                number,
+            ),
+            compilation.units_constants(self._rule, launch.dtype, launch.states, cast(units.Tile, launch.kernel)),
+            compilation.UNITS_WARPS,
+        )

@@ -41,6 +41,8 @@ RULE_FIELDS = len(COMMON_FIELDS)
     UPPER,
     L0,
     FREEZE_ZEROS,
+    GROUP_L1,
+    MAX_UNIT_NORM,
 ) = (
     tl.constexpr(COMMON_FIELDS.index(name))
     for name in (
@@ -57,6 +59,8 @@ RULE_FIELDS = len(COMMON_FIELDS)
         "upper",
         "l0",
         "freeze_zeros",
+        "group_l1",
+        "max_unit_norm",
     )
 )
 

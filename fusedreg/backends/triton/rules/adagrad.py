@@ -14,11 +14,17 @@ LR_DECAY, EPS = places(FIELDS)
 
 
 @triton.jit
+def metric(state, constants, STATES: tl.constexpr):
+    _, eps = constants
+    return square_root(state[0]) + eps, 1.0
+
+
+@triton.jit
 def step(w, g, state, constants, STATES: tl.constexpr):
-    step_size, eps = constants
-    sum_of_squares = state[0] + g * g
-    d = square_root(sum_of_squares) + eps
-    return w - step_size * divide(g, d), (sum_of_squares,), d, 1.0
+    step_size, _ = constants
+    state = (state[0] + g * g,)
+    d, floor_ratio = metric(state, constants, STATES)
+    return w - step_size * divide(g, d), state, d, floor_ratio
 
 
 @triton.jit
@@ -31,7 +37,7 @@ RULE = Rule(
     step,
     fill,
     constants=2,
-    has_metric=True,
+    metric=metric,
     field_names=FIELDS,
     state_names=("sum",),
     scalar_state_names=("step",),

@@ -15,17 +15,26 @@ PLAIN, AMSGRAD = (tl.constexpr(mask) for mask in (0b011, 0b111))
 
 
 @triton.jit
+def metric(state, constants, STATES: tl.constexpr):
+    _, _, _, _, _, inv_sqrt_bias_correction2, eps = constants
+    second_moment = state[1]
+    if STATES == AMSGRAD:
+        second_moment = state[2]
+    return square_root(second_moment) * inv_sqrt_bias_correction2 + eps, 1.0
+
+
+@triton.jit
 def step(w, g, state, constants, STATES: tl.constexpr):
-    step_size, beta1, one_minus_beta1, beta2, one_minus_beta2, inv_sqrt_bias_correction2, eps = constants
+    step_size, beta1, one_minus_beta1, beta2, one_minus_beta2, _, _ = constants
     exp_avg = lerp(state[0], g, one_minus_beta1, beta1)
     exp_avg_sq = beta2 * state[1] + one_minus_beta2 * g * g
-    second_moment, max_exp_avg_sq = exp_avg_sq, state[2]
+    max_exp_avg_sq = state[2]
     if STATES == AMSGRAD:
         max_exp_avg_sq = maximum(exp_avg_sq, max_exp_avg_sq)
-        second_moment = max_exp_avg_sq
-    d = square_root(second_moment) * inv_sqrt_bias_correction2 + eps
+    state = (exp_avg, exp_avg_sq, max_exp_avg_sq)
+    d, floor_ratio = metric(state, constants, STATES)
     w = w - step_size * divide(exp_avg, d)
-    return w, (exp_avg, exp_avg_sq, max_exp_avg_sq), d, 1.0
+    return w, state, d, floor_ratio
 
 
 @triton.jit
@@ -44,7 +53,7 @@ RULE = Rule(
     step,
     fill,
     constants=7,
-    has_metric=True,
+    metric=metric,
     field_names=FIELDS,
     state_names=("exp_avg", "exp_avg_sq", "max_exp_avg_sq"),
     scalar_state_names=("step",),

@@ -14,11 +14,17 @@ BETA1, BETA2, EPS = places(FIELDS)
 
 
 @triton.jit
+def metric(state, constants, STATES: tl.constexpr):
+    return state[1], 1.0
+
+
+@triton.jit
 def step(w, g, state, constants, STATES: tl.constexpr):
     step_size, beta1, one_minus_beta1, beta2, eps = constants
     exp_avg = lerp(state[0], g, one_minus_beta1, beta1)
-    exp_inf = maximum(beta2 * state[1], tl.abs(g) + eps)
-    return w - step_size * divide(exp_avg, exp_inf), (exp_avg, exp_inf), exp_inf, 1.0
+    state = (exp_avg, maximum(beta2 * state[1], tl.abs(g) + eps))
+    d, floor_ratio = metric(state, constants, STATES)
+    return w - step_size * divide(exp_avg, d), state, d, floor_ratio
 
 
 @triton.jit
@@ -32,7 +38,7 @@ RULE = Rule(
     step,
     fill,
     constants=5,
-    has_metric=True,
+    metric=metric,
     field_names=FIELDS,
     state_names=("exp_avg", "exp_inf"),
     scalar_state_names=("step",),

@@ -44,7 +44,6 @@ RULE = Rule(
     step,
     fill,
     constants=3,
-    has_metric=False,
     field_names=FIELDS,
     state_names=("ax",),
     scalar_state_names=("step", "eta", "mu"),

@@ -14,17 +14,23 @@ BETA, L1_OF_STEP = places(FIELDS)
 
 
 @triton.jit
+def metric(state, constants, STATES: tl.constexpr):
+    _, _, beta, _, _ = constants
+    return square_root(state[1]) + beta, -1.0  # no floor: beta is what bounds the step of a prox
+
+
+@triton.jit
 def step(w, g, state, constants, STATES: tl.constexpr):
-    step_size, inv_step_size, beta, l1_before, l1_after = constants
+    step_size, inv_step_size, _, l1_before, l1_after = constants
     sum_of_squares = state[1] + g * g
-    d = square_root(sum_of_squares) + beta
+    d, floor_ratio = metric((state[0], sum_of_squares), constants, STATES)
     moved = w - step_size * divide(g, d)
     dual = tl.where(w == 0, state[0] - g, d * moved * inv_step_size + sign(w) * l1_before)
     # What crosses zero has to outweigh l1 on the other side, too.
     waits = (w == 0) | (sign(w) * moved < 0)
     z = tl.where(waits, step_size * divide(soft_threshold(dual, l1_before), d), moved)
-    # What else holds a weight at zero is not summed up. No floor: beta is what bounds the step of a prox.
-    return z, (clamp(dual, l1_after), sum_of_squares), d, -1.0
+    # What else holds a weight at zero is not summed up.
+    return z, (clamp(dual, l1_after), sum_of_squares), d, floor_ratio
 
 
 @triton.jit
@@ -48,7 +54,7 @@ RULE = Rule(
     step,
     fill,
     constants=5,
-    has_metric=True,
+    metric=metric,
     field_names=FIELDS,
     state_names=("held_back", "sum"),
     scalar_state_names=("l1_sum",),

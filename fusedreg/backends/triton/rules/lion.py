@@ -36,7 +36,6 @@ RULE = Rule(
     step,
     fill,
     constants=5,
-    has_metric=False,
     field_names=FIELDS,
     state_names=("exp_avg",),
     scalar_state_names=(),

@@ -15,12 +15,19 @@ LOG2_OF_0_96 = tl.constexpr(-0.058893689053568565)
 
 
 @triton.jit
+def metric(state, constants, STATES: tl.constexpr):
+    _, _, _, _, _, _, inv_bias_correction2, eps = constants
+    return square_root(state[1] * inv_bias_correction2) + eps, 1.0
+
+
+@triton.jit
 def step(w, g, state, constants, STATES: tl.constexpr):
-    share_of_g, share_of_m, beta1, one_minus_beta1, beta2, one_minus_beta2, inv_bias_correction2, eps = constants
+    share_of_g, share_of_m, beta1, one_minus_beta1, beta2, one_minus_beta2, _, _ = constants
     exp_avg = lerp(state[0], g, one_minus_beta1, beta1)
     exp_avg_sq = beta2 * state[1] + one_minus_beta2 * g * g
-    d = square_root(exp_avg_sq * inv_bias_correction2) + eps
-    return w - divide(share_of_g * g + share_of_m * exp_avg, d), (exp_avg, exp_avg_sq), d, 1.0
+    state = (exp_avg, exp_avg_sq)
+    d, floor_ratio = metric(state, constants, STATES)
+    return w - divide(share_of_g * g + share_of_m * exp_avg, d), state, d, floor_ratio
 
 
 @triton.jit
@@ -53,7 +60,7 @@ RULE = Rule(
     step,
     fill,
     constants=8,
-    has_metric=True,
+    metric=metric,
     field_names=FIELDS,
     state_names=("exp_avg", "exp_avg_sq"),
     scalar_state_names=("step", "mu_product"),

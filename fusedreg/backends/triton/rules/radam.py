@@ -14,14 +14,21 @@ BETA1, BETA2, EPS = places(FIELDS)
 
 
 @triton.jit
+def metric(state, constants, STATES: tl.constexpr):
+    _, _, _, _, _, inv_sqrt_bias_correction2, eps, is_rectified = constants
+    d = tl.where(is_rectified != 0, (square_root(state[1]) + eps) * inv_sqrt_bias_correction2, 1.0)
+    # Without a metric there is no floor either: below zero, it never acts.
+    return d, tl.where(is_rectified != 0, 1.0, -1.0)
+
+
+@triton.jit
 def step(w, g, state, constants, STATES: tl.constexpr):
-    step_size, beta1, one_minus_beta1, beta2, one_minus_beta2, inv_sqrt_bias_correction2, eps, is_rectified = constants
+    step_size, beta1, one_minus_beta1, beta2, one_minus_beta2, _, _, _ = constants
     exp_avg = lerp(state[0], g, one_minus_beta1, beta1)
     exp_avg_sq = beta2 * state[1] + one_minus_beta2 * g * g
-    d = tl.where(is_rectified != 0, (square_root(exp_avg_sq) + eps) * inv_sqrt_bias_correction2, 1.0)
-    # Without a metric there is no floor either: below zero, it never acts.
-    floor_ratio = tl.where(is_rectified != 0, 1.0, -1.0)
-    return w - step_size * divide(exp_avg, d), (exp_avg, exp_avg_sq), d, floor_ratio
+    state = (exp_avg, exp_avg_sq)
+    d, floor_ratio = metric(state, constants, STATES)
+    return w - step_size * divide(exp_avg, d), state, d, floor_ratio
 
 
 @triton.jit
@@ -45,7 +52,7 @@ RULE = Rule(
     step,
     fill,
     constants=8,
-    has_metric=True,
+    metric=metric,
     field_names=FIELDS,
     state_names=("exp_avg", "exp_avg_sq"),
     scalar_state_names=("step",),

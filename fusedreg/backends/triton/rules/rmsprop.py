@@ -16,20 +16,28 @@ WITH_MOMENTUM, CENTERED = (tl.constexpr(mask) for mask in (0b010, 0b100))
 
 
 @triton.jit
-def step(w, g, state, constants, STATES: tl.constexpr):
-    step_size, alpha, one_minus_alpha, eps, momentum = constants
-    momentum_buffer, grad_avg = state[1], state[2]
-    square_avg = alpha * state[0] + one_minus_alpha * g * g
-    d = square_root(square_avg) + eps
+def metric(state, constants, STATES: tl.constexpr):
+    _, _, _, eps, _ = constants
+    d = square_root(state[0]) + eps
     floor_ratio = 1.0
     if CENTERED & STATES:
-        grad_avg = lerp(grad_avg, g, one_minus_alpha, alpha)
         # A variance below zero is a rounding error; its root, a NaN, is what torch makes of it.
         uncentered = d
-        d = square_root(maximum(0.0, square_avg - grad_avg * grad_avg)) + eps
+        d = square_root(maximum(0.0, state[0] - state[2] * state[2])) + eps
         # At a solution the gradient stands still and the variance goes: the uncentered moment says whether the prox's
         # floor acts, and then the floor goes as the metric does.
         floor_ratio = divide(d, uncentered)
+    return d, floor_ratio
+
+
+@triton.jit
+def step(w, g, state, constants, STATES: tl.constexpr):
+    step_size, alpha, one_minus_alpha, _, momentum = constants
+    momentum_buffer, grad_avg = state[1], state[2]
+    square_avg = alpha * state[0] + one_minus_alpha * g * g
+    if CENTERED & STATES:
+        grad_avg = lerp(grad_avg, g, one_minus_alpha, alpha)
+    d, floor_ratio = metric((square_avg, momentum_buffer, grad_avg), constants, STATES)
     direction = divide(g, d)
     if WITH_MOMENTUM & STATES:
         direction = momentum * momentum_buffer + direction
@@ -53,7 +61,7 @@ RULE = Rule(
     step,
     fill,
     constants=5,
-    has_metric=True,
+    metric=metric,
     field_names=FIELDS,
     state_names=("square_avg", "momentum_buffer", "grad_avg"),
     scalar_state_names=("step", "momentum_gain"),

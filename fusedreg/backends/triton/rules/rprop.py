@@ -35,7 +35,6 @@ RULE = Rule(
     step,
     fill,
     constants=4,
-    has_metric=False,
     field_names=FIELDS,
     state_names=("prev", "step_size"),
     scalar_state_names=("step",),

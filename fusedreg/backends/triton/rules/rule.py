@@ -34,7 +34,6 @@ class Rule(NamedTuple):
     before the step and after it, ``step``'s constants and the prox's step size tau."""
     constants: int
     """How many numbers ``step`` takes as constants."""
-    has_metric: bool
     field_names: tuple[str, ...]
     """What ``fill`` reads of a group beside the common fields."""
     state_names: tuple[str, ...]
@@ -47,6 +46,13 @@ class Rule(NamedTuple):
     finish: Any = nothing_to_finish
     """``finish(w, z, state, constants, STATES)``, after the prox has made ``w`` of ``z``: the states, those that go by
     the weight moved."""
+    metric: Any = None
+    """``metric(state, constants, STATES)``: what ``step`` returns of its metric and of the floor, from the states that
+    these are of; stage 7 calls it with those that the step has left. None for a rule without a metric."""
+
+    @property
+    def has_metric(self) -> bool:
+        return self.metric is not None
 
 
 def places(fields: tuple[str, ...]) -> Iterator[tl.constexpr]:

@@ -47,7 +47,6 @@ RULE = Rule(
     step,
     fill,
     constants=4,
-    has_metric=False,
     field_names=FIELDS,
     state_names=("momentum_buffer",),
     scalar_state_names=("momentum_gain",),
