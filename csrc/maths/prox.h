@@ -96,12 +96,12 @@ FUSEDREG_HD A prox_metric(const Metric<A>& metric, A w_old, const ProxConstants<
 // soft(z, tau * l1) / (1 + tau * l2), with tau / d for tau in a metric, multiplied out.
 template <bool kInMetric, class A>
 FUSEDREG_HD A shrink(const ProxProblem<A>& of, A pulled, const ProxConstants<A>& c) {
-  return kInMetric ? pulled / of.ridge : pulled * fetch(c.shrink);
+  return kInMetric ? pulled / of.ridge : pulled * c.shrink;
 }
 
 template <bool kInMetric, class A>
 FUSEDREG_HD A shrink(const ProxProblem<A>& of, const ProxConstants<A>& c) {
-  return shrink<kInMetric>(of, soft_threshold(of.scaled, fetch(c.tau) * fetch(c.l1) * of.unit), c);
+  return shrink<kInMetric>(of, soft_threshold(of.scaled, c.tau * c.l1 * of.unit), c);
 }
 
 // x, within the box; or zero, where it gains no more than l0 costs. Not where one is a NaN.
