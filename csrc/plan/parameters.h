@@ -70,8 +70,8 @@ class __attribute__((visibility("hidden"))) Parameters {  // hidden, as pybind11
     int group;
     DType dtype;
     DType state_dtypes[kMaxStates];  // which a backend may want to be the same
-    bool active;           // has a gradient
-    StateMask needed = 0;  // which states the rule needs; the others are undefined tensors and null pointers
+    bool active;                     // has a gradient
+    StateMask needed = 0;            // which states the rule needs; the others are undefined tensors and null pointers
     PyObject* state_objects[kMaxStates] = {};
     at::Tensor state[kMaxStates];
     ScalarState scalar_states[kMaxScalarStates];
