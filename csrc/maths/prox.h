@@ -70,7 +70,7 @@ FUSEDREG_HD A fetch(const A& constant) {
 #endif
 }
 
-// The problem of one weight, argmin over x of d (x - z)^2 / (2 tau) + the penalties, times a number > 0.
+// The problem of one weight, argmin over x of d (x - z)^2 / (2 tau) + l1, l2 and l0, times a number > 0.
 template <class A>
 struct ProxProblem {
   A scaled, ridge, unit;  // d * z, d + tau * l2 and 1, each times that number
@@ -115,20 +115,20 @@ FUSEDREG_HD A shrink_and_select(const ProxProblem<A>& of, const ProxConstants<A>
 
 // First the best x that is not zero, by the firm threshold; then whether zero is better.
 template <bool kInMetric, class A>
-FUSEDREG_HD A fade(const ProxProblem<A>& of, const ProxConstants<A>& c) {
-  const A size_of_scaled = absolute(of.scaled), threshold = fetch(c.tau) * fetch(c.l1) * of.unit;
-  const A curvature = of.ridge - fetch(c.tau_over_gamma) * of.unit;
-  const bool is_flat = size_of_scaled > fetch(c.firm_up_to) * of.ridge;
-  const A pulled = is_flat ? of.scaled : soft_threshold(of.scaled, threshold);
-  A x = kInMetric ? pulled / (is_flat ? of.ridge : curvature)
-                  : pulled * (is_flat ? fetch(c.shrink) : fetch(c.firm_shrink));
+FUSEDREG_HD A fade(A z, A d, const ProxConstants<A>& c) {
+  const A scaled = d * z, size_of_scaled = absolute(scaled), threshold = fetch(c.tau) * fetch(c.l1);
+  const A ridge = d + fetch(c.tau) * fetch(c.l2), curvature = ridge - fetch(c.tau_over_gamma);
+  const bool is_flat = size_of_scaled > fetch(c.firm_up_to) * ridge;
+  const A pulled = is_flat ? scaled : soft_threshold(scaled, threshold);
+  A x =
+      kInMetric ? pulled / (is_flat ? ridge : curvature) : pulled * (is_flat ? fetch(c.shrink) : fetch(c.firm_shrink));
+  if constexpr (kInMetric) x = is_flat & (fetch(c.l2) == A(0)) ? z : x;  // to the bit: d * z / d is not always z
   x = clamp(x, fetch(c.lower), fetch(c.upper));
   const A size = absolute(x);
   const bool is_beyond = size > fetch(c.knee);
   const A slope = size_of_scaled - (is_beyond ? A(0) : threshold);
-  const A gain = size * (A(2) * slope - size * (is_beyond ? of.ridge : curvature)) -
-                 (is_beyond ? fetch(c.height) * of.unit : A(0));
-  return gain <= fetch(c.l0) * of.unit ? A(0) : x;
+  const A gain = size * (A(2) * slope - size * (is_beyond ? ridge : curvature)) - (is_beyond ? fetch(c.height) : A(0));
+  return gain <= fetch(c.l0) ? A(0) : x;
 }
 
 // Without l1 and l2: x is z to the bit, or a bound, or zero.
@@ -148,10 +148,8 @@ FUSEDREG_HD A keep_frozen(A x, A w_old, A z, const ProxConstants<A>& c) {
 
 template <ProxStages kStages, bool kInMetric, class A>
 FUSEDREG_HD A prox_of_problem(const ProxProblem<A>& problem, A w_old, const ProxConstants<A>& c) {
-  A x;
-  if constexpr (kStages == ProxStages::kShrink) x = shrink<kInMetric>(problem, c);
-  if constexpr (kStages == ProxStages::kShrinkAndSelect) x = shrink_and_select<kInMetric>(problem, c);
-  if constexpr (kStages == ProxStages::kFade) x = fade<kInMetric>(problem, c);
+  constexpr bool kSelects = kStages == ProxStages::kShrinkAndSelect;
+  const A x = kSelects ? shrink_and_select<kInMetric>(problem, c) : shrink<kInMetric>(problem, c);
   return keep_frozen<kStages>(x, w_old, problem.scaled, c);
 }
 
@@ -162,15 +160,17 @@ FUSEDREG_HD A prox(A z, A w_old, const Metric<A>& metric, const ProxConstants<A>
   } else if constexpr (kStages == ProxStages::kSelect) {
     return keep_frozen<kStages>(select(z, kInMetric ? metric.d : A(1), c), w_old, z, c);
   } else {
-    const A d = kInMetric ? prox_metric<kStages>(metric, w_old, c) : A(1), ridge = d + fetch(c.tau) * fetch(c.l2);
-    return prox_of_problem<kStages, kInMetric>({d * z, ridge, A(1)}, w_old, c);
+    const A d = kInMetric ? prox_metric<kStages>(metric, w_old, c) : A(1);
+    if constexpr (kStages == ProxStages::kFade) return keep_frozen<kStages>(fade<kInMetric>(z, d, c), w_old, z, c);
+    return prox_of_problem<kStages, kInMetric>({d * z, d + fetch(c.tau) * fetch(c.l2), A(1)}, w_old, c);
   }
 }
 
-// Moves w by a quotient and takes the prox, with one division for both. w_old is w before its decay.
+// Moves w by a quotient and takes the prox: with one division for both, where the prox has one. w_old is w before its
+// decay.
 template <ProxStages kStages, bool kInMetric, class A>
 FUSEDREG_HD A prox_of_quotient(A w, const Quotient<A>& by, A w_old, const ProxConstants<A>& c) {
-  if constexpr (!kInMetric || kStages == ProxStages::kNone || kStages == ProxStages::kSelect) {
+  if constexpr (!kInMetric || (kStages != ProxStages::kShrink && kStages != ProxStages::kShrinkAndSelect)) {
     const A z = w - by.numerator / by.metric.d;
     return prox<kStages, kInMetric>(z, w_old, by.metric, c);
   } else {

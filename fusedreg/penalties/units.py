@@ -123,7 +123,7 @@ def unit_prox(y: Tensor, problem: UnitProx, group: Group) -> Tensor:
         most = e.amax(1, keepdim=True) * norm / bound
         mu = _root(lambda mu: (y * e / (e + mu)).norm(dim=1, keepdim=True) > bound, most)
         x = torch.where(is_beyond, y * e / (e + mu), x)
-    return torch.where(is_usual, x, y)
+    return torch.where(is_usual, torch.where(x == 0, 0, x), y)  # zeros are +0.0
 
 
 def _root(is_below, most: Tensor) -> Tensor:  # type: ignore[no-untyped-def]

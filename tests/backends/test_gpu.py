@@ -245,7 +245,7 @@ def test_a_graph_reads_nothing_that_later_steps_have_freed(new_gradients, backen
 
 
 @pytest.mark.parametrize("unit", ["rows", "columns", "tensor"])
-def test_penalties_on_units_wait_for_nothing_and_replay_to_the_bit(unit, backend, no_waiting) -> None:
+def test_penalties_on_units_wait_for_nothing_and_replay_to_the_bit(unit, backend) -> None:
     """As a whole, and in parts: the tensor, and columns of the long one."""
 
     def make():
@@ -257,6 +257,7 @@ def test_penalties_on_units_wait_for_nothing_and_replay_to_the_bit(unit, backend
     eager_params, eager, eager_strength = make()
     params, captured, strength = make()
     stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(3):
             captured.step()
@@ -265,14 +266,14 @@ def test_penalties_on_units_wait_for_nothing_and_replay_to_the_bit(unit, backend
     with torch.cuda.graph(graph):
         captured.step()
     eager.step()
-    with no_waiting:
+    with no_waiting():
         for _ in range(2):
             eager.step()
-    for i in range(20):
+    for i in range(REPLAYS):
         for each in (strength, eager_strength):
             each.fill_(0.1 * i)
         for ours, theirs in zip(params, eager_params, strict=True):
-            ours.grad.normal_(generator=torch.Generator("cuda").manual_seed(i))
+            ours.grad.normal_(generator=torch.Generator(GPU).manual_seed(i))
             theirs.grad.copy_(ours.grad)
         graph.replay()
         eager.step()
