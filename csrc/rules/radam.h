@@ -48,7 +48,7 @@ struct RAdam : StepCount {
   template <StateMask, class A>
   FUSEDREG_HD static Metric<A> metric(const A* state, const Constants<A>& c) {
     // Without a metric there is no floor either: below zero, it never acts.
-    if (c.is_rectified == A(0)) return {c.one, A(-1)};
+    if (c.is_rectified == A(0)) return {fetch(c.one), A(-1)};
     return {(square_root(state[1]) + c.eps) * c.inv_sqrt_bias_correction2};
   }
 
