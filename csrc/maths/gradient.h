@@ -14,7 +14,7 @@ struct GradientConstants {
 // returns.
 template <class A>
 FUSEDREG_HD A clip_gradient_value(A g, A inv_grad_scale, A clip_value) {
-  return clamp_symmetric(g * inv_grad_scale, clip_value);
+  return clamp(g * inv_grad_scale, -clip_value, clip_value);
 }
 
 // 3. norm clip, 4. the penalties that enter through the gradient: coupled decay and penalty_mode="subgradient".
@@ -22,10 +22,7 @@ FUSEDREG_HD A clip_gradient_value(A g, A inv_grad_scale, A clip_value) {
 template <bool kPenalized, class A>
 FUSEDREG_HD A transform_gradient(A g, A w, const GradientConstants<A>& c) {
   g = clip_gradient_value(g, c.inv_grad_scale, c.clip_value) * c.clip_coef;
-  if constexpr (kPenalized) {
-    g = g + (c.l2_gradient != A(0) ? c.l2_gradient * w : A(0)) +
-        (absolute(w) > A(0) ? copy_sign(c.l1_gradient, w) : A(0));
-  }
+  if constexpr (kPenalized) g = g + (c.l2_gradient != A(0) ? c.l2_gradient * w : A(0)) + c.l1_gradient * sign(w);
   return g;
 }
 

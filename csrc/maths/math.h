@@ -45,14 +45,7 @@ FUSEDREG_HD A lerp(A a, A b, A weight, A one_minus_weight) {
   return weight < A(0.5) ? a + weight * change : b - one_minus_weight * change;
 }
 
-// clamp(x, -bound, bound); a NaN stays NaN, and bound = infinity is the identity.
-template <class A>
-FUSEDREG_HD A clamp_symmetric(A x, A bound) {
-  x = x > bound ? bound : x;
-  return x < -bound ? -bound : x;
-}
-
-// A NaN stays NaN.
+// A NaN stays NaN, and infinite bounds are none.
 template <class A>
 FUSEDREG_HD A clamp(A x, A lower, A upper) {
   x = x < lower ? lower : x;
@@ -68,9 +61,10 @@ FUSEDREG_HD double inverse_power_of_two(double x) {
   return bit_cast<double>((2046ull << 52) - (bit_cast<std::uint64_t>(x) & (2044ull << 52))) * 0.0625;
 }
 
+// 0 for a NaN.
 template <class A>
 FUSEDREG_HD A sign(A x) {
-  return static_cast<A>(x > A(0)) - static_cast<A>(x < A(0));
+  return absolute(x) > A(0) ? copy_sign(A(1), x) : A(0);
 }
 
 // soft(z, t) = sign(z) * max(|z| - t, 0). The zeros are +0.0, a NaN in z or t stays NaN.

@@ -64,7 +64,7 @@ struct Ftrl {
     // What crosses zero has to outweigh l1 on the other side, too.
     const bool waits = was_zero | (sign(w) * moved < A(0));
     w = waits ? c.step_size * (soft_threshold(dual, c.l1_before) / its_metric.d) : moved;
-    held_back = clamp_symmetric(dual, c.l1_after);  // what else holds a weight at zero is not summed up
+    held_back = clamp(dual, -c.l1_after, c.l1_after);  // what else holds a weight at zero is not summed up
     return its_metric;
   }
 
