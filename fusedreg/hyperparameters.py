@@ -7,7 +7,7 @@ import itertools
 import operator
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -37,34 +37,66 @@ def read_old_name(group: dict[str, Any]) -> None:
         group["penalty_mode"] = group.pop(OLD_NAME)
 
 
-def spare_small(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+class Split(NamedTuple):
+    """A group's parameters, and those that it spares."""
+
+    params: list[Tensor]
+    least: int
+    large: dict[str, Any]
+    """``params``, and ``param_names`` where there are any."""
+    small: dict[str, Any]
+
+    def is_of(self, group: dict[str, Any]) -> bool:
+        params = group["params"]
+        return (
+            self.least == group.get(REGULARIZE_MIN_NDIM.name, 0)
+            and len(params) == len(self.params)
+            and all(map(operator.is_, params, self.params))
+        )
+
+
+def _split(group: dict[str, Any]) -> Split:
+    key = REGULARIZE_MIN_NDIM.name
+    least = group.get(key, 0)
+    REGULARIZE_MIN_NDIM.check(least)
+    if least and any(map(is_flat, group["params"])):
+        raise ValueError(
+            f"Invalid {key} value: {least} for parameters of FullyShardedDataParallel, which are flat (allowed: 0, "
+            "and fusedreg.param_groups(model))"
+        )
+    is_large = [param.ndim >= least for param in group["params"]]
+    is_small = [not each for each in is_large]
+    lists: list[str] = [each for each in ("params", "param_names") if each in group]
+    large, small = (
+        {each: list(itertools.compress(group[each], chosen)) for each in lists} for chosen in (is_large, is_small)
+    )
+    return Split(list(group["params"]), least, large, small)
+
+
+def spare_small(groups: list[dict[str, Any]], splits: dict[int, Split] | None = None) -> list[dict[str, Any]]:
     """The groups as ``regularize_min_ndim`` means them: parameters that it spares are in groups of their own, behind
     all others, in which nothing regularizes. The groups themselves, where it spares none.
+
+    Args:
+        splits: what earlier calls found, by the place of a group; it is renewed, and is to be forgotten where a
+            parameter may have got another shape.
 
     Raises:
         ValueError: it is not allowed, or asked of parameters of FSDP1, whose dimensions are gone.
     """
-    key = REGULARIZE_MIN_NDIM.name
-    if not any(group.get(key) for group in groups):
+    if not any(group.get(REGULARIZE_MIN_NDIM.name) for group in groups):
         return groups
+    splits = {} if splits is None else splits
     large, small = [], []
     for index, group in enumerate(groups):
-        least = group.get(key, 0)
-        REGULARIZE_MIN_NDIM.check(least)
-        if least and any(map(is_flat, group["params"])):
-            raise ValueError(
-                f"Invalid {key} value: {least} for parameters of FullyShardedDataParallel, which are flat (allowed: 0, "
-                "and fusedreg.param_groups(model))"
-            )
-        is_large = [param.ndim >= least for param in group["params"]]
-        if all(is_large):
+        split = splits.get(index)
+        if split is None or not split.is_of(group):
+            split = splits[index] = _split(group)
+        if not split.small["params"]:
             large.append(group)
             continue
-        lists = [each for each in ("params", "param_names") if each in group]
-        large.append({**group, **{each: list(itertools.compress(group[each], is_large)) for each in lists}})
-        is_small = [not each for each in is_large]
-        spared: dict[str, Any] = {each: list(itertools.compress(group[each], is_small)) for each in lists}
-        small.append({**group, **off(), **spared, "param_group": index})
+        large.append({**group, **split.large})
+        small.append({**group, **off(), **split.small, "param_group": index})
     return large + small
 
 

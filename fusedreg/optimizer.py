@@ -23,6 +23,7 @@ from .backends import StepScalars
 from .checkpoints import bring_up_to_date, regroup, restore_scalar_states
 from .hyperparameters import (
     Hyperparameters,
+    Split,
     check_complex,
     check_group,
     check_one_max_grad_norm,
@@ -90,6 +91,7 @@ class FusedRegOptimizer(Optimizer):
     # What steps keep.
     _plans: Plans | None = None
     _hyperparameters: Hyperparameters | None = None
+    _splits: dict[int, Split]
     _loading: dict[str, Any] | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -131,6 +133,7 @@ class FusedRegOptimizer(Optimizer):
 
     def _forget(self) -> None:
         self._plans = self._hyperparameters = None
+        self._splits = {}
 
     # -- checkpoints
 
@@ -225,7 +228,7 @@ class FusedRegOptimizer(Optimizer):
         if is_watched:
             plans = None
         gradients = Gradients()
-        groups = spare_small(self.param_groups)
+        groups = spare_small(self.param_groups, self._splits)
         if self._hyperparameters is None:
             self._hyperparameters = Hyperparameters(self.spec, self.defaults)
             warn_if_nothing_is_left(self.param_groups, groups)
@@ -234,6 +237,10 @@ class FusedRegOptimizer(Optimizer):
         if plans is not None and plans.follow(groups, self.state, hyperparameters, changed, gradients):
             is_taken = self._prepare(plans, step, found_inf)
         else:
+            if self._splits:  # a parameter may have got other dimensions
+                self._splits.clear()
+                groups = spare_small(self.param_groups, self._splits)
+                hyperparameters.refresh(groups)
             with Created(self.spec, self.state) as created:
                 plans = make_plans(
                     type(self).__name__,

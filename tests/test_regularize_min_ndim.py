@@ -153,3 +153,28 @@ def test_complex_biases_may_be_spared() -> None:
     for param in params:
         param.grad = torch.ones_like(param)
     optimizer.step()
+
+
+@pytest.mark.parametrize("least", [1, 3])
+def test_it_follows_a_parameter_that_gets_other_dimensions(least, backend: str) -> None:
+    """Between two steps, in the same tensor and group; and another bound in the group."""
+    param, other = (nn.Parameter(torch.ones(6)) for _ in range(2))
+    matrix = nn.Parameter(torch.ones(2, 2, 2))
+    optimizer = FusedRegSGD([param, other, matrix], lr=0.1, l1=1.0, regularize_min_ndim=2, backend=backend)
+
+    def step() -> None:
+        for each in (param, other, matrix):
+            each.grad = torch.zeros_like(each)
+        optimizer.step()
+
+    step()
+    step()
+    assert torch.equal(param, torch.ones(6))
+    param.data = torch.ones(2, 3)
+    step()
+    assert torch.equal(param, torch.full((2, 3), 0.9))
+    assert torch.equal(other, torch.ones(6))
+    optimizer.param_groups[0]["regularize_min_ndim"] = least
+    step()
+    torch.testing.assert_close(param, torch.full((2, 3), 0.8 if least == 1 else 0.9))
+    assert torch.equal(other, torch.full((6,), 0.9 if least == 1 else 1.0))
