@@ -198,22 +198,17 @@ def _choose_backends(
             if chosen[param] not in ("cpp", "reference"):  # those go one by one
                 scalar_states += [(param, scalar) for scalar in its_scalars]
     listed = [param for group in groups for param in group["params"]]  # twice, some
-    for pair in parameters_that_share_memory([each for each in listed if chosen.get(each, "reference") != "reference"]):
-        # They are updated one after the other, as torch does, not side by side.
-        if backend != "auto":
-            raise RuntimeError(
-                f"backend {backend!r} cannot run: two parameters share memory, of shapes "
-                f"{tuple(pair[0].shape)} and {tuple(pair[1].shape)}"
-            )
-        backends.log_once("parameters that share memory are stepped one by one, by backend 'reference'")
-        chosen.update(dict.fromkeys(pair, "reference"))
-    for pair in parameters_that_share_a_scalar(scalar_states):
-        # A step count that two of them move is moved twice in a step, one after the other, as torch does.
-        if backend != "auto":
-            raise RuntimeError(
-                f"backend {backend!r} cannot run: two parameters share a scalar state, as a step count, of shapes "
-                f"{tuple(pair[0].shape)} and {tuple(pair[1].shape)} (allowed: a tensor for each)"
-            )
-        backends.log_once("parameters that share a scalar state are stepped one by one, by backend 'reference'")
-        chosen.update(dict.fromkeys(pair, "reference"))
+    not_slow = [param for param in listed if chosen.get(param, "reference") != "reference"]
+    # They are updated one after the other, as torch does, and a step count of two of them moves twice.
+    shared = [("memory", parameters_that_share_memory(not_slow))]
+    shared.append(("a scalar state, as a step count", parameters_that_share_a_scalar(scalar_states)))
+    for what, pairs in shared:
+        for first, second in pairs:
+            if backend != "auto":
+                raise RuntimeError(
+                    f"backend {backend!r} cannot run: two parameters share {what}, of shapes "
+                    f"{tuple(first.shape)} and {tuple(second.shape)} (allowed: a tensor for each)"
+                )
+            backends.log_once(f"parameters that share {what} are stepped one by one, by backend 'reference'")
+            chosen.update(dict.fromkeys((first, second), "reference"))
     return chosen

@@ -133,6 +133,20 @@ def test_grad_scaler_with_infs(cls, backend) -> None:
     assert results[0][1] == results[1][1]
 
 
+def warm_up_and_capture(optimizer):
+    """Three steps on a side stream, and a graph of one."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            optimizer.step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        optimizer.step()
+    return graph
+
+
 @pytest.mark.parametrize("max_grad_norm", [None, 2.0])
 @pytest.mark.parametrize(("cls", "variant"), CAPTURABLE, ids=[f"{cls.__name__}-{name}" for cls, name in CAPTURABLE])
 def test_a_captured_step_replays_as_eager_steps(cls, variant, max_grad_norm, backend) -> None:
@@ -153,15 +167,7 @@ def test_a_captured_step_replays_as_eager_steps(cls, variant, max_grad_norm, bac
 
     eager_params, eager, eager_strengths = make()
     params, captured, strengths = make()
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            captured.step()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured.step()
+    graph = warm_up_and_capture(captured)
     for _ in range(3):
         eager.step()
     for i in range(REPLAYS):
@@ -256,15 +262,7 @@ def test_penalties_on_units_wait_for_nothing_and_replay_to_the_bit(unit, backend
 
     eager_params, eager, eager_strength = make()
     params, captured, strength = make()
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            captured.step()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured.step()
+    graph = warm_up_and_capture(captured)
     eager.step()
     with no_waiting():
         for _ in range(2):

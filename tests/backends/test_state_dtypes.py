@@ -23,9 +23,15 @@ WITH_STATES = [cls for cls in OPTIMIZERS if cls.spec.needed_states(cls([torch.ze
 
 def make_params(dtype: torch.dtype, seed: int) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    shapes = [torch.randn(shape, generator=generator) for shape in SHAPES]
-    misaligned = torch.randn(1030, generator=generator)[1:]
-    return [each.to(dtype).clone().requires_grad_() for each in [*shapes, misaligned]]
+    tensors = [torch.randn(shape, generator=generator) for shape in (*SHAPES, (1029,))]
+    return in_place([each.to(dtype) for each in tensors])
+
+
+def in_place(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Leaves with copies of their numbers, the last of them one element behind the beginning of its memory."""
+    *aligned, last = (each.detach().clone() for each in tensors)
+    buffer = torch.empty(len(last) + 1, dtype=last.dtype)
+    return [each.requires_grad_() for each in (*aligned, buffer[1:].copy_(last))]
 
 
 def trained(cls, options: dict, param_dtype: torch.dtype, state_dtype: torch.dtype):
@@ -58,7 +64,8 @@ def test_follows_the_reference(cls, param_dtype, state_dtype, group_l1) -> None:
     params, grads, warm = trained(cls, options, param_dtype, state_dtype)
     results = []
     for backend in ("cpp", "reference"):
-        own = [param.detach().clone().requires_grad_() for param in params]
+        own = in_place(params)
+        assert own[-1].data_ptr() % 64 != 0
         optimizer = cls(own, backend=backend, **options)
         optimizer.load_state_dict(copy.deepcopy(warm.state_dict()))
         convert_states(optimizer, state_dtype)
