@@ -13,6 +13,7 @@ from typing import Any
 import hypothesis
 import pytest
 import torch
+from helpers import one_thread
 
 from fusedreg import backends
 from fusedreg.backends.cpp import load_extension
@@ -120,6 +121,12 @@ def two_threads():
 
 
 # In the interpreter nothing depends on it.
+@pytest.fixture
+def in_one_thread():
+    with one_thread():
+        yield
+
+
 @pytest.fixture(params=EXTENSION.instruction_sets()[: 1 if INTERPRETING else None] if EXTENSION else [])
 def instruction_set(request):
     before = EXTENSION.instruction_set()

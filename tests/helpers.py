@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -26,6 +28,17 @@ SHAPES = ((7, 13), (33,), (), (2, 3, 5), (0, 4))
 # Every rule with every variant that its spec names.
 OPTIMIZER_VARIANTS = [(cls, name) for cls in OPTIMIZERS for name in cls.spec.variants]
 IDS = [f"{cls.__name__}-{name}" for cls, name in OPTIMIZER_VARIANTS]
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """For what is tiny, or where torch's own operations are parallel: its threads spin, and crawl on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def variant_of(cls: type, name: str) -> dict[str, Any]:

@@ -25,13 +25,7 @@ import softmax_sparsity
 import tutorial_l1_l2 as tutorial
 import weight_decay_vs_l2 as decay
 
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("in_one_thread")
 
 
 # -- tutorial_l1_l2

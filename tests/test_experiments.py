@@ -34,12 +34,7 @@ SHORT = dataclasses.replace(PROBLEMS["digits"], epochs=4)
 SHORT_DEEP = dataclasses.replace(PROBLEMS["deep"], epochs=4)
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("in_one_thread")
 
 
 @pytest.fixture

@@ -21,16 +21,11 @@ from twin_pairs import (
     loss_of,
     make_model,
     on_default_device,
-    one_thread,
 )
 
 from fusedreg.step.created import Created
 
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    with one_thread():
-        yield
+pytestmark = pytest.mark.usefixtures("in_one_thread")
 
 
 SHAPES = ((6, 3), (5,), ())

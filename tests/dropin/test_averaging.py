@@ -14,14 +14,9 @@ from twin_pairs import (
     loss_of,
     make_model,
     on_default_device,
-    one_thread,
 )
 
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    with one_thread():
-        yield
+pytestmark = pytest.mark.usefixtures("in_one_thread")
 
 
 AVERAGES = {

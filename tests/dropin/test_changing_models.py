@@ -41,7 +41,6 @@ from twin_pairs import (
     loss_of,
     make_model,
     on_default_device,
-    one_thread,
     plain,
     train,
 )
@@ -49,10 +48,7 @@ from twin_pairs import (
 SHAPES = ((6, 3), (5,), (), (2, 3, 5))
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    with one_thread():
-        yield
+pytestmark = pytest.mark.usefixtures("in_one_thread")
 
 
 # -- gradients that come and go

@@ -9,7 +9,7 @@ import shutil
 
 import pytest
 import torch
-from helpers import FusedRegAdam, make_params, set_grads
+from helpers import FusedRegAdam, make_params, one_thread, set_grads
 from twin_pairs import (
     assert_alike,
     contents,
@@ -18,7 +18,6 @@ from twin_pairs import (
     loss_of,
     make_model,
     on_default_device,
-    one_thread,
     train,
 )
 

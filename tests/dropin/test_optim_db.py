@@ -18,13 +18,9 @@ from unittest import mock
 import pytest
 import torch
 from helpers import SHAPES, TWINS, known, make_params, run
-from twin_pairs import OF_TORCH, contents, every_class, one_thread, tolerance
+from twin_pairs import OF_TORCH, contents, every_class, tolerance
 
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    with one_thread():
-        yield
+pytestmark = pytest.mark.usefixtures("in_one_thread")
 
 
 class _Stub(types.ModuleType):

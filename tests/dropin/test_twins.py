@@ -29,7 +29,6 @@ from twin_pairs import (
     every_class_of_torch,
     every_configuration,
     make_model,
-    one_thread,
     plain,
     train,
 )
@@ -43,10 +42,7 @@ OURS = [*(option.name for option in OPTIONS), *OF_THE_OPTIMIZER]
 every_optimizer = pytest.mark.parametrize(("cls", "flags"), OPTIMIZER_VARIANTS, ids=IDS)
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    with one_thread():
-        yield
+pytestmark = pytest.mark.usefixtures("in_one_thread")
 
 
 # -- looks

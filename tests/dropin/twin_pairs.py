@@ -5,9 +5,8 @@ A flow is a function of ``make``, which builds an optimizer: ``make(params, **op
 
 from __future__ import annotations
 
-import contextlib
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,18 +14,6 @@ import torch
 from conftest import TARGETS
 from helpers import OPTIMIZERS, TWINS, known, random, regularized
 from torch import Tensor, nn
-
-
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """For suites where torch's own operations are parallel: its threads spin, and crawl on a machine in use."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
 
 PLAIN = {"lr": 0.05, "weight_decay": 0.1}
 

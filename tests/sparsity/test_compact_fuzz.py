@@ -21,12 +21,7 @@ EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "25"))
 SEEDS = st.integers(0, 2**32 - 1)
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("in_one_thread")
 
 
 @pytest.mark.parametrize("kind", ["vector", "image", "sequence"])

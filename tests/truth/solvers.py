@@ -6,14 +6,14 @@ Every problem here is  loss(w) + l1 * sum |w| + l2 / 2 * sum w^2  with a smooth 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
+from helpers import one_thread
 from sklearn.datasets import load_breast_cancer, load_diabetes
 from sklearn.linear_model import ElasticNet, Ridge
 from torch import Tensor
@@ -93,17 +93,6 @@ def diabetes() -> LeastSquares:
 def breast_cancer() -> Logistic:
     X, y = load_breast_cancer(return_X_y=True)
     return Logistic(standardise(X), 2.0 * y - 1.0)
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """The matrices are tiny; threads would only wait for one another."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 # -- optimizers, as they are run to the end of a full-batch problem

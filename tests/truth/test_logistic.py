@@ -14,6 +14,7 @@ import pytest
 import sklearn
 import torch
 from figures import at_most
+from helpers import one_thread
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from solvers import (
@@ -23,7 +24,6 @@ from solvers import (
     breast_cancer,
     kkt_violation,
     minimise,
-    one_thread,
     standardise,
     violations,
 )

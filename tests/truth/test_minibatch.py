@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-from solvers import one_thread
+from helpers import one_thread
 
 from experiments.sparsity import strengths
 

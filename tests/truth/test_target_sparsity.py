@@ -6,9 +6,9 @@ import statistics
 
 import pytest
 import torch
+from helpers import one_thread
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
-from solvers import one_thread
 from torch import nn
 
 import fusedreg

@@ -14,9 +14,19 @@ import pytest
 import torch
 from conftest import EMULATED_CUDA, EXTENSION, INTERPRETING, TARGETS
 from figures import at_most
-from helpers import FusedRegAdam, FusedRegSGD, assert_same_bits, make_params, random, run, set_grads, snapshot
+from helpers import (
+    FusedRegAdam,
+    FusedRegSGD,
+    assert_same_bits,
+    make_params,
+    one_thread,
+    random,
+    run,
+    set_grads,
+    snapshot,
+)
 from sklearn.linear_model import MultiTaskElasticNet
-from solvers import SOLVERS, Array, Solver, diabetes, one_thread
+from solvers import SOLVERS, Array, Solver, diabetes
 
 import fusedreg
 from fusedreg.backends import device_units
