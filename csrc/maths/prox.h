@@ -88,7 +88,8 @@ FUSEDREG_HD A prox_metric(const Metric<A>& metric, A w_old, const ProxConstants<
     slope = slope > A(0) ? slope : A(0);
   }
   const A floor = A(0.5) * (slope + fetch(c.l2) * size) * metric.floor_ratio;
-  const A d = floor > metric.d ? floor : metric.d;  // in this order: a d that is a NaN stays one
+  // In this order: a floor that is a NaN, of an infinite weight, is to be seen. Where d is one, so is z.
+  const A d = metric.d > floor ? metric.d : floor;
   // The metric that keeps the problem convex.
   return kStages == ProxStages::kFade && fetch(c.least_d) > d ? fetch(c.least_d) : d;
 }

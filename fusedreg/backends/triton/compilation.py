@@ -86,7 +86,7 @@ def units_constants(rule: Rule, dtype: torch.dtype, states: int, tile: units.Til
         TILE=tile.weights,
         ALONG=tile.along,
         # Half of the digits: the root then has them all, as Newton's steps are quadratic.
-        PRECISION=1e-10 if dtype == torch.float64 else 1e-6,
+        PRECISION=1e-8 if dtype == torch.float64 else 1e-4,  # unit_precision in csrc/maths/units.h
     )
 
 
