@@ -56,7 +56,7 @@ struct NAdam {
 
   template <StateMask, class A>
   FUSEDREG_HD static Metric<A> metric(const A* state, const Constants<A>& c) {
-    return {square_root(state[1] * c.inv_bias_correction2) + c.eps};
+    return {square_root(state[1] * fetch(c.inv_bias_correction2)) + fetch(c.eps)};
   }
 
   template <StateMask kMask, class A>
@@ -65,7 +65,7 @@ struct NAdam {
     A& exp_avg_sq = state[1];
     exp_avg = lerp(exp_avg, g, c.one_minus_beta1, c.beta1);
     exp_avg_sq = c.beta2 * exp_avg_sq + c.one_minus_beta2 * g * g;
-    return {c.share_of_g * g + c.share_of_m * exp_avg, metric<kMask>(state, c)};
+    return {fetch(c.share_of_g) * g + fetch(c.share_of_m) * exp_avg, metric<kMask>(state, c)};
   }
 };
 
