@@ -53,6 +53,28 @@ def test_infinite_and_nan_weights_are_lost_in_the_same_way(cls, mode, strength, 
         torch.testing.assert_close(ours, reference, equal_nan=True)
 
 
+@pytest.mark.skipif(EXTENSION is None, reason="no compiled extension")
+@pytest.mark.parametrize("strengths", [{"l1": 0.125}, {"l1": 0.125, "l2": 0.5}, {"l1": 0.125, "l0": 0.5}, {"upper": 2}])
+@pytest.mark.parametrize("cls", OPTIMIZERS)
+def test_infinite_and_nan_gradients_are_lost_in_the_same_way(cls, strengths) -> None:
+    """And where a square alone is infinite, there may be a NaN: never a zero of an infinite threshold."""
+    for mode in cls.spec.modes:
+        if mode == "subgradient" and "l0" in strengths:
+            continue
+        results = []
+        for backend in (FAST, "reference"):
+            param = weights_and_gradients(weights=(1, 1, 1, 0, 1), gradients=(*LOST, math.inf, 1e25))
+            options = known(cls, weight_decay=0.0, penalty_mode=mode) | strengths
+            optimizer = cls([param], lr=0.1, backend=backend, **options)
+            optimizer.step()
+            results.append([param.detach(), *optimizer.state[param].values()])
+        lost = results[0][0].isnan()
+        assert not lost[5:].any()
+        results[0][0][4] = results[1][0][4] if lost[4] else results[0][0][4]
+        for ours, reference in zip(*results, strict=True):
+            torch.testing.assert_close(ours, reference, equal_nan=True)
+
+
 def test_an_infinite_weight_beside_a_subgradient_equals_the_loop(backend) -> None:
     """loss += l1 * |w|: the penalty's gradient at infinity is l1, and the weight stays infinite."""
     ours, twins = weights_and_gradients(weights=LOST), weights_and_gradients(weights=LOST)
