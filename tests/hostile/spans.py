@@ -87,6 +87,11 @@ class Span:
             real.isnan(), self.nan | self.must_be_nan, ~self.must_be_nan & (lo <= real.double()) & (real.double() <= hi)
         )
 
+    def coarser(self, times: float) -> Span:
+        """The same, before operations whose results are up to so many times smaller than they would be here."""
+        arithmetic = dataclasses.replace(self.arithmetic, tiny=times * self.arithmetic.tiny)
+        return Span(self.lo, self.hi, self.nan, arithmetic)
+
     # -- operations
 
     def _result(self, other: Span, lo: Tensor, hi: Tensor, nan: Tensor, exact: Tensor, tiny: bool) -> Span:
@@ -670,9 +675,12 @@ def minimisers(stages: Stages, d: Span | None) -> Span:
     strength1, strength2, tau = (stages.of_arithmetic(value) for value in (stages.l1, stages.l2, stages.tau))
     fades = stages.gamma != INF
     # multiplied out
-    metric = one if d is None else d
-    scaled, threshold = (z if d is None else d * z), (tau * strength1).not_negative()
-    ridge = metric + (tau * strength2).not_negative()
+    metric, step_size = one, tau
+    if d is not None:
+        # The code multiplies by a power of two as well, which leaves of d a sixteenth or more.
+        metric, step_size = (span.coarser(16) for span in (d, tau))
+    scaled, threshold = (z if d is None else metric * z), (step_size * strength1).not_negative()
+    ridge = metric + (step_size * strength2).not_negative()
     curvature = (ridge - stages.of_arithmetic(stages.tau / stages.gamma)).not_negative()
     pulled = soft(scaled, threshold)
     flat, firm = scaled / ridge, pulled / curvature
