@@ -94,6 +94,9 @@ class Span:
 
     # -- operations
 
+    def rounded(self) -> Span:
+        return self._result(self, self.lo, self.hi, self.nan, self.is_point(0.0), tiny=True)
+
     def _result(self, other: Span, lo: Tensor, hi: Tensor, nan: Tensor, exact: Tensor, tiny: bool) -> Span:
         """Rounds outwards, and sorts out the NaNs: certain where the inputs are, and where they are single numbers."""
         a = self.arithmetic
@@ -366,11 +369,13 @@ def rmsprop_bounds(w: Span, g: Span, state: dict[str, Span], scalars: Scalars, g
         # Rounding may bring a variance below zero.
         d = ((v - m.abs() * m.abs()).not_negative().sqrt() + scalar(eps, a)).not_negative()
     direction, gain = g / d, 1.0
+    moved = either(scalar(lr, a) * direction, scalar(lr, a) * g / d)
     if momentum != 0:
         direction = new["momentum_buffer"] = scalar(momentum, a) * state["momentum_buffer"] + direction
         gain = new_scalars["momentum_gain"] = gain_after(scalars["momentum_gain"], momentum)
+        moved = scalar(lr, a) * direction
     safeguard = uncentered if group["centered"] else None
-    return Bounds(w - scalar(lr, a) * direction, new, new_scalars, lr * gain, d, safeguard)
+    return Bounds(w - moved, new, new_scalars, lr * gain, d, safeguard)
 
 
 def adagrad_bounds(w: Span, g: Span, state: dict[str, Span], scalars: Scalars, group: dict[str, Any]) -> Bounds:
@@ -677,8 +682,8 @@ def minimisers(stages: Stages, d: Span | None) -> Span:
     # multiplied out
     metric, step_size = one, tau
     if d is not None:
-        # The code multiplies by a power of two as well, which leaves of d a sixteenth or more.
-        metric, step_size = (span.coarser(16) for span in (d, tau))
+        # The code multiplies by a power of two as well, which leaves of d a sixteenth or more; the step, too.
+        metric, step_size = (span.coarser(32) for span in (d, tau))
     scaled, threshold = (z if d is None else metric * z), (step_size * strength1).not_negative()
     ridge = metric + (step_size * strength2).not_negative()
     curvature = (ridge - stages.of_arithmetic(stages.tau / stages.gamma)).not_negative()
@@ -748,6 +753,15 @@ def minimisers(stages: Stages, d: Span | None) -> Span:
     return select(x.must_be_nan, x, decided(is_zero & ~x.nan, is_kept, zero, x))
 
 
+def multiplies_out(rule: str, group: dict[str, Any]) -> bool:
+    """Whether the code divides once for the step and its prox: then the weight is multiplied by the metric before the
+    step is taken off it, and that product rounds."""
+    if rule not in ("adam", "nadam", "radam", "adamax", "adagrad", "rmsprop") or group.get("momentum"):
+        return False
+    shrinks = any(group[name] != 0 for name in ("l1", "l2", "l0"))
+    return shrinks and group["penalty_mode"] == "proximal" and (group["l1"] == 0 or group["mcp_gamma"] == INF)
+
+
 def step_bounds(
     rule: str,
     w: Tensor,
@@ -765,6 +779,8 @@ def step_bounds(
     moving = w_old
     if group.get("decoupled_weight_decay"):
         moving = w_old * scalar(1 - float(group["lr"]) * float(group["weight_decay"]), a)
+    if multiplies_out(rule, group):
+        moving = moving.coarser(16).rounded()
     spans = {name: exactly(tensor, a) for name, tensor in state.items()}
     bounds = RULES[rule](moving, g, spans, scalars, group)
     weight = prox_bounds(bounds, w_old, group)
