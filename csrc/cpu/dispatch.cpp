@@ -1,6 +1,8 @@
 // Chooses the instruction set. The kernels of the norm and of stage 7 are here; a rule's are in a unit of its own.
 #include <algorithm>
+#include <cstring>
 #include <limits>
+#include <numeric>
 
 #include "kernels.h"
 #include "prefetch.h"

@@ -47,17 +47,26 @@ struct ScoredTile {
 using ScoreKernel = void (*)(const Pointers& at, const DTypes&, std::int64_t begin, std::int64_t count,
                              const void* constants, void* keys, ScoredTile& tile);
 
-// The metric of at most kTileElements weights, and its floor_ratio, in the arithmetic type, after a step.
+// The metric of at most kTileElements weights, and its floor_ratio where the rule has one (else nullptr), in the
+// arithmetic type, after a step.
 using MetricKernel = void (*)(const Pointers& at, const DTypes&, std::int64_t begin, std::int64_t count,
                               const void* constants, void* d, void* floor_ratio);
 
-// Loops over the weights y of one unit, their ridges e and floor_ratios f, in the arithmetic type; see maths/units.h.
+// What a loop adds up over a unit's weights: UnitRoot's sums, and what is largest.
+constexpr int kUnitLoopSums = 6;
+
+// Loops over the weights y of one unit, their ridges e and floor_ratios f, in the arithmetic type; see maths/units.h. f
+// is nullptr where it is 1.
 struct UnitLoops {
   void (*first)(const void* y, const void* e, std::int64_t count, double* sums);
+  // And the inverses of e, with the sums that the series wants.
+  void (*first_and_inverse)(const void* y, const void* e, const void* f, void* inverse, std::int64_t count,
+                            double* sums);
   void (*newton)(const void* y, const void* e, const void* f, std::int64_t count, const UnitRoot& root, double* sums);
   void (*norm)(const void* y, const void* e, const void* f, std::int64_t count, const UnitRoot& root, double furthest,
                double* sums);
   void (*apply)(void* y, const void* e, const void* f, std::int64_t count, const UnitRoot& root, double furthest);
+  void (*apply_series)(void* y, const void* inverse, std::int64_t count, const UnitRoot& root);
   // e of d, in place.
   void (*add_ridge)(void* d, std::int64_t count, double ridge);
   // Weights from memory and back, at most kTileElements.
@@ -76,6 +85,7 @@ struct Rule {
   UpdateKernel (*update)(Isa isa, DType arithmetic, const double* fields, StateMask states);
   ScoreKernel (*score)(Isa isa, DType arithmetic, StateMask states, bool in_metric);
   MetricKernel (*metric)(Isa isa, DType arithmetic, StateMask states);  // nullptr for a rule without one
+  bool (*has_floor_ratio)(StateMask states);
 };
 
 // Defined by the units that setup.py writes, from rules/registry.h.

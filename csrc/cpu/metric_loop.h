@@ -3,7 +3,8 @@ namespace fusedreg::cpu::FUSEDREG_ISA {
 
 template <class Rule, StateMask kStates, class A, std::size_t... kI>
 FUSEDREG_TARGET void metric_of_streams(const Pointers& at, const DTypes& dtypes, std::int64_t begin, std::int64_t count,
-                                       const void* constants, A* d, A* floor_ratio, std::index_sequence<kI...>) {
+                                       const void* constants, A* d, [[maybe_unused]] A* floor_ratio,
+                                       std::index_sequence<kI...>) {
   A tiles[1 + kMaxStates][kTileElements];
   const auto open = [&](const void* stream, DType dtype, A* tile) -> const A* {
     if (dtype == dtype_of<A>()) return static_cast<const A*>(stream) + begin;
@@ -19,7 +20,7 @@ FUSEDREG_TARGET void metric_of_streams(const Pointers& at, const DTypes& dtypes,
     ((values[kI] = s[kI][i]), ...);
     const Metric<A> metric = Rule::template metric<kStates>(values, c);
     d[i] = metric.d;
-    floor_ratio[i] = metric.floor_ratio;
+    if constexpr (has_floor_ratio<Rule, kStates>(0)) floor_ratio[i] = metric.floor_ratio;
   }
 }
 

@@ -67,6 +67,7 @@ UnitWork Plan::unit_work(std::size_t i) const {
           make_unit_constants(common_[entry.group], penalties_[entry.group], kernels_.has_metric, work_[i].tau),
           work_[i].constants,
           kernels_.metric(instruction_set().isa, arithmetic, entry.needed),
+          kernels_.has_floor_ratio(entry.needed),
           instruction_set().units(arithmetic)};
 }
 

@@ -45,6 +45,11 @@ MetricKernel metric_kernel(Isa isa, StateMask states) {
   return baseline::metric_kernel<Rule_, A>(states);
 }
 
+template <class Rule_, std::size_t... kI>
+bool variant_has_floor_ratio(StateMask states, std::index_sequence<kI...>) {
+  return ((states == Rule_::kVariants[kI] && has_floor_ratio<Rule_, Rule_::kVariants[kI]>(0)) || ...);
+}
+
 template <class Rule_>
 Rule make_rule() {
   Rule rule;
@@ -73,6 +78,9 @@ Rule make_rule() {
   rule.metric = [](Isa isa, DType arithmetic, StateMask states) {
     return arithmetic == DType::kFloat64 ? metric_kernel<Rule_, double>(isa, states)
                                          : metric_kernel<Rule_, float>(isa, states);
+  };
+  rule.has_floor_ratio = [](StateMask states) {
+    return variant_has_floor_ratio<Rule_>(states, std::make_index_sequence<kVariantsOf<Rule_>>{});
   };
   return rule;
 }

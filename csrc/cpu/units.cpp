@@ -38,11 +38,10 @@ class Panel {
   // `for_each_piece(body)` calls body(piece, scratch), for all pieces.
   template <class ForEachPiece>
   void solve(const ForEachPiece& for_each_piece) {
-    const bool keeps = pieces() == 1;
     partial_.resize(pieces() * count_ * kSums);
     const auto with_piece = [&](bool is_first, const auto& body) {
       for_each_piece([&](std::int64_t piece, UnitScratch& scratch) {
-        if (is_first || !keeps) gather(piece, scratch);
+        if (is_first || !keeps()) gather(piece, scratch);
         body(piece, scratch);
       });
     };
@@ -56,8 +55,13 @@ class Panel {
   }
 
  private:
-  static constexpr int kSums = kUnitSums + 1;  // and how far a weight moves
+  static constexpr int kSums = kUnitLoopSums;
+  enum Stream { kWeights, kRidges, kInverses, kFloorRatios, kStreams };
   static bool wants_something(const UnitRoot& root) { return root.wants != UnitRoot::Wants::kNothing; }
+
+  // Whether what was gathered, and the inverses, stay where they are.
+  bool keeps() const { return pieces() == 1; }
+  bool has_floor_ratio() const { return work_.constants.in_metric && work_.has_floor_ratio; }
 
   std::size_t width() const { return work_.arithmetic == DType::kFloat64 ? sizeof(double) : sizeof(float); }
   std::int64_t begin_of(std::int64_t piece) const { return piece * piece_; }
@@ -66,9 +70,10 @@ class Panel {
   // Where the units are one after the other, and nothing has to be converted, they are worked on in memory.
   bool is_in_place() const { return work_.layout.outer == 1 && work_.dtypes.w == work_.arithmetic; }
 
-  // Where a unit's part of a piece is: its weights, ridges and floor_ratios.
-  char* at(UnitScratch& scratch, int stream, std::int64_t unit, std::int64_t piece) const {
-    if (stream == 0 && is_in_place()) {
+  // Where a unit's part of a piece is.
+  char* at(UnitScratch& scratch, Stream stream, std::int64_t unit, std::int64_t piece) const {
+    if (stream == kFloorRatios && !has_floor_ratio()) return nullptr;
+    if (stream == kWeights && is_in_place()) {
       return static_cast<char*>(work_.at.w) + ((first_ + unit) * size_ + begin_of(piece)) * width();
     }
     return reinterpret_cast<char*>(scratch.data()) + (stream * count_ * piece_ + unit * size_of(piece)) * width();
@@ -88,18 +93,16 @@ class Panel {
   }
 
   void gather(std::int64_t piece, UnitScratch& scratch) const {
-    scratch.resize(3 * count_ * piece_);
+    scratch.resize(kStreams * count_ * piece_);
     const bool in_metric = work_.constants.in_metric;
-    if (!in_metric) {
-      fill(at(scratch, 1, 0, piece), 1 + work_.constants.ridge, count_ * size_of(piece));
-      fill(at(scratch, 2, 0, piece), -1, count_ * size_of(piece));
-    }
+    if (!in_metric) fill(at(scratch, kRidges, 0, piece), 1 + work_.constants.ridge, count_ * size_of(piece));
     if (is_in_place()) {
       if (!in_metric) return;
       const std::int64_t from = first_ * size_ + begin_of(piece), count = count_ * size_of(piece);
+      char *ridges = at(scratch, kRidges, 0, piece), *floor_ratios = at(scratch, kFloorRatios, 0, piece);
       for (std::int64_t done = 0; done < count; done += kTileElements) {
-        take_metric(from + done, std::min(kTileElements, count - done), at(scratch, 1, 0, piece) + done * width(),
-                    at(scratch, 2, 0, piece) + done * width());
+        void* const ratios = floor_ratios == nullptr ? nullptr : floor_ratios + done * width();
+        take_metric(from + done, std::min(kTileElements, count - done), ridges + done * width(), ratios);
       }
       return;
     }
@@ -110,11 +113,13 @@ class Panel {
         work_.loops.load(weights, work_.at.w, work_.dtypes.w, from + done, tile);
         if (in_metric) take_metric(from + done, tile, ridges, floor_ratios);
         spread(done, tile, [&](std::int64_t unit, std::int64_t place, std::int64_t in_tile, std::int64_t length) {
-          const void* const streams[] = {weights, ridges, floor_ratios};
-          for (int stream = 0; stream < (in_metric ? 3 : 1); ++stream) {
+          const auto put = [&](Stream stream, const void* tile) {
             std::memcpy(at(scratch, stream, unit, piece) + (to + place) * width(),
-                        static_cast<const char*>(streams[stream]) + in_tile * width(), length * width());
-          }
+                        static_cast<const char*>(tile) + in_tile * width(), length * width());
+          };
+          put(kWeights, weights);
+          if (in_metric) put(kRidges, ridges);
+          if (has_floor_ratio()) put(kFloorRatios, floor_ratios);
         });
       }
     });
@@ -134,7 +139,7 @@ class Panel {
         const std::int64_t tile = std::min(kTileElements, count - done);
         spread(done, tile, [&](std::int64_t unit, std::int64_t place, std::int64_t in_tile, std::int64_t length) {
           std::memcpy(reinterpret_cast<char*>(weights) + in_tile * width(),
-                      at(scratch, 0, unit, piece) + (from + place) * width(), length * width());
+                      at(scratch, kWeights, unit, piece) + (from + place) * width(), length * width());
         });
         work_.loops.store(work_.at.w, work_.dtypes.w, weights, to + done, tile);
       }
@@ -162,13 +167,21 @@ class Panel {
     }
   }
 
+  // The inverses are kept for what is applied in the end, so only where they stay.
+  bool wants_series() const { return work_.constants.threshold != 0 && keeps(); }
+
   void add_up(std::int64_t piece, UnitScratch& scratch) {
     const std::int64_t size = size_of(piece);
     for (std::int64_t unit = 0; unit < count_; ++unit) {
-      const void *y = at(scratch, 0, unit, piece), *e = at(scratch, 1, unit, piece), *f = at(scratch, 2, unit, piece);
+      const void *y = at(scratch, kWeights, unit, piece), *e = at(scratch, kRidges, unit, piece);
+      const void* f = at(scratch, kFloorRatios, unit, piece);
       const UnitRoot& root = roots_[unit];
       double* const sums = &partial_[(piece * count_ + unit) * kSums];
-      if (root.wants == UnitRoot::Wants::kFirst) work_.loops.first(y, e, size, sums);
+      if (root.wants == UnitRoot::Wants::kFirst && wants_series()) {
+        work_.loops.first_and_inverse(y, e, f, at(scratch, kInverses, unit, piece), size, sums);
+      } else if (root.wants == UnitRoot::Wants::kFirst) {
+        work_.loops.first(y, e, size, sums);
+      }
       if (root.wants == UnitRoot::Wants::kSums) work_.loops.newton(y, e, f, size, root, sums);
       if (root.wants == UnitRoot::Wants::kNorm) {
         work_.loops.norm(y, e, f, size, root, work_.constants.furthest, sums);
@@ -177,24 +190,36 @@ class Panel {
   }
 
   void take_sums() {
-    const double precision = work_.arithmetic == DType::kFloat64 ? unit_precision<double>() : unit_precision<float>();
+    const bool is_double = work_.arithmetic == DType::kFloat64;
+    const double precision = is_double ? unit_precision<double>() : unit_precision<float>();
+    const double limit = is_double ? unit_series_limit<double>() : unit_series_limit<float>();
     for (std::int64_t unit = 0; unit < count_; ++unit) {
       UnitRoot& root = roots_[unit];
       double sums[kSums] = {};
       for (std::int64_t piece = 0; piece < pieces(); ++piece) {
         const double* const partial = &partial_[(piece * count_ + unit) * kSums];
         for (int i = 0; i < kUnitSums; ++i) sums[i] += partial[i];
-        sums[kUnitSums] = std::max(sums[kUnitSums], partial[kUnitSums]);
+        for (int i = kUnitSums; i < kSums; ++i) sums[i] = std::max(sums[i], partial[i]);  // the series has one piece
       }
+      const bool is_first = root.wants == UnitRoot::Wants::kFirst;
       root.take(work_.constants, precision, sums[0], sums[1], sums[2], sums[kUnitSums]);
+      if (is_first && wants_series()) {
+        root.take_series(work_.constants, limit, sums[0], sums[2], sums[3], sums[4], sums[5]);
+      }
     }
   }
 
   void apply(std::int64_t piece, UnitScratch& scratch) const {
+    const std::int64_t size = size_of(piece);
     for (std::int64_t unit = 0; unit < count_; ++unit) {
-      if (roots_[unit].is_identity) continue;
-      work_.loops.apply(at(scratch, 0, unit, piece), at(scratch, 1, unit, piece), at(scratch, 2, unit, piece),
-                        size_of(piece), roots_[unit], work_.constants.furthest);
+      const UnitRoot& root = roots_[unit];
+      void* const y = at(scratch, kWeights, unit, piece);
+      if (root.is_series) {
+        work_.loops.apply_series(y, at(scratch, kInverses, unit, piece), size, root);
+      } else if (!root.is_identity) {
+        work_.loops.apply(y, at(scratch, kRidges, unit, piece), at(scratch, kFloorRatios, unit, piece), size, root,
+                          work_.constants.furthest);
+      }
     }
     scatter(piece, scratch);
   }

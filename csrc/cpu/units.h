@@ -27,6 +27,7 @@ struct UnitWork {
   UnitConstants constants;
   const void* step_constants = nullptr;
   MetricKernel metric = nullptr;
+  bool has_floor_ratio = false;
   UnitLoops loops;
 };
 

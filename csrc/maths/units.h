@@ -38,7 +38,7 @@ FUSEDREG_HD UnitConstants make_unit_constants(const CommonHyperparameters& commo
   c.threshold = shrinks && penalties.group_l1 != 0 ? tau * penalties.group_l1 : 0;
   c.ridge = shrinks && penalties.l2 != 0 ? tau * penalties.l2 : 0;
   c.in_metric = rule_has_metric && penalties.mode() == PenaltyMode::kProximal;
-  c.furthest = 2 * tau;
+  c.furthest = c.in_metric ? 2 * tau : INFINITY;
   c.max_norm = penalties.max_unit_norm;
   return c;
 }
@@ -61,7 +61,9 @@ FUSEDREG_HD A unit_prox(A y, A e, A furthest, A r, A m) {
 // The most sums over a unit's weights that its root wants at once.
 constexpr int kUnitSums = 3;
 
-// What one weight adds to the sums that a root wants. kFirst: the squares of ||y|| and ||e y||.
+// What one weight adds to the sums that a root wants. A is a number, or a vector of them. kFirst: the squares of ||y||
+// and
+// ||e y||.
 template <class A, class Sum>
 FUSEDREG_HD void add_first_sums(A y, A e, Sum& squares, Sum& scaled_squares) {
   const Sum weight = y, scaled = weight * static_cast<Sum>(e);
@@ -69,11 +71,20 @@ FUSEDREG_HD void add_first_sums(A y, A e, Sum& squares, Sum& scaled_squares) {
   scaled_squares += scaled * scaled;
 }
 
+// For take_series: sums of y^2 / e and of (y / e)^2. Returns 1 / e.
+template <class A>
+FUSEDREG_HD A add_series_sums(A y, A e, A& by_inverse, A& by_inverse_square) {
+  const A inverse = 1 / e, moved = y * inverse;
+  by_inverse += y * moved;
+  by_inverse_square += moved * moved;
+  return inverse;
+}
+
 // kSums: with t = 1 / (e r + m) and q = e y t what Newton's steps are made of: q^2; q^2 e t, minus half of its
 // derivative by r; q^2 t, by m. Returns t: a weight loses m t of itself.
-template <class A, class Sum>
-FUSEDREG_HD A add_newton_sums(A y, A e, A r, A m, Sum& squares, Sum& by_r, Sum& by_m) {
-  const A t = A(1) / (e * r + m), share = e * t;
+template <class A, class Root, class Sum>
+FUSEDREG_HD A add_newton_sums(A y, A e, Root r, Root m, Sum& squares, Sum& by_r, Sum& by_m) {
+  const A t = 1 / (e * r + m), share = e * t;
   const Sum q = y * share, square = q * q;
   squares += square;
   by_r += square * static_cast<Sum>(share);
@@ -94,6 +105,20 @@ FUSEDREG_HD constexpr double unit_precision() {
   return sizeof(A) == sizeof(double) ? 1e-8 : 1e-4;
 }
 
+// How large u = m / (e r) may be, for each weight, where x = y / (1 + u) is taken from its series: the first term that
+// is left out, u^4, is then too small to be seen.
+template <class A>
+FUSEDREG_HD constexpr double unit_series_limit() {
+  return sizeof(A) == sizeof(double) ? 0x1p-14 : 0x1p-7;
+}
+
+// A weight, by the series: `strength` is m / r. Zeros are +0.0.
+template <class A, class Root>
+FUSEDREG_HD A unit_series(A y, A inverse, Root strength) {
+  const A u = strength * inverse;
+  return y - y * (u * (1 - u * (1 - u)));
+}
+
 // Finds r and m of one unit. It is asked what sums it wants next, and given them, until it is done.
 class UnitRoot {
  public:
@@ -102,6 +127,7 @@ class UnitRoot {
   double r = 1, m = 0;       // x = y * e * r / (e r + m)
   bool is_identity = false;  // x = y
   bool is_guarded = false;   // and no x_i is farther from y_i than it may be
+  bool is_series = false;    // x by unit_series
   Wants wants = Wants::kFirst;
 
   // `furthest`, beside kSums: the largest |y| m t floor_ratio, which is how far a weight moves beside what the
@@ -116,6 +142,25 @@ class UnitRoot {
     } else if (wants == Wants::kNorm) {
       square_root(sum) > c.max_norm ? seek_projection() : finish();
     }
+  }
+
+  // After kFirst, where the inverses of e are at hand: if the penalty moves each weight little, ||x||^2 is a series in
+  // m / r, and what is left out moves x by 2 u^4 at most. `furthest`: the largest |y| / e * floor_ratio.
+  FUSEDREG_HD void take_series(const UnitConstants& c, double limit, double y_squares, double by_inverse,
+                               double by_inverse_square, double largest_inverse, double furthest) {
+    if (wants != Wants::kSums || is_projecting_ || norm_ > c.max_norm) return;
+    double root = norm_ * (1 - m * by_inverse / (y_squares * norm_));
+    for (int step = 0; step < 2; ++step) {  // each gains a factor of u
+      const double strength = m / root;
+      root = square_root(y_squares - strength * (2 * by_inverse - 3 * strength * by_inverse_square));
+    }
+    const double strength = m / root;
+    // Not where one is a NaN.
+    if (!(strength * largest_inverse <= limit && strength * furthest <= c.furthest)) return;
+    r = root;
+    is_guarded = false;
+    is_series = true;
+    finish();
   }
 
  private:
@@ -148,8 +193,10 @@ class UnitRoot {
     const bool is_number = next < INFINITY;
     const double sought = !is_number ? before : next > 0 ? next : 0;
     is_projecting_ ? m = sought : r = sought;
-    // Steps are quadratic: the next one would be about the square of this.
-    const bool is_close = absolute(sought - before) <= precision_ * sought;
+    // Steps are quadratic: the next one would be about the square of this. And no step mends what the sums' roundings
+    // make of the ratio: of a unit that is just over its largest norm, that is all there is.
+    const bool is_close =
+        absolute(sought - before) <= precision_ * sought || absolute(ratio - 1) <= 32 * precision_ * precision_;
     if (is_number && !is_close && ++steps_ != kMostSteps) return;
     // As the weights moved with the root before this step, which was not far.
     if (!is_projecting_ && is_close && furthest * 1.01 <= c.furthest) is_guarded = false;

@@ -15,6 +15,8 @@
 //   metric<mask>(state, constants)                         where kHasMetric: the metric, of the states that it is of;
 //                                                          target sparsity calls it, too. It reads of the constants
 //                                                          what depends on the scalar states after the step alone
+//   kHasFloorRatio<mask>                                   if it has one, and where it is true: floor_ratio is not
+//                                                          always 1
 //   finish<mask>(w, z, state, constants)                   if it has one: moves states that go by the weight as the
 //                                                          prox has left it; z is what the prox was given
 #pragma once
@@ -43,6 +45,16 @@ FUSEDREG_HD double fill_constants(StepConstants<Rule, A>& c, const Group<Rule>& 
   const double tau = Rule::fill(c.rule, group.common.lr, group.rule, before, after);
   fill_prox(c.prox, group.common, group.penalties, Rule::kHasMetric, tau);
   return tau;
+}
+
+template <class Rule, StateMask kStates>
+constexpr auto has_floor_ratio(int) -> decltype(bool(Rule::template kHasFloorRatio<kStates>)) {
+  return Rule::template kHasFloorRatio<kStates>;
+}
+
+template <class Rule, StateMask kStates>
+constexpr bool has_floor_ratio(long) {
+  return false;
 }
 
 template <class Rule, StateMask kStates, class A>

@@ -11,6 +11,8 @@ struct Adadelta : StepCount {
   static constexpr std::array kStates = {"square_avg", "acc_delta"};
   static constexpr std::array<StateMask, 1> kVariants = {0b11};
   static constexpr bool kHasMetric = true;
+  template <StateMask>
+  static constexpr bool kHasFloorRatio = true;
 
   // Where eps is 0 nothing has moved yet and nothing will, and the metric would be infinite: a prox that moves nothing.
   static constexpr double kLargestMetric = 1e18;

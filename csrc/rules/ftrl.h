@@ -15,6 +15,8 @@ struct Ftrl {
   static constexpr std::array kScalarStates = {"l1_sum"};
   static constexpr std::array<StateMask, 1> kVariants = {0b11};
   static constexpr bool kHasMetric = true;
+  template <StateMask>
+  static constexpr bool kHasFloorRatio = true;
 
   struct Hyperparameters {
     double beta = 0, l1_of_step = 0;

@@ -13,6 +13,8 @@ struct RAdam : StepCount {
   static constexpr std::array kStates = {"exp_avg", "exp_avg_sq"};
   static constexpr std::array<StateMask, 1> kVariants = {0b11};
   static constexpr bool kHasMetric = true;
+  template <StateMask>
+  static constexpr bool kHasFloorRatio = true;
 
   using Hyperparameters = Betas;
 

@@ -16,6 +16,8 @@ struct RMSprop {
   static constexpr std::array kVariants = {kPlain, kPlain | kMomentum, kPlain | kCentered,
                                            kPlain | kMomentum | kCentered};
   static constexpr bool kHasMetric = true;
+  template <StateMask kMask>
+  static constexpr bool kHasFloorRatio = (kMask & kCentered) != 0;
 
   struct Hyperparameters {
     double alpha = 0, eps = 0, momentum = 0;

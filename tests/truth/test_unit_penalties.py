@@ -269,6 +269,30 @@ def test_a_step_is_the_references(cls, layout, dtype, backend, monkeypatch) -> N
                     assert error <= tolerance
 
 
+@on_all_but_the_reference
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("cls", WITH_UNITS)
+def test_every_strength_is_the_references(cls, dtype, backend) -> None:
+    """From those that move no weight by a rounding to those that leave nothing: weak ones may be solved by a series."""
+    if backend != "cpp" and (cls is not FusedRegAdam or INTERPRETING):
+        return
+    generator = torch.Generator().manual_seed(0)
+    start, slope = random((5, 77), generator), random((5, 77), generator)
+    start[1, ::2], slope[2] = 0, slope[2] * 10 ** torch.linspace(-6, 1, 77, dtype=torch.float64, device="cpu")
+    most = torch.finfo(dtype).eps * 2 * TOLERANCE_IN_EPS[dtype]
+    for strength in 10 ** torch.linspace(-9, 3, 25, dtype=torch.float64, device="cpu"):
+        results = []
+        for its in (backend, "reference"):
+            param = torch.nn.Parameter(start.to(dtype).to(torch.get_default_device()))
+            if its == "reference":
+                param = torch.nn.Parameter(param.detach().double())
+            param.grad = slope.to(dtype).to(param)
+            cls([param], lr=0.02, group_l1=strength.item(), backend=its, **known(cls, weight_decay=0.0)).step()
+            results.append(param.detach().double())
+        ours, theirs = results
+        assert ((ours - theirs).abs() <= most * theirs.abs().clamp(min=0.02)).all()
+
+
 @pytest.mark.skipif(EXTENSION is None, reason="no compiled extension")
 @pytest.mark.parametrize("unit", ["rows", "columns", "tensor"])
 def test_any_number_of_threads_makes_the_same_bits(unit) -> None:

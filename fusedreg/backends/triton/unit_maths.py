@@ -80,8 +80,9 @@ def take(root, sums, c, PRECISION: tl.constexpr):
     is_number = next_one < float("inf")
     sought = tl.where(is_number, tl.where(next_one > 0, next_one, 0.0), before)
     steps = tl.where(is_step, steps + 1, steps)
-    # Steps are quadratic: the next one would be about the square of this.
-    is_near = tl.abs(sought - before) <= PRECISION * sought
+    # Steps are quadratic: the next one would be about the square of this. And no step mends what the sums' roundings
+    # make of the ratio: of a unit that is just over its largest norm, that is all there is.
+    is_near = (tl.abs(sought - before) <= PRECISION * sought) | (tl.abs(ratio - 1) <= 32 * PRECISION * PRECISION)
     is_done = is_step & ((is_number == 0) | is_near | (steps >= MOST_STEPS))
 
     is_beyond = norm > c.max_norm
