@@ -19,7 +19,7 @@ import pytest
 import torch
 from cuda_emulation import CSRC, module_in_csrc
 from helpers import OPTIMIZER_VARIANTS, variant_of
-from machine_code import LOAD, STORE, cuobjdump, functions, loops_over_packs
+from machine_code import LOAD, STORE, Loop, cuobjdump, functions, loops_over_packs
 
 DTYPES = ("float", "double", "BFloat16", "Float16")
 UNITS = ("squares", *(header for header, _ in module_in_csrc("rule_units").rules()))
@@ -127,8 +127,10 @@ def test_nothing_spills(compiled: Compiled) -> None:
     for kernel, found in kernels.items():
         spilled = int(found["stores"]) + int(found["loads"])
         print(f"{kernel!s:24}{found['registers']:>9}{found['shared'] or 0:>8}{found['stack']:>7}{spilled:>9}")
-    # With 256 threads a block, 128 registers still let two blocks share a multiprocessor.
-    assert all(int(found["registers"]) <= 128 for found in kernels.values())
+    # With 256 threads a block, 128 registers still let two blocks share a multiprocessor, 80 three, 64 four.
+    for kernel, found in kernels.items():
+        is_small = kernel.kind == "update" and kernel.dtype != "double" and kernel.states.bit_count() <= 2
+        assert int(found["registers"]) <= (128 if not is_small else 64 if kernel.dtype == "float" else 80), kernel
     # ptxas reports device functions that it did not inline (pow) too
     spills = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", compiled.report)
     assert set(spills) == {("0", "0", "0")}
@@ -166,9 +168,10 @@ def test_memory_moves_16_bytes_at_a_time(compiled: Compiled) -> None:
             assert not re.search(generic, body), kernel
 
 
-# Of all loops of fp32 Adam and of those with l1 and l2, for an element. On an H200, 28 bytes pass in the time of 140.
-LONGEST = {"float": 130, "BFloat16": 140, "Float16": 160}
-LONGEST_WITH_L1_AND_L2 = {"float": 80, "BFloat16": 85, "Float16": 95}
+# Instructions for an element, in the longest loop of Adam, and in the longest of those with l1 and l2 alone. They hold
+# a second way to memory, for what is not aligned to 16 bytes, that is not taken along with the first.
+LONGEST = {"float": 150, "BFloat16": 150, "Float16": 150}
+LONGEST_WITH_L1_AND_L2 = {"float": 95, "BFloat16": 100, "Float16": 100}
 
 
 @pytest.mark.skipif(cuobjdump() is None, reason="needs cuobjdump")
@@ -180,13 +183,10 @@ def test_update_loops_are_short_and_call_nothing(compiled: Compiled) -> None:
             continue
         assert "CALL" not in body, kernel
         elements = 4 if kernel.dtype == "float" else 8
-        lengths = []
-        for loop in loops_over_packs(body):
-            # What l1 and l2 read where they need it is less than what the further stages do.
-            few = loop.count("LDS") <= 4 * elements
-            lengths.append((loop.count(), few))
-            assert loop.count("LDL|STL") == 0, kernel
-            if compiled.unit == "adam":
-                assert loop.count() <= LONGEST[kernel.dtype] * elements, kernel
-                assert not few or loop.count() <= LONGEST_WITH_L1_AND_L2[kernel.dtype] * elements, kernel
-        print(f"{compiled.unit + ' ' + compiled.architecture + ' ' + str(kernel):40}", *(n for n, _ in lengths))
+        loops = loops_over_packs(body)
+        print(f"{compiled.unit + ' ' + compiled.architecture + ' ' + str(kernel):40}", *map(Loop.count, loops))
+        for loop in loops if compiled.unit == "adam" else ():
+            # The further stages read more constants where they need them.
+            is_short = loop.count("LDS$") <= 7 * elements
+            longest = (LONGEST_WITH_L1_AND_L2 if is_short else LONGEST)[kernel.dtype]
+            assert loop.count() <= longest * elements, kernel
