@@ -52,13 +52,24 @@ def instructions(body: str) -> list[Instruction]:
     return [Instruction(int(found[1], 16), found[2], found[3]) for found in INSTRUCTION.finditer(body)]
 
 
+def calls(body: str) -> list[Instruction]:
+    """Of routines. Code for sm_80 also leaves a loop by a "call" of what comes next, which is no routine."""
+    found = [each for each in instructions(body) if each.name.startswith("CALL")]
+    return [each for each in found if not 0 < target(each) - each.address <= 32]
+
+
+def target(branch: Instruction) -> int:
+    """Where it goes; -1 where a register says it."""
+    found = re.search(r"0x([0-9a-f]+)", branch.operands)
+    return int(found[1], 16) if found else -1
+
+
 def loops_over_packs(body: str) -> list[Loop]:
     """Those that load 16 bytes at a time, as they lie in the code."""
     code = instructions(body)
     ends: dict[int, int] = {}
     for each in code:
-        target = re.search(r"0x([0-9a-f]+)", each.operands) if each.name.startswith("BRA") else None
-        if target and int(target[1], 16) < each.address:
-            ends[int(target[1], 16)] = each.address
+        if each.name.startswith("BRA") and 0 <= target(each) < each.address:
+            ends[target(each)] = each.address
     loops = [Loop(each for each in code if begin <= each.address <= end) for begin, end in sorted(ends.items())]
     return [loop for loop in loops if loop.count(LOAD)]
