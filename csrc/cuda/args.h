@@ -11,6 +11,9 @@ namespace fusedreg::cuda {
 constexpr std::int64_t kChunkElements = 16 * 1024;
 constexpr int kThreads = 256;  // of a block
 
+// Blocks of the norm that share a multiprocessor: there are no more in a launch than are there at once.
+constexpr int kSquaresPerMultiprocessor = 4;
+
 // A table with a row for each parameter, column by column.
 struct Rows {
   const std::int64_t* columns;

@@ -155,6 +155,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
                                    {"MAX_GRAD_NORM", kMaxGradNorm},
                                    {"STEP_SCALARS", kStepScalars},
                                    {"CHUNK", kChunkElements},
+                                   {"SUMS_PER_MULTIPROCESSOR", kSquaresPerMultiprocessor},
                                    {"LAYOUT_WIDTH", kUnitLayoutWidth},
                                    {"ITEM_WIDTH", kUnitItemWidth},
                                    {"UNIT_SUMS", kUnitSums},

@@ -11,18 +11,14 @@
 
 namespace fusedreg::cuda {
 
-// Tells the compiler what it cannot know of a pointer out of a table: without it, loads and stores are generic ones.
-template <class T>
-FUSEDREG_HD T* global(T* pointer) {
-#if defined(__CUDA_ARCH__)
-  __builtin_assume(__isGlobal(pointer));
-#endif
-  return pointer;
-}
-
+// A pointer out of a table. The compiler cannot know that it is into global memory: loads and stores would be generic.
 template <class T>
 FUSEDREG_HD T* address(std::int64_t number) {
-  return global(reinterpret_cast<T*>(number));
+#if defined(__CUDA_ARCH__)
+  return static_cast<T*>(__cvta_global_to_generic(static_cast<std::size_t>(number)));
+#else
+  return reinterpret_cast<T*>(number);
+#endif
 }
 
 // -- the tables
@@ -88,15 +84,50 @@ struct alignas(16) Pack {
 
   FUSEDREG_HD static Pack load(const T* at) { return *reinterpret_cast<const Pack*>(at); }
   FUSEDREG_HD void store(T* at) const { *reinterpret_cast<Pack*>(at) = *this; }
+
+  // Where memory is not aligned to 16 bytes, a pack's elements are as far apart as there are threads: neighbouring
+  // threads then have neighbouring elements, and as much is on its way at once.
+  FUSEDREG_HD static Pack gather(const T* at) {
+    Pack pack;
+#pragma unroll
+    for (int i = 0; i < kSize; ++i) pack.element[i] = at[i * kThreads];
+    return pack;
+  }
+  FUSEDREG_HD void scatter(T* at) const {
+#pragma unroll
+    for (int i = 0; i < kSize; ++i) at[i * kThreads] = element[i];
+  }
+
+  // Keeps it in four registers where two ways of loading it meet, and not in one for each element.
+  FUSEDREG_HD void join() {
+#if defined(__CUDA_ARCH__)
+    std::uint32_t words[4];
+    std::memcpy(words, this, sizeof(words));
+    asm("" : "+r"(words[0]), "+r"(words[1]), "+r"(words[2]), "+r"(words[3]));
+    std::memcpy(this, words, sizeof(words));
+#endif
+  }
 };
 
-// Calls pack(first element) and single(element) for a thread's share of `count` elements: neighbouring threads take
-// neighbouring packs. Where the memory is not aligned, and for the tail, element by element.
+// The same, which a compiler cannot know: it makes no loop for either answer.
+FUSEDREG_HD bool opaque(bool answer) {
+#if defined(__CUDA_ARCH__)
+  int number;
+  asm volatile("mov.s32 %0, %1;" : "=r"(number) : "r"(static_cast<int>(answer)));
+  return number != 0;
+#else
+  return answer;
+#endif
+}
+
+// Calls pack(first element) and single(element) for a thread's share of `count` elements, in packs of kPack. The tail
+// is taken element by element.
 template <int kPack, int kUnroll, class PackVisitor, class SingleVisitor>
 FUSEDREG_HD void share_out(int count, bool aligned, int thread, PackVisitor&& pack, SingleVisitor&& single) {
-  const int packed = aligned ? count / kPack * kPack : 0;
+  constexpr int kStep = kThreads * kPack;
+  const int packed = aligned ? count / kPack * kPack : count / kStep * kStep;
 #pragma unroll kUnroll
-  for (int i = thread * kPack; i < packed; i += kThreads * kPack) pack(i);
+  for (int i = aligned ? thread * kPack : thread; i < packed; i += kStep) pack(i);
 #pragma unroll 1
   for (int i = packed + thread; i < count; i += kThreads) single(i);
 }
@@ -136,7 +167,7 @@ FUSEDREG_HD void squares_block(const Block& block, const SquaresArgs& args, Squa
         sum += value * value;
       };
       const auto add_pack = [&](int first) {
-        const Pack<T> pack = Pack<T>::load(g + first);
+        const Pack<T> pack = args.chunks.aligned ? Pack<T>::load(g + first) : Pack<T>::gather(g + first);
 #pragma unroll
         for (int k = 0; k < Pack<T>::kSize; ++k) add(pack.element[k]);
       };
@@ -158,7 +189,7 @@ template <class Rule>
 struct Prepared {
   StepConstants<Rule, float> in_float;
   StepConstants<Rule, double> in_double;
-  Group<Rule> group;
+  UpdateChoice choice;
   UnitConstants units;
   double has_units;
   double skips;  // found_inf: nothing moves
@@ -227,7 +258,7 @@ FUSEDREG_HD void prepare_block(const Block& block, const PrepareArgs& args, Prep
       prepared.units = make_unit_constants(group.common, group.penalties, Rule::kHasMetric, tau);
       prepared.has_units = has_units(group.common, group.penalties);
     } else {
-      prepared.group = group;
+      prepared.choice = choose_update(group);
       prepared.skips = skips;
       if (skips) return;
       if (args.squares != nullptr && block.index == 0) *args.norm = norm;
@@ -250,30 +281,59 @@ FUSEDREG_HD void update_element(T& w, const T& g, const StepConstants<typename U
   (store(state, values[kI]), ...);
 }
 
+// What a block's threads read where they need it, rather than keep it in registers.
+template <class Rule, class A>
+struct UpdateShared {
+  StepConstants<Rule, A> constants;
+  std::int64_t streams[kState + kMaxStates];  // where the chunk begins in each
+};
+
+// Ends a basic block, as `count` is not negative, but the compiler does not know. It would mix the steps of all
+// elements of a pack, and run out of registers.
+FUSEDREG_HD void half_way(int count) {
+#if defined(__CUDA_ARCH__)
+  if (opaque(count < 0)) asm volatile("trap;");
+#endif
+}
+
 // Stages 1 to 6 for a thread's share of a chunk.
 template <class U, class T, std::size_t... kI>
-FUSEDREG_HD void update_share(const Share& share, bool aligned,
-                              const StepConstants<typename U::Rule, ArithmeticOf<T>>& c, int thread,
-                              std::index_sequence<kI...> states) {
-  T* const w = share.stream<T>(kW);
-  const T* const g = share.stream<const T>(kG);
-  [[maybe_unused]] T* state[kMaxStates] = {};
-  ((state[kI] = share.stream<T>(kState + kI)), ...);
-
+FUSEDREG_HD void update_share(int count, bool aligned, const UpdateShared<typename U::Rule, ArithmeticOf<T>>& shared,
+                              int thread, std::index_sequence<kI...> states) {
+  const auto stream = [&](int i) { return address<T>(fetch(shared.streams[i])); };
   const auto update_pack = [&](int first) {
-    Pack<T> w_pack = Pack<T>::load(w + first);
-    const Pack<T> g_pack = Pack<T>::load(g + first);
-    [[maybe_unused]] Pack<T> packs[kMaxStates];
-    ((packs[kI] = Pack<T>::load(state[kI] + first)), ...);
+    Pack<T> w, g;
+    [[maybe_unused]] Pack<T> state[kMaxStates];
+    if (opaque(aligned)) {
+      w = Pack<T>::load(stream(kW) + first);
+      g = Pack<T>::load(stream(kG) + first);
+      ((state[kI] = Pack<T>::load(stream(kState + kI) + first)), ...);
+    } else {
+      w = Pack<T>::gather(stream(kW) + first);
+      g = Pack<T>::gather(stream(kG) + first);
+      ((state[kI] = Pack<T>::gather(stream(kState + kI) + first)), ...);
+    }
+    w.join();
+    g.join();
+    (state[kI].join(), ...);
 #pragma unroll
     for (int i = 0; i < Pack<T>::kSize; ++i) {
-      update_element<U>(w_pack.element[i], g_pack.element[i], c, states, packs[kI].element[i]...);
+      if (i == 4) half_way(count);
+      update_element<U>(w.element[i], g.element[i], shared.constants, states, state[kI].element[i]...);
     }
-    w_pack.store(w + first);
-    (packs[kI].store(state[kI] + first), ...);
+    w.join();
+    (state[kI].join(), ...);
+    if (opaque(aligned)) {
+      w.store(stream(kW) + first);
+      (state[kI].store(stream(kState + kI) + first), ...);
+    } else {
+      w.scatter(stream(kW) + first);
+      (state[kI].scatter(stream(kState + kI) + first), ...);
+    }
   };
-  share_out<Pack<T>::kSize, 1>(share.count, aligned, thread, update_pack,
-                               [&](int i) { update_element<U>(w[i], g[i], c, states, state[kI][i]...); });
+  share_out<Pack<T>::kSize, 1>(count, aligned, thread, update_pack, [&](int i) {
+    update_element<U>(stream(kW)[i], stream(kG)[i], shared.constants, states, stream(kState + kI)[i]...);
+  });
 }
 
 // The constants in the arithmetic of parameters of type T.
@@ -286,25 +346,49 @@ FUSEDREG_HD const auto& constants_for(const Prepared<Rule>& prepared) {
   }
 }
 
-template <class Rule, class A>
-struct UpdateShared {
-  StepConstants<Rule, A> constants;
-};
+// Asks for what a thread reads first, before the block has what it needs to read it.
+template <class T, std::size_t... kI>
+FUSEDREG_HD void prefetch(const Share& share, bool aligned, int thread, std::index_sequence<kI...>) {
+#if defined(__CUDA_ARCH__)
+  const int first = aligned ? thread * Pack<T>::kSize : thread;
+  if (first >= share.count) return;
+  const auto prefetch_stream = [&](int i) {
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(__cvta_generic_to_global(share.stream<const T>(i) + first)));
+  };
+  prefetch_stream(kW);
+  prefetch_stream(kG);
+  (prefetch_stream(kState + kI), ...);
+#endif
+}
 
-// Updates one chunk, a block for each.
+// Copies what is made of numbers, each 4 bytes by a thread.
+template <class T>
+FUSEDREG_HD void copy_by_threads(T& to, const T& from, int thread) {
+  static_assert(sizeof(T) % 4 == 0);
+  for (int i = 4 * thread; i < static_cast<int>(sizeof(T)); i += 4 * kThreads) {
+    std::memcpy(reinterpret_cast<char*>(&to) + i, reinterpret_cast<const char*>(&from) + i, 4);
+  }
+}
+
+// Updates one chunk, a block for each. Backwards: the norm's pass has read the last chunks' gradients last, and they
+// are still in the cache.
 template <class Rule, StateMask kMask, class T, class Block>
 FUSEDREG_HD void update_block(const Block& block, const UpdateArgs& args, UpdateShared<Rule, ArithmeticOf<T>>& shared) {
-  const Share share(args.rows, args.chunks, block.index);
+  const Share share(args.rows, args.chunks, block.count - 1 - block.index);
   const auto& prepared = static_cast<const Prepared<Rule>*>(args.prepared)[share.set()];
+  block.each_thread([&](int thread) {
+    prefetch<T>(share, args.chunks.aligned, thread, states_in<kMask>());
+    copy_by_threads(shared.constants, constants_for<T>(prepared), thread);
+    if (thread < kState + kMaxStates) {
+      shared.streams[thread] = share.column(thread) + share.begin * static_cast<std::int64_t>(sizeof(T));
+    }
+  });
   if (prepared.skips != 0) return;
   block.each_thread([&](int thread) {
-    if (thread == 0) shared.constants = constants_for<T>(prepared);
-  });
-  block.each_thread([&](int thread) {
-    visit_update(prepared.group, kMask, [&](auto update) {
+    visit_update<Rule>(prepared.choice, kMask, [&](auto update) {
       using U = decltype(update);
       if constexpr (U::kStates == kMask) {
-        update_share<U, T>(share, args.chunks.aligned, shared.constants, thread, states_in<kMask>());
+        update_share<U, T>(share.count, args.chunks.aligned, shared, thread, states_in<kMask>());
       }
     });
   });

@@ -34,6 +34,7 @@ struct DeviceBlock {
 // fit more. `streams` are those that the kernel has in registers at once.
 template <class T>
 constexpr int blocks_per_multiprocessor(int streams) {
+  if (sizeof(T) == 2) return streams > 4 ? 2 : 3;
   if (sizeof(T) != 4) return 2;  // 128 registers: a pack has more elements, or larger ones
   return streams > 4 ? 3 : 4;    // 80, 64
 }

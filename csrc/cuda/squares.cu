@@ -7,7 +7,7 @@ namespace fusedreg::cuda {
 namespace {
 
 template <class T>
-__global__ void __launch_bounds__(kThreads, blocks_per_multiprocessor<T>(1))
+__global__ void __launch_bounds__(kThreads, kSquaresPerMultiprocessor)
     squares_kernel(const __grid_constant__ SquaresArgs args) {
   __shared__ SquaresShared shared;
   squares_block<T>(DeviceBlock(), args, shared);

@@ -22,7 +22,10 @@ FUSEDREG_HD A clip_gradient_value(A g, A inv_grad_scale, A clip_value) {
 template <bool kPenalized, class A>
 FUSEDREG_HD A transform_gradient(A g, A w, const GradientConstants<A>& c) {
   g = clip_gradient_value(g, c.inv_grad_scale, c.clip_value) * c.clip_coef;
-  if constexpr (kPenalized) g = g + (c.l2_gradient != A(0) ? c.l2_gradient * w : A(0)) + c.l1_gradient * sign(w);
+  if constexpr (kPenalized) {
+    const A l2 = fetch(c.l2_gradient);
+    g = g + (l2 != A(0) ? l2 * w : A(0)) + fetch(c.l1_gradient) * sign(w);
+  }
   return g;
 }
 

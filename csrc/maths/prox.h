@@ -53,22 +53,12 @@ struct ProxConstants {
   A lower, upper;
 };
 
-// On a GPU, whose threads have few registers, frozen zeros are one of the further stages, and the constants of those
-// are read where they are needed.
+// On a GPU, whose threads have few registers, frozen zeros are one of the further stages.
 #if defined(__CUDA_ARCH__)
 constexpr ProxStages kFreezes = ProxStages::kSelect;
 #else
 constexpr ProxStages kFreezes = ProxStages::kShrink;
 #endif
-
-template <class A>
-FUSEDREG_HD A fetch(const A& constant) {
-#if defined(__CUDA_ARCH__)
-  return *const_cast<const volatile A*>(&constant);
-#else
-  return constant;
-#endif
-}
 
 // The problem of one weight, argmin over x of d (x - z)^2 / (2 tau) + l1, l2 and l0, times a number > 0.
 template <class A>
@@ -88,8 +78,8 @@ FUSEDREG_HD A prox_metric(const Metric<A>& metric, A w_old, const ProxConstants<
     slope = slope > A(0) ? slope : A(0);
   }
   const A floor = A(0.5) * (slope + fetch(c.l2) * size) * metric.floor_ratio;
-  // In this order: a floor that is a NaN, of an infinite weight, is to be seen. Where d is one, so is z.
-  const A d = metric.d > floor ? metric.d : floor;
+  // A floor is a NaN where the weight is infinite. Where d is one, so is z.
+  const A d = max_keeping_nan_of_second(metric.d, floor);
   // The metric that keeps the problem convex.
   return kStages == ProxStages::kFade && fetch(c.least_d) > d ? fetch(c.least_d) : d;
 }
@@ -97,7 +87,7 @@ FUSEDREG_HD A prox_metric(const Metric<A>& metric, A w_old, const ProxConstants<
 // soft(z, tau * l1) / (1 + tau * l2), with tau / d for tau in a metric, multiplied out.
 template <bool kInMetric, class A>
 FUSEDREG_HD A shrink(const ProxProblem<A>& of, A pulled, const ProxConstants<A>& c) {
-  return kInMetric ? pulled / of.ridge : pulled * c.shrink;
+  return kInMetric ? divide(pulled, of.ridge) : pulled * c.shrink;
 }
 
 template <bool kInMetric, class A>
@@ -121,14 +111,15 @@ FUSEDREG_HD A fade(A z, A d, const ProxConstants<A>& c) {
   const A ridge = d + fetch(c.tau) * fetch(c.l2), curvature = ridge - fetch(c.tau_over_gamma);
   const bool is_flat = size_of_scaled > fetch(c.firm_up_to) * ridge;
   const A pulled = is_flat ? scaled : soft_threshold(scaled, threshold);
-  A x =
-      kInMetric ? pulled / (is_flat ? ridge : curvature) : pulled * (is_flat ? fetch(c.shrink) : fetch(c.firm_shrink));
+  // Read whether they are needed or not: a GPU would branch.
+  const A height = fetch(c.height), flat_shrink = fetch(c.shrink), firm_shrink = fetch(c.firm_shrink);
+  A x = kInMetric ? divide(pulled, is_flat ? ridge : curvature) : pulled * (is_flat ? flat_shrink : firm_shrink);
   if constexpr (kInMetric) x = is_flat & (fetch(c.l2) == A(0)) ? z : x;  // to the bit: d * z / d is not always z
   x = clamp(x, fetch(c.lower), fetch(c.upper));
   const A size = absolute(x);
   const bool is_beyond = size > fetch(c.knee);
   const A slope = size_of_scaled - (is_beyond ? A(0) : threshold);
-  const A gain = size * (A(2) * slope - size * (is_beyond ? ridge : curvature)) - (is_beyond ? fetch(c.height) : A(0));
+  const A gain = size * (A(2) * slope - size * (is_beyond ? ridge : curvature)) - (is_beyond ? height : A(0));
   return gain <= fetch(c.l0) ? A(0) : x;
 }
 
@@ -172,7 +163,7 @@ FUSEDREG_HD A prox(A z, A w_old, const Metric<A>& metric, const ProxConstants<A>
 template <ProxStages kStages, bool kInMetric, class A>
 FUSEDREG_HD A prox_of_quotient(A w, const Quotient<A>& by, A w_old, const ProxConstants<A>& c) {
   if constexpr (!kInMetric || (kStages != ProxStages::kShrink && kStages != ProxStages::kShrinkAndSelect)) {
-    const A z = w - by.numerator / by.metric.d;
+    const A z = w - divide(by.numerator, by.metric.d);
     return prox<kStages, kInMetric>(z, w_old, by.metric, c);
   } else {
     // Multiplied by d once more; by a power of two as well, or the products would leave the range.

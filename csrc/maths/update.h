@@ -107,13 +107,24 @@ struct Update {
   }
 };
 
-// Calls visitor(Update<...>{}) with the one instance that a group's switches and states select; false if there is none.
-template <class Rule, class Visitor, std::size_t... kI>
-FUSEDREG_HD bool visit_update(const Group<Rule>& group, StateMask states, Visitor&& visitor,
-                              std::index_sequence<kI...>) {
+// What a group's switches select among the instances of Update.
+struct UpdateChoice {
+  ProxKind kind;
+  bool penalized;
+};
+
+template <class Rule>
+FUSEDREG_HD UpdateChoice choose_update(const Group<Rule>& group) {
   const ProxKind kind = prox_kind(group.common, group.penalties, Rule::kHasMetric);
   // A penalty in the gradient that is zero adds nothing, so that with the further stages one kernel does for both.
-  const bool penalized = kind.stages > ProxStages::kShrink || penalizes_gradient(group.common, group.penalties);
+  return {kind, kind.stages > ProxStages::kShrink || penalizes_gradient(group.common, group.penalties)};
+}
+
+// Calls visitor(Update<...>{}) with the one instance that a choice and the states select; false if there is none.
+template <class Rule, class Visitor, std::size_t... kI>
+FUSEDREG_HD bool visit_update(const UpdateChoice& choice, StateMask states, Visitor&& visitor,
+                              std::index_sequence<kI...>) {
+  const ProxKind kind = choice.kind;
   const auto with = [&](auto mask, auto is_penalized, auto is_in_metric) {
     constexpr StateMask kMask = decltype(mask)::value;
     constexpr bool kPenalized = decltype(is_penalized)::value, kInMetric = decltype(is_in_metric)::value;
@@ -136,7 +147,7 @@ FUSEDREG_HD bool visit_update(const Group<Rule>& group, StateMask states, Visito
     with(mask, is_penalized, std::false_type{});
   };
   const auto with_states = [&](auto mask) {
-    penalized ? with_metric(mask, std::true_type{}) : with_metric(mask, std::false_type{});
+    choice.penalized ? with_metric(mask, std::true_type{}) : with_metric(mask, std::false_type{});
     return true;
   };
   return ((states == Rule::kVariants[kI] && with_states(std::integral_constant<StateMask, Rule::kVariants[kI]>{})) ||
@@ -144,8 +155,13 @@ FUSEDREG_HD bool visit_update(const Group<Rule>& group, StateMask states, Visito
 }
 
 template <class Rule, class Visitor>
+FUSEDREG_HD bool visit_update(const UpdateChoice& choice, StateMask states, Visitor&& visitor) {
+  return visit_update<Rule>(choice, states, visitor, std::make_index_sequence<kVariantsOf<Rule>>{});
+}
+
+template <class Rule, class Visitor>
 FUSEDREG_HD bool visit_update(const Group<Rule>& group, StateMask states, Visitor&& visitor) {
-  return visit_update(group, states, visitor, std::make_index_sequence<kVariantsOf<Rule>>{});
+  return visit_update<Rule>(choose_update(group), states, visitor);
 }
 
 }  // namespace fusedreg

@@ -44,9 +44,9 @@ struct Adadelta : StepCount {
   template <StateMask, class A>
   FUSEDREG_HD static Metric<A> metric(const A* state, const Constants<A>& c) {
     const A of_gradients = square_root(state[0] + c.eps), of_steps = square_root(state[1] + c.eps);
-    A d = of_gradients / of_steps;
+    A d = divide(of_gradients, of_steps);
     d = d > A(kLargestMetric) ? A(kLargestMetric) : d;
-    return {d, d / of_gradients};  // the floor is a gradient, and d is a gradient over a step
+    return {d, divide(d, of_gradients)};  // the floor is a gradient, and d is a gradient over a step
   }
 
   template <StateMask kMask, class A>
@@ -55,7 +55,7 @@ struct Adadelta : StepCount {
     A& acc_delta = state[1];
     square_avg = c.rho * square_avg + c.one_minus_rho * g * g;
     const A seen[] = {square_avg, acc_delta};  // by the metric: the steps before this one
-    const A delta = square_root(acc_delta + c.eps) / square_root(square_avg + c.eps) * g;
+    const A delta = divide(square_root(acc_delta + c.eps), square_root(square_avg + c.eps)) * g;
     acc_delta = c.rho * acc_delta + c.one_minus_rho * delta * delta;
     w = w - c.step_size * delta;
     return metric<kMask>(seen, c);

@@ -60,12 +60,12 @@ struct Ftrl {
     A& sum = state[1];
     sum = sum + g * g;
     const Metric<A> its_metric = metric<kMask>(state, c);
-    const A moved = w - c.step_size * (g / its_metric.d);
+    const A moved = w - c.step_size * divide(g, its_metric.d);
     const bool was_zero = w == A(0);
     const A dual = was_zero ? held_back - g : its_metric.d * moved * c.inv_step_size + sign(w) * c.l1_before;
     // What crosses zero has to outweigh l1 on the other side, too.
     const bool waits = was_zero | (sign(w) * moved < A(0));
-    w = waits ? c.step_size * (soft_threshold(dual, c.l1_before) / its_metric.d) : moved;
+    w = waits ? c.step_size * divide(soft_threshold(dual, c.l1_before), its_metric.d) : moved;
     held_back = clamp(dual, -c.l1_after, c.l1_after);  // what else holds a weight at zero is not summed up
     return its_metric;
   }

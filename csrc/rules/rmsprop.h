@@ -64,7 +64,7 @@ struct RMSprop {
       const A d = square_root(max_keeping_nan(A(0), square_avg - grad_avg * grad_avg)) + c.eps;
       // At a solution the gradient stands still and the variance goes, and what the step moves grows with it: whether
       // the floor acts is for the uncentered moment to say, and then the floor goes as the metric does.
-      return {d, d / uncentered};
+      return {d, divide(d, uncentered)};
     }
   }
 
@@ -80,7 +80,7 @@ struct RMSprop {
     if constexpr ((kMask & kMomentum) == 0) {
       return Quotient<A>{c.step_size * g, its_metric};
     } else {
-      state[1] = c.momentum * state[1] + g / its_metric.d;
+      state[1] = c.momentum * state[1] + divide(g, its_metric.d);
       w = w - c.step_size * state[1];
       return its_metric;
     }

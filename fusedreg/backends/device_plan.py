@@ -25,7 +25,9 @@ from .tables import NUMEL, ROW_COLUMNS, SET_WIDTH, encode_address, encode_value,
 # first load, short enough that the last programs of a launch do not keep the device waiting.
 CHUNK = 16 * 1024
 
-# The norm: this many partial sums a launch at the most, each of a fixed set of chunks added up in a fixed order.
+# The norm: this many partial sums a launch at the most, each of a fixed set of chunks added up in a fixed order. A
+# multiprocessor has as many as run there at once, so that none waits until another is done.
+SUMS_PER_MULTIPROCESSOR = 4
 MAX_PARTIAL_SUMS = 1024
 
 # The scalars of the step itself, at the head of their table.
@@ -112,6 +114,17 @@ _kept_for_graphs: list[Tensor] = []
 def is_gpu(device: torch.device) -> bool:
     """Whether a device has memory of its own, streams and graphs. Tests pretend that the CPU has."""
     return device.type != "cpu"
+
+
+@functools.cache
+def multiprocessors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def most_partial_sums(device: torch.device) -> int:
+    if device.type != "cuda":
+        return MAX_PARTIAL_SUMS
+    return min(SUMS_PER_MULTIPROCESSOR * multiprocessors(device), MAX_PARTIAL_SUMS)
 
 
 def pinned(numel: int) -> Tensor:
@@ -231,7 +244,7 @@ class DevicePlan(Plan):
     def sum_of_squares(self, step: StepScalars) -> Tensor:
         with self._guard():
             self._step = tables = self._make_tables(step)
-            counts = [min(launch.chunks, MAX_PARTIAL_SUMS) for launch in self._launches]
+            counts = [min(launch.chunks, most_partial_sums(self._device)) for launch in self._launches]
             partial_sums = torch.empty(sum(counts), dtype=torch.float64, device=self._device)
             for launch, its_sums in zip(self._launches, partial_sums.split(counts), strict=True):
                 self._kernels.squares(launch, tables, its_sums)
@@ -247,7 +260,8 @@ class DevicePlan(Plan):
             self._kernels.ready(self._launches, tables, self._device)
             self._kernels.ready_for_units(self._units.launches, tables)
             self._kernels.prepare(tables, squares, norm)
-            for launch in self._launches:
+            # Backwards: the gradients that the norm has read last are still in the cache.
+            for launch in reversed(self._launches):
                 self._kernels.update(launch, tables)
             self._units.run(self._kernels, tables)
             self._made_by.move_scalar_states()

@@ -20,6 +20,8 @@ from fusedreg.rules.spec import RuleSpec
 
 ROOT = Path(__file__).parents[2]
 CSRC, EMULATOR = ROOT / "csrc", ROOT / "tests" / "backends"
+# A GPU's reciprocals and roots, as far off as they may be.
+APPROXIMATIONS = "'-DFUSEDREG_APPROXIMATIONS=\"approximations_model.h\"'"
 
 
 @functools.cache
@@ -41,7 +43,7 @@ def build() -> ModuleType:
         "fusedreg_cuda_emulation",
         [str(CSRC / "cuda" / "bindings.cpp"), str(EMULATOR / "emulator.cpp"), *units],
         extra_include_paths=[str(CSRC), str(EMULATOR)],
-        extra_cflags=["-O0", "-Wno-unknown-pragmas"],
+        extra_cflags=["-O0", "-Wno-unknown-pragmas", APPROXIMATIONS],
         build_directory=str(folder),
     )
 

@@ -140,10 +140,12 @@ def test_chunks_tails_and_misalignment(numel, offset, dtype, emulated) -> None:
         optimizer.step()
         assert (buffer.detach()[:offset] == 123.0).all()
         assert (buffer.detach()[offset + numel :] == 123.0).all()
-        results.append(param.detach().double())
-    unit = torch.finfo(dtype).eps * results[1].abs().max()
+        results.append((param.detach().double(), optimizer.grad_norm.double()))
+    (ours, our_norm), (truth, norm) = results
+    unit = torch.finfo(dtype).eps * truth.abs().max()
     # Two results of half precision, each rounded once, may be neighbours.
-    assert (results[0] - results[1]).abs().max() <= max(TOLERANCE_IN_EPS[dtype], 1.0) * unit
+    assert (ours - truth).abs().max() <= max(TOLERANCE_IN_EPS[dtype], 1.0) * unit
+    torch.testing.assert_close(our_norm, norm, rtol=1e-12 if dtype == torch.float64 else 1e-6, atol=0)
 
 
 def test_as_many_groups_as_parameters(emulated) -> None:
@@ -234,6 +236,29 @@ def test_more_chunks_than_partial_sums(emulated, monkeypatch) -> None:
     run(optimizer, params, 1)
     gradients = torch.cat([param.grad.flatten() for param in params])
     torch.testing.assert_close(optimizer.grad_norm, gradients.clamp(-1.5, 1.5).norm(), rtol=1e-13, atol=0)
+
+
+def test_a_norm_has_as_many_programs_as_a_gpu_runs_at_once(monkeypatch) -> None:
+    monkeypatch.setattr(device_plan, "multiprocessors", lambda device: 132)
+    assert device_plan.most_partial_sums(torch.device("cuda", 1)) == 4 * 132
+    assert device_plan.most_partial_sums(torch.device("cpu")) == device_plan.MAX_PARTIAL_SUMS
+
+
+def test_the_update_goes_the_other_way_than_the_norm(emulated, monkeypatch) -> None:
+    """So that it finds the last gradients in a cache."""
+    launched: dict[str, list[torch.dtype]] = {"squares": [], "update": []}
+    for name, launches in launched.items():
+        launch = getattr(cuda.CudaKernels, name)
+
+        def record(kernels, which, *rest, launch=launch, launches=launches):
+            launches.append(which.dtype)
+            launch(kernels, which, *rest)
+
+        monkeypatch.setattr(cuda.CudaKernels, name, record)
+    params = [torch.ones(3, dtype=dtype, requires_grad=True) for dtype in (torch.float32, torch.bfloat16)]
+    optimizer = FusedRegAdam(params, backend="cuda", max_grad_norm=1.0)
+    run(optimizer, params, 1)
+    assert launched["squares"] == launched["update"][::-1] == [torch.float32, torch.bfloat16]
 
 
 def test_empty_parameters_alone_move_their_scalar_states(emulated) -> None:

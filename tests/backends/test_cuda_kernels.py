@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 import os
 import re
 import shutil
@@ -18,8 +17,10 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from bandwidth_model import H100, H200, share_of_bandwidth
 from cuda_emulation import CSRC, module_in_csrc
 from helpers import OPTIMIZER_VARIANTS, variant_of
+from machine_code import LOAD, STORE, Loop, calls, cuobjdump, functions, loops_over_packs
 
 DTYPES = ("float", "double", "BFloat16", "Float16")
 UNITS = ("squares", *(header for header, _ in module_in_csrc("rule_units").rules()))
@@ -120,42 +121,41 @@ RESOURCES = re.compile(
 )
 
 
+def one_line(report: str) -> str:
+    return report.replace("\n", " ")
+
+
 def test_nothing_spills(compiled: Compiled) -> None:
-    kernels = {kernel_of(found["name"]): found for found in RESOURCES.finditer(compiled.report.replace("\n", " "))}
+    kernels = {kernel_of(found["name"]): found for found in RESOURCES.finditer(one_line(compiled.report))}
     assert set(kernels) == expected_kernels(compiled.unit)
     print(f"\n{compiled.unit + ' ' + compiled.architecture:24}registers  shared  stack  spilled (bytes)")
     for kernel, found in kernels.items():
         spilled = int(found["stores"]) + int(found["loads"])
         print(f"{kernel!s:24}{found['registers']:>9}{found['shared'] or 0:>8}{found['stack']:>7}{spilled:>9}")
-    # With 256 threads a block, 128 registers still let two blocks share a multiprocessor.
-    assert all(int(found["registers"]) <= 128 for found in kernels.values())
+    # With 256 threads a block, 128 registers still let two blocks share a multiprocessor, 80 three, 64 four.
+    for kernel, found in kernels.items():
+        is_small = kernel.kind == "update" and kernel.dtype != "double" and kernel.states.bit_count() <= 2
+        assert int(found["registers"]) <= (128 if not is_small else 64 if kernel.dtype == "float" else 80), kernel
     # ptxas reports device functions that it did not inline (pow) too
     spills = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", compiled.report)
     assert set(spills) == {("0", "0", "0")}
 
 
-@functools.cache
-def cuobjdump() -> str | None:
-    """nvcc's, or the one that Triton's package brings."""
-    triton = importlib.util.find_spec("triton")
-    beside_triton = Path(triton.origin).parent / "backends/nvidia/bin/cuobjdump" if triton and triton.origin else None
-    return shutil.which("cuobjdump") or (str(beside_triton) if beside_triton and beside_triton.exists() else None)
+def machine_code(compiled: Compiled) -> dict[Kernel, str]:
+    return {kernel_of(name): body for name, body in functions(compiled.folder / "cubin").items()}
 
 
 def test_memory_moves_16_bytes_at_a_time(compiled: Compiled) -> None:
     """In the machine code, or in PTX where there is no disassembler: every loop over packs loads all of its streams so,
     and stores all that it writes. Nothing of an update goes by a generic address."""
     if cuobjdump() is not None:
-        code = run(cuobjdump(), "-sass", str(compiled.folder / "cubin"))
-        split, load, store = r"Function : (\w+)", r"\bLDG\.E(?:\.\w+)*\.128\b", r"\bSTG\.E(?:\.\w+)*\.128\b"
-        generic = r"\b(?:LD|ST)\.E"
+        kernels = machine_code(compiled)
+        load, store, generic = rf"\b{LOAD}", rf"\b{STORE}", r"\b(?:LD|ST)\.E"
     else:
-        code = next(compiled.folder.glob("*.ptx")).read_text()
-        split = r"\.entry (\w+)"
+        names_and_bodies = re.split(r"\.entry (\w+)", next(compiled.folder.glob("*.ptx")).read_text())[1:]
+        kernels = dict(zip(map(kernel_of, names_and_bodies[::2]), names_and_bodies[1::2], strict=True))
         load, store = (rf"{way}\.global\.(?:v4\.[bfu]32|v2\.[bfu]64)" for way in ("ld", "st"))
         generic = r"\b(?:ld|st)\.[bfsuv]\d"
-    names_and_bodies = re.split(split, code)[1:]
-    kernels = dict(zip(map(kernel_of, names_and_bodies[::2]), names_and_bodies[1::2], strict=True))
     assert set(kernels) == expected_kernels(compiled.unit)
     for kernel, body in kernels.items():
         if kernel.kind == "prepare":
@@ -171,3 +171,49 @@ def test_memory_moves_16_bytes_at_a_time(compiled: Compiled) -> None:
             assert loads * written == stores * (1 + written), kernel
             assert stores >= loops * written, kernel
             assert not re.search(generic, body), kernel
+
+
+# Instructions for an element, in the longest loop of Adam without amsgrad, and in the longest of those with l1 and l2
+# alone. They hold a second way to memory, for what is not aligned to 16 bytes, that is not taken beside the first.
+LONGEST = {"float": 150, "BFloat16": 150, "Float16": 150}
+LONGEST_WITH_L1_AND_L2 = {"float": 95, "BFloat16": 100, "Float16": 100}
+
+
+@pytest.mark.skipif(cuobjdump() is None, reason="needs cuobjdump")
+def test_update_loops_are_short_and_call_nothing(compiled: Compiled) -> None:
+    """Division and root have no slow path, and no loop is there twice, for either end of a lerp."""
+    print()
+    for kernel, body in machine_code(compiled).items():
+        if kernel.kind != "update" or kernel.dtype == "double":
+            continue
+        assert not calls(body), kernel
+        elements = 4 if kernel.dtype == "float" else 8
+        loops = loops_over_packs(body)
+        print(f"{compiled.unit + ' ' + compiled.architecture + ' ' + str(kernel):40}", *map(Loop.count, loops))
+        for loop in loops if (compiled.unit, kernel.states) == ("adam", 0b011) else ():
+            # The further stages read more constants where they need them.
+            is_short = loop.count("LDS$") <= 7 * elements
+            longest = (LONGEST_WITH_L1_AND_L2 if is_short else LONGEST)[kernel.dtype]
+            assert loop.count() <= longest * elements, kernel
+
+
+@pytest.mark.skipif(cuobjdump() is None, reason="needs cuobjdump")
+def test_a_model_of_bandwidth(compiled: Compiled) -> None:
+    """A prediction, which nothing has measured yet: Adam's steps with and without l1 and l2, and the norm, pass at the
+    speed of memory. Together a step with a norm clip is at 93 % then."""
+    if (compiled.unit, compiled.architecture) not in (("adam", "sm_90"), ("squares", "sm_90")):
+        pytest.skip("H100 and H200 run sm_90; Adam and the norm stand for the others")
+    registers = {
+        kernel_of(found["name"]): int(found["registers"]) for found in RESOURCES.finditer(one_line(compiled.report))
+    }
+    print(f"\n{'% of a copy on':24}{'H100':>8}{'H200':>8}  instructions")
+    for kernel, body in machine_code(compiled).items():
+        if kernel.kind not in ("update", "squares") or kernel.dtype == "double":
+            continue
+        elements = 4 if kernel.dtype == "float" else 8
+        for loop in loops_over_packs(body):
+            shares = [share_of_bandwidth(loop, registers[kernel], gpu) for gpu in (H100, H200)]
+            print(f"{kernel!s:24}" + "".join(f"{100 * share:8.1f}" for share in shares), loop.count(), sep="  ")
+            # What reads more constants where it needs them has further stages.
+            if loop.count("LDS$") <= 5 * elements:
+                assert min(shares) >= (0.9 if (kernel.kind, elements) == ("update", 8) else 0.95), kernel
