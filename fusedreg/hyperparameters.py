@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from .flat_parameters import is_flat
@@ -17,6 +18,7 @@ from .penalties import (
     OPTIONS,
     PENALTIES,
     REGULARIZE_MIN_NDIM,
+    STATE_DTYPE,
     UNIT_PENALTIES,
     check_together,
     compiled_fields,
@@ -129,8 +131,17 @@ def check_group(spec: RuleSpec, group: dict[str, Any]) -> None:
             )
 
 
-def check_complex(group: dict[str, Any]) -> None:
-    """Raises ValueError if a penalty meets complex parameters and is defined on real ones alone."""
+def check_params(group: dict[str, Any]) -> None:
+    """Raises ValueError if an option does not go with the dtype of a parameter: a penalty that is defined on real ones
+    alone meets complex ones, or states would be stored in digits that no step computes."""
+    if (state_dtype := group[STATE_DTYPE.name]) is not None:
+        for dtype in {each.dtype for each in group["params"]}:
+            if dtype.is_complex or (state_dtype == torch.float64 and dtype != torch.float64):
+                narrow = "None, torch.bfloat16, torch.float16 or torch.float32"
+                raise ValueError(
+                    f"Invalid {STATE_DTYPE.name} value: {state_dtype} for a group with {dtype} parameters (allowed: "
+                    f"{'None' if dtype.is_complex else narrow}{'' if dtype.is_complex else '; steps are in float32'})"
+                )
     for penalty in (*PENALTIES, *UNIT_PENALTIES):
         if not penalty.takes_complex and penalty.is_on(group) and any(each.is_complex() for each in group["params"]):
             raise ValueError(
@@ -187,7 +198,7 @@ class Hyperparameters:
         self.numbers: list[tuple[float | Tensor, ...]] = []
         self.demands: list[Any] = []
         """What a plan must have been made for, group by group: the states needed, the penalties that are on, whether
-        there is a norm."""
+        there is a norm, the dtype of the states."""
 
     def as_read(self, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """The groups without keys that mean nothing to the rule."""
@@ -232,6 +243,7 @@ class Hyperparameters:
                 tuple(penalty.is_on(group) for penalty in (*PENALTIES, *UNIT_PENALTIES)),
                 group["unit"] if has_units(group) else None,
                 group[MAX_GRAD_NORM.name] is not None,
+                group[STATE_DTYPE.name],
             )
             for group in groups
         ]
@@ -249,7 +261,7 @@ def _same_objects(a: Sequence[Any], b: Sequence[Any]) -> bool:
 def _is_constant(value: Any) -> bool:
     if isinstance(value, tuple):
         return all(map(_is_constant, value))
-    return value is None or isinstance(value, (float, int, str))
+    return value is None or isinstance(value, (float, int, str, torch.dtype))
 
 
 def _flatten(values: Any) -> Iterator[Any]:

@@ -20,13 +20,13 @@ from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimize
 
 from . import backends
 from .backends import StepScalars
-from .checkpoints import bring_up_to_date, regroup, restore_scalar_states
+from .checkpoints import bring_up_to_date, regroup, restore_states
 from .hyperparameters import (
     Hyperparameters,
     Split,
-    check_complex,
     check_group,
     check_one_max_grad_norm,
+    check_params,
     read_old_name,
     spare_small,
     warn_if_nothing_is_left,
@@ -125,7 +125,7 @@ class FusedRegOptimizer(Optimizer):
         super().add_param_group(param_group)
         try:
             for group in spare_small(self.param_groups[-1:]):
-                check_complex(group)
+                check_params(group)
         except ValueError:
             self.param_groups.pop()
             raise
@@ -146,7 +146,7 @@ class FusedRegOptimizer(Optimizer):
         own_groups = self.__dict__.get("param_groups", [])
         bring_up_to_date(self.spec, state, own_groups, self.__dict__.get("defaults", {}))
         if self._loading is not None:
-            restore_scalar_states(self.spec, state, self._loading)
+            restore_states(self.spec, state, self._loading)
         super().__setstate__(state)
         self._forget()
 
@@ -156,6 +156,8 @@ class FusedRegOptimizer(Optimizer):
         Where the parameters are those of ``fusedreg.param_groups(model)``, they may have been saved in other groups: in
         one, as ``torch.optim.Adam(model.parameters())`` has them, or in any whose parameters have names. The strengths
         and the decay are then this optimizer's own.
+
+        ``state_dtype`` always is: states of another dtype are converted.
 
         Raises:
             ValueError: the state dict does not fit this optimizer's groups, or holds strengths that are not allowed.

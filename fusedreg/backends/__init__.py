@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+import torch
 from torch import Tensor
 
 from ..rules.spec import RuleSpec
@@ -48,12 +49,19 @@ def check_name(name: str) -> None:
 
 
 def choose(
-    name: str, spec: RuleSpec, param: Tensor, states: list[Tensor], differentiable: bool, with_units: bool = False
+    name: str,
+    spec: RuleSpec,
+    param: Tensor,
+    states: list[Tensor],
+    differentiable: bool,
+    with_units: bool = False,
+    state_dtype: torch.dtype | None = None,
 ) -> Backend:
     """The backend for one parameter under a rule.
 
     Args:
         with_units: whether its group has penalties on units.
+        state_dtype: as in ``Backend.rejection``.
 
     Raises:
         RuntimeError: ``name`` is a backend's own name and that one cannot take this parameter.
@@ -62,7 +70,7 @@ def choose(
     def reason_against(backend: Backend) -> str | None:
         if with_units and not backend.takes_units:
             return "it has no pass over units yet, which group_l1 and max_unit_norm need"
-        return backend.unavailable_reason() or backend.rejection(spec, param, states)
+        return backend.unavailable_reason() or backend.rejection(spec, param, states, state_dtype)
 
     if differentiable:
         return BACKENDS["reference"]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from ..hyperparameters import compiled_field_names
@@ -110,8 +111,15 @@ class Backend(Protocol):
     def unavailable_reason(self) -> str | None:
         """Why this backend cannot run on this machine, or None."""
 
-    def rejection(self, spec: RuleSpec, param: Tensor, states: list[Tensor]) -> str | None:
-        """Why this backend cannot take this parameter with these state tensors under this rule, or None."""
+    def rejection(
+        self, spec: RuleSpec, param: Tensor, states: list[Tensor], state_dtype: torch.dtype | None = None
+    ) -> str | None:
+        """Why this backend cannot take this parameter with these state tensors under this rule, or None.
+
+        Args:
+            state_dtype: which they are converted to, and those that are not there yet are made in; None: they stay as
+                they are, and new ones have the parameter's.
+        """
 
     def make_plan(self, spec: RuleSpec, entries: list[Entry], differentiable: bool, state: dict[Any, Any]) -> Plan:
         """``state`` is the optimizer's: a plan that is kept must see when something in it is replaced."""

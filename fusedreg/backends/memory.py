@@ -118,6 +118,7 @@ def _copy_to_memory(grad: Tensor, like: Tensor) -> Tensor:
 def rejection_of_memory(
     param: Tensor,
     states: list[Tensor],
+    state_dtype: torch.dtype | None,
     device_type: str,
     dtypes: tuple[torch.dtype, ...],
     state_dtypes: Callable[[torch.dtype], tuple[torch.dtype, ...]] = lambda dtype: (dtype,),
@@ -125,6 +126,7 @@ def rejection_of_memory(
     """Why a backend that works on plain memory of ``device_type`` cannot take a parameter, or None.
 
     Args:
+        state_dtype: as in ``Backend.rejection``.
         state_dtypes: those that a state may have, by the dtype of its parameter.
     """
     if param.device.type != device_type:
@@ -135,8 +137,14 @@ def rejection_of_memory(
         if not is_plain(tensor):
             return f"it needs plain memory, and a tensor is a {type(tensor).__name__} of layout {tensor.layout}"
     allowed = state_dtypes(param.dtype)
+    if state_dtype is not None and state_dtype not in allowed:
+        return (
+            f"beside {param.dtype} parameters it takes states of {' or '.join(map(str, allowed))}, and state_dtype is "
+            f"{state_dtype}"
+        )
     for state in states:
-        if state.dtype not in allowed or state.shape != param.shape or state.device != param.device:
+        is_of_dtype = state_dtype is not None or state.dtype in allowed
+        if not is_of_dtype or state.shape != param.shape or state.device != param.device:
             return (
                 f"it needs state of the parameter's shape and device, and {' or '.join(map(str, allowed))}, and one is "
                 f"{state.dtype} of {tuple(state.shape)} on {state.device} beside {param.dtype} of "

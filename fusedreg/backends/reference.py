@@ -209,7 +209,7 @@ class ReferencePlan(Plan):
         def operand(tensor: Tensor) -> Tensor:
             tensor = _real(tensor)
             # autograd keeps operands, and the results are written over them below
-            return tensor.clone() if self.differentiable else tensor.to(arithmetic_dtype(param.dtype))
+            return tensor.to(arithmetic_dtype(param.dtype), copy=self.differentiable)
 
         def scalar(tensor: Tensor) -> Scalar:
             return tensor.clone() if self._keeps_tensors(group) else tensor.item()
@@ -254,7 +254,9 @@ class ReferenceBackend:
     def unavailable_reason(self) -> str | None:
         return None
 
-    def rejection(self, spec: RuleSpec, param: Tensor, states: list[Tensor]) -> str | None:
+    def rejection(
+        self, spec: RuleSpec, param: Tensor, states: list[Tensor], state_dtype: torch.dtype | None = None
+    ) -> str | None:
         return None
 
     def make_plan(self, spec: RuleSpec, entries: list[Entry], differentiable: bool, state: dict[Any, Any]) -> Plan:

@@ -26,6 +26,7 @@ __all__ = [
     "PENALTY_MODE",
     "PENALTY_MODES",
     "REGULARIZE_MIN_NDIM",
+    "STATE_DTYPE",
     "TARGETS",
     "UNIT_PENALTIES",
     "Option",
@@ -124,6 +125,18 @@ REGULARIZE_MIN_NDIM = Option(
     lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= 0,
 )
 
+# How state is stored, which no kernel is told: it sees the tensors.
+STATE_DTYPE = Option(
+    "state_dtype",
+    None,
+    "torch.dtype, optional",
+    """the dtype that tensor states (``exp_avg``, ``momentum_buffer``) are made in, and kept in when they are loaded;
+    step counts and other numbers are not meant. A step is computed in float32, in float64 for float64 parameters,
+    and rounds a state once. None (default): the parameter's dtype, as torch.""",
+    "None, torch.bfloat16, torch.float16, torch.float32 or torch.float64",
+    lambda value: value in (None, torch.bfloat16, torch.float16, torch.float32, torch.float64),
+)
+
 OPTIONS: tuple[Option, ...] = (
     *(each.option for each in (*PENALTIES, *UNIT_PENALTIES)),
     UNIT,
@@ -132,6 +145,7 @@ OPTIONS: tuple[Option, ...] = (
     MAX_GRAD_NORM,
     *TARGETS,
     REGULARIZE_MIN_NDIM,
+    STATE_DTYPE,
 )
 
 
@@ -154,6 +168,7 @@ class Regularizers(TypedDict, total=False):
     sparsity: float | None
     sparsity_unit: str | int | None
     regularize_min_ndim: int
+    state_dtype: torch.dtype | None
     backend: str
     norm_group: torch.distributed.ProcessGroup | None
 

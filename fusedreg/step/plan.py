@@ -11,8 +11,8 @@ from torch import Tensor
 from .. import backends
 from ..backends import Entry, Plan
 from ..backends.memory import is_dtensor, needs_reading, read_gradient
-from ..hyperparameters import Hyperparameters, check_complex
-from ..penalties import MAX_GRAD_NORM, has_units
+from ..hyperparameters import Hyperparameters, check_params
+from ..penalties import MAX_GRAD_NORM, STATE_DTYPE, has_units
 from ..rules.spec import RuleSpec
 from .checks import (
     check_gradient,
@@ -174,11 +174,12 @@ def _choose_backends(
     chosen: dict[Tensor, str] = {}
     scalar_states: list[tuple[Tensor, Tensor]] = []
     for index, group in enumerate(groups):
-        check_complex(group)
+        check_params(group)
         if with_units := has_units(group):
             check_units(group["params"], group["unit"])
             if differentiable:
                 raise RuntimeError("differentiable=True does not work with group_l1 and max_unit_norm")
+        state_dtype = group[STATE_DTYPE.name]
         needed, scalars = spec.needed_states(group), spec.needed_scalar_states(group)
         for param in group["params"]:
             grad = gradients.get(id(param), param.grad)
@@ -192,9 +193,11 @@ def _choose_backends(
             check_gradient(param, grad, optimizer, group.get("param_group", index))
             own = state.get(param, {})
             states = [own[name] for name in needed if own.get(name) is not None]
+            new_dtype = state_dtype if needed else None  # which all of them come to have
             its_scalars = [own[name] for name in scalars if isinstance(own.get(name), Tensor)]
             check_states(param, states, its_scalars)
-            chosen[param] = backends.choose(backend, spec, param, states, differentiable, with_units).name
+            its_backend = backends.choose(backend, spec, param, states, differentiable, with_units, new_dtype)
+            chosen[param] = its_backend.name
             if chosen[param] not in ("cpp", "reference"):  # those go one by one
                 scalar_states += [(param, scalar) for scalar in its_scalars]
     listed = [param for group in groups for param in group["params"]]  # twice, some
