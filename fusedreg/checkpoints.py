@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .hyperparameters import check_group, read_old_name
-from .penalties import OPTIONS, REGULARIZE_MIN_NDIM, STATE_DTYPE, off
+from .penalties import OF_STORAGE, OPTIONS, REGULARIZE_MIN_NDIM, ROUNDING_SEED, STATE_DTYPE, off
 from .rules.spec import RuleSpec
 
 if TYPE_CHECKING:
@@ -85,7 +85,8 @@ def _of_the_rule(group: dict[str, Any]) -> dict[str, Any]:
 
 def _not_of_the_rule() -> set[str]:
     """The keys of a group that say which parameters are in it, how they are regularized, and how state is stored."""
-    return {"params", NAMES, PLACES, REGULARIZE_MIN_NDIM.name, STATE_DTYPE.name, *off()}
+    storage = {ROUNDING_SEED.name, *(option.name for option in OF_STORAGE)}
+    return {"params", NAMES, PLACES, REGULARIZE_MIN_NDIM.name, *storage, *off()}
 
 
 def bring_up_to_date(
@@ -112,7 +113,7 @@ def bring_up_to_date(
         for option in OPTIONS:
             group.setdefault(option.name, own.get(option.name, option.default))
         if not is_own:  # how much memory there is for state, a checkpoint cannot know
-            group[STATE_DTYPE.name] = own.get(STATE_DTYPE.name)
+            group.update({option.name: own.get(option.name, option.default) for option in OF_STORAGE})
         if PLACES in own:  # facts of this optimizer's parameters, whatever a checkpoint says of its own
             group.update({key: own[key] for key in (NAMES, PLACES) if key in own})
         elif not is_own:

@@ -15,10 +15,13 @@ from torch import Tensor
 from .flat_parameters import is_flat
 from .penalties import (
     MAX_GRAD_NORM,
+    OF_STORAGE,
     OPTIONS,
     PENALTIES,
     REGULARIZE_MIN_NDIM,
+    ROUNDING_SEED,
     STATE_DTYPE,
+    STOCHASTIC_ROUNDING,
     UNIT_PENALTIES,
     check_together,
     compiled_fields,
@@ -133,7 +136,18 @@ def check_group(spec: RuleSpec, group: dict[str, Any]) -> None:
 
 def check_params(group: dict[str, Any]) -> None:
     """Raises ValueError if an option does not go with the dtype of a parameter: a penalty that is defined on real ones
-    alone meets complex ones, or states would be stored in digits that no step computes."""
+    alone meets complex ones, states would be stored in digits that no step computes, or float16 would not be rounded as
+    asked."""
+    if group[STOCHASTIC_ROUNDING.name] and group[STATE_DTYPE.name] == torch.float16:
+        raise ValueError(
+            f"Invalid {STOCHASTIC_ROUNDING.name} value: True with {STATE_DTYPE.name}=torch.float16 (allowed: False, or "
+            "another dtype; it rounds to bfloat16)"
+        )
+    if group[STOCHASTIC_ROUNDING.name] and any(each.dtype == torch.float16 for each in group["params"]):
+        raise ValueError(
+            f"Invalid {STOCHASTIC_ROUNDING.name} value: True for a group with torch.float16 parameters (allowed: "
+            "False; it rounds to bfloat16)"
+        )
     if (state_dtype := group[STATE_DTYPE.name]) is not None:
         for dtype in {each.dtype for each in group["params"]}:
             if dtype.is_complex or (state_dtype == torch.float64 and dtype != torch.float64):
@@ -188,7 +202,10 @@ class Hyperparameters:
 
     def __init__(self, spec: RuleSpec, defaults: dict[str, Any]) -> None:
         self._spec = spec
-        keys = (*(key for key in spec.keys if key in defaults), *(option.name for option in OPTIONS))
+        keys = (
+            *(key for key in spec.keys if key in defaults),
+            *(each.name for each in OPTIONS if each is not ROUNDING_SEED),
+        )
         # What a group says to a rule that does not know it, nobody reads: Rprop has no weight_decay.
         self._unknown = {each.name for each in COMMON if each.name not in defaults}
         self._read: Callable[[dict[str, Any]], tuple[Any, ...]] = operator.itemgetter(*keys)
@@ -198,7 +215,7 @@ class Hyperparameters:
         self.numbers: list[tuple[float | Tensor, ...]] = []
         self.demands: list[Any] = []
         """What a plan must have been made for, group by group: the states needed, the penalties that are on, whether
-        there is a norm, the dtype of the states."""
+        there is a norm, how state is stored."""
 
     def as_read(self, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """The groups without keys that mean nothing to the rule."""
@@ -243,7 +260,7 @@ class Hyperparameters:
                 tuple(penalty.is_on(group) for penalty in (*PENALTIES, *UNIT_PENALTIES)),
                 group["unit"] if has_units(group) else None,
                 group[MAX_GRAD_NORM.name] is not None,
-                group[STATE_DTYPE.name],
+                *(group[option.name] for option in OF_STORAGE),
             )
             for group in groups
         ]

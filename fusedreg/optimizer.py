@@ -31,10 +31,11 @@ from .hyperparameters import (
     spare_small,
     warn_if_nothing_is_left,
 )
-from .penalties import MAX_GRAD_NORM, OPTIONS, as_python, on_gpu
+from .penalties import MAX_GRAD_NORM, OPTIONS, ROUNDING_SEED, STOCHASTIC_ROUNDING, as_python, on_gpu
 from .regularizers import read_keywords, write_docs
+from .rounding import key_of_step, next_seed
 from .rules.spec import RuleSpec
-from .step.checks import check_graph_capture
+from .step.checks import check_graph_capture, check_rounding_in_graphs
 from .step.created import Created
 from .step.norm import clip
 from .step.plan import Gradients, Plans, make_plans
@@ -157,7 +158,7 @@ class FusedRegOptimizer(Optimizer):
         one, as ``torch.optim.Adam(model.parameters())`` has them, or in any whose parameters have names. The strengths
         and the decay are then this optimizer's own.
 
-        ``state_dtype`` always is: states of another dtype are converted.
+        ``state_dtype`` and ``stochastic_rounding`` always are: states of another dtype are converted.
 
         Raises:
             ValueError: the state dict does not fit this optimizer's groups, or holds strengths that are not allowed.
@@ -231,6 +232,11 @@ class FusedRegOptimizer(Optimizer):
             plans = None
         gradients = Gradients()
         groups = spare_small(self.param_groups, self._splits)
+        if any(group.get(STOCHASTIC_ROUNDING.name) for group in groups):
+            check_rounding_in_graphs(type(self).__name__)
+            for group in groups:
+                ROUNDING_SEED.check(group[ROUNDING_SEED.name])
+            step.rounding_keys = [key_of_step(group[ROUNDING_SEED.name]) for group in groups]
         if self._hyperparameters is None:
             self._hyperparameters = Hyperparameters(self.spec, self.defaults)
             warn_if_nothing_is_left(self.param_groups, groups)
@@ -262,6 +268,8 @@ class FusedRegOptimizer(Optimizer):
         if is_taken:
             for plan in plans.plans:
                 plan.update(step)
+            for group in self.param_groups if step.rounding_keys else ():
+                group[ROUNDING_SEED.name] = next_seed(group[ROUNDING_SEED.name])
 
     def _prepare(self, plans: Plans, step: StepScalars, found_inf: Tensor | None) -> bool:
         """Everything before the update; False if the step is skipped."""

@@ -16,6 +16,12 @@ void read_fields(const double* fields, CommonHyperparameters& common, Penalties&
   penalties.bind(read);
 }
 
+std::vector<std::int64_t> contiguous_strides(const std::vector<std::int64_t>& sizes) {
+  std::vector<std::int64_t> strides(sizes.size(), 1);
+  for (std::size_t dim = strides.size(); dim > 1; --dim) strides[dim - 2] = strides[dim - 1] * sizes[dim - 1];
+  return strides;
+}
+
 }  // namespace
 
 Plan::Plan(const std::string& rule, const Columns& columns)
@@ -52,9 +58,7 @@ void Plan::make_work_list() {
 UnitLayout Plan::layout_of_units(const Entry& entry) const {
   const int unit = static_cast<int>(penalties_[entry.group].unit);
   if (!entry.staged && entry.is_dense) return unit_layout(entry.sizes, entry.strides, unit);
-  std::vector<std::int64_t> strides(entry.sizes.size(), 1);
-  for (std::size_t dim = strides.size(); dim > 1; --dim) strides[dim - 2] = strides[dim - 1] * entry.sizes[dim - 1];
-  return unit_layout(entry.sizes, strides, unit);
+  return unit_layout(entry.sizes, contiguous_strides(entry.sizes), unit);
 }
 
 UnitWork Plan::unit_work(std::size_t i) const {
@@ -167,7 +171,28 @@ void Plan::update_chunk(const Chunk& chunk, UnitScratch& scratch) const {
   }
 }
 
-void Plan::update(double inv_grad_scale, double clip_coef) {
+void Plan::prepare_rounding(const std::vector<std::uint32_t>& keys) {
+  for (std::size_t i = 0; i < entries_.size(); ++i) {
+    const Entry& entry = entries_[i];
+    if (!entry.active || !entry.rounds_stochastically) continue;
+    Work& work = work_[i];
+    const DType arithmetic = arithmetic_of(entry.dtype);
+    const std::vector<std::int64_t> contiguous = contiguous_strides(entry.sizes);
+    const bool as_stored = !entry.staged && entry.is_dense;
+    work.rounding.positions =
+        Positions(entry.first_position, entry.sizes, as_stored ? entry.strides : contiguous, entry.position_strides);
+    work.rounding.store_run = instruction_set().store_run(arithmetic);
+    work.rounding.width = arithmetic == DType::kFloat64 ? sizeof(double) : sizeof(float);
+    const std::uint32_t key = key_of(keys.at(entry.group), entry.number);
+    for (std::uint32_t stream = 0; stream < Rounding::kStreams; ++stream) {
+      work.rounding.keys[stream] = key_of(key, stream);
+    }
+    work.dtypes.rounding = &work.rounding;
+  }
+}
+
+void Plan::update(double inv_grad_scale, double clip_coef, const std::vector<std::uint32_t>& rounding_keys) {
+  if (!rounding_keys.empty()) prepare_rounding(rounding_keys);  // first: it takes memory, and moves nothing
   prepare(inv_grad_scale, clip_coef);
   const std::vector<Chunk>& chunks = work_list_.chunks();
   {

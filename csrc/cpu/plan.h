@@ -19,8 +19,9 @@ class __attribute__((visibility("hidden"))) Plan : public Parameters {
   // Sum of squares of the gradients after stages 1 and 2, in a fixed order.
   double sum_of_squares(double inv_grad_scale);
 
-  // Stages 1 to 7 for every parameter with a gradient.
-  void update(double inv_grad_scale, double clip_coef);
+  // Stages 1 to 7 for every parameter with a gradient. `rounding_keys`: of the groups, for this step's stochastic
+  // rounding; empty where nobody rounds so.
+  void update(double inv_grad_scale, double clip_coef, const std::vector<std::uint32_t>& rounding_keys);
 
  private:
   struct Work {  // of one entry
@@ -31,6 +32,7 @@ class __attribute__((visibility("hidden"))) Plan : public Parameters {
     bool has_units = false;
     std::int64_t whole = 1;  // elements that no chunk cuts: a unit's, where it is one run in memory and small
     double tau = 0;
+    Rounding rounding;
   };
 
   // Cuts the parameters into chunks.
@@ -44,6 +46,8 @@ class __attribute__((visibility("hidden"))) Plan : public Parameters {
 
   // Fills the constants of every parameter with a gradient, and moves its scalar states on.
   void prepare(double inv_grad_scale, double clip_coef);
+
+  void prepare_rounding(const std::vector<std::uint32_t>& keys);
 
   const Rule& kernels_;
   WorkList work_list_{kChunkElements};

@@ -148,6 +148,13 @@ Parameters::Parameters(const RuleInfo& rule, const Columns& columns)
     entry.dtype = dtype_of(param);
     entry.active = !columns.state_dicts[i].is_none();
     if (!entry.active) continue;
+    if (!columns.positions[i].is_none()) {
+      const auto items = columns.positions[i].cast<py::tuple>();
+      entry.rounds_stochastically = true;
+      entry.number = items[0].cast<std::uint32_t>();
+      entry.first_position = items[1].cast<std::int64_t>();
+      entry.position_strides = items[2].cast<std::vector<std::int64_t>>();
+    }
     entry.data.w = param.data_ptr();
     entry.sizes = param.sizes().vec();
     entry.strides = param.strides().vec();

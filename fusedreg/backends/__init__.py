@@ -55,12 +55,14 @@ def choose(
     states: list[Tensor],
     differentiable: bool,
     with_units: bool = False,
+    with_rounding: bool = False,
     state_dtype: torch.dtype | None = None,
 ) -> Backend:
     """The backend for one parameter under a rule.
 
     Args:
         with_units: whether its group has penalties on units.
+        with_rounding: whether something of it is rounded stochastically.
         state_dtype: as in ``Backend.rejection``.
 
     Raises:
@@ -70,6 +72,8 @@ def choose(
     def reason_against(backend: Backend) -> str | None:
         if with_units and not backend.takes_units:
             return "it has no pass over units yet, which group_l1 and max_unit_norm need"
+        if with_rounding and not backend.rounds_stochastically:
+            return "it rounds to the nearest, and stochastic_rounding is on"
         return backend.unavailable_reason() or backend.rejection(spec, param, states, state_dtype)
 
     if differentiable:

@@ -80,13 +80,14 @@ class CppPlan(Plan):
         return self._plan.sum_of_squares(step.inv_grad_scale)
 
     def update(self, step: StepScalars) -> None:
-        self._plan.update(step.inv_grad_scale, float(step.clip_coef))
+        self._plan.update(step.inv_grad_scale, float(step.clip_coef), step.rounding_keys)
 
 
 class CppBackend:
     name = "cpp"
     device_type: str | None = "cpu"
     takes_units = True
+    rounds_stochastically = True
 
     def unavailable_reason(self) -> str | None:
         return load_extension()[1]

@@ -127,6 +127,7 @@ class CudaBackend:
     name = "cuda"
     device_type: str | None = "cuda"
     takes_units = True
+    rounds_stochastically = False
 
     def unavailable_reason(self) -> str | None:
         if not torch.cuda.is_available():

@@ -27,6 +27,16 @@ def local(tensor: Any) -> Tensor:
     return tensor._local_tensor if is_dtensor(tensor) else tensor
 
 
+def offsets_of(tensor: Any) -> tuple[int, ...]:
+    """Where the part of a tensor that this process holds begins, in each dimension."""
+    if not is_dtensor(tensor):
+        return (0,) * tensor.ndim
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    _, offsets = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
+    return tuple(offsets)
+
+
 def is_plain(tensor: Tensor) -> bool:
     """Whether a tensor's numbers are in memory of its own, where a kernel can read them."""
     return (

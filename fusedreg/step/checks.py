@@ -96,6 +96,34 @@ def check_units(params: list[Any], unit: str | int) -> None:
             )
 
 
+def check_rounding(param: Tensor, dtypes: set[torch.dtype], differentiable: bool) -> None:
+    """Raises where stochastic rounding cannot do what it says.
+
+    Args:
+        dtypes: of the parameter, and of its states.
+    """
+    if differentiable:
+        raise RuntimeError("differentiable=True does not work with stochastic_rounding")
+    if torch.float16 in dtypes:
+        raise ValueError(
+            "Invalid stochastic_rounding value: True beside a state in torch.float16 (allowed: False; it rounds to "
+            "bfloat16)"
+        )
+    if torch.bfloat16 in dtypes and is_flat(param):
+        raise ValueError(
+            "Invalid stochastic_rounding value: True for parameters of FullyShardedDataParallel, which are flat: each "
+            "rank would round by another number of each element (allowed: False, or torch.distributed.fsdp.fully_shard)"
+        )
+
+
+def check_rounding_in_graphs(optimizer: str) -> None:
+    """Raises if a CUDA graph is being captured: each of its replays would round by the same bits."""
+    if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            f"{optimizer} cannot be captured into a CUDA graph with stochastic_rounding (allowed: False)"
+        )
+
+
 def check_graph_capture(optimizer: str) -> None:
     """Raises if a CUDA graph is being captured: its replays would not move step counts that the host keeps."""
     if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():

@@ -52,6 +52,7 @@ class EmulatedCudaBackend:
     name = "cuda"
     device_type = "cpu"
     takes_units = True
+    rounds_stochastically = False
 
     def __init__(self, scalars_on_host: bool) -> None:
         self.scalars_on_host = scalars_on_host

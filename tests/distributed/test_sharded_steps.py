@@ -5,6 +5,7 @@ Equal up to the order of one sum, the norm's; the zeros are the same, and every 
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from helpers import (
     REGULARIZED,
     FusedRegAdamW,
     FusedRegSGD,
+    assert_same_bits,
     make_params,
     random,
     regularized,
@@ -167,6 +169,43 @@ def test_every_layout(layout) -> None:
             )
         ]
     )
+
+
+# -- stochastic rounding: by positions in the whole parameter
+
+
+def rounded(backend: str, layout: str, place: Any) -> list[Tensor]:
+    """Weights and buffers after some steps that are exact in float32, so that rounding is all that can differ."""
+    params = []
+    for i, (shape, _, _) in enumerate(LAYOUTS[layout]):
+        whole = gradients_of([shape], 50 + i, torch.float64)[0].mul(64).round().div(64).bfloat16()
+        params.append(torch.nn.Parameter(place(whole, i)))
+    optimizer = FusedRegSGD(params, lr=0.25, momentum=0.5, stochastic_rounding=True, backend=backend)
+    for step in range(STEPS):
+        for i, (param, (shape, _, _)) in enumerate(zip(params, LAYOUTS[layout], strict=True)):
+            param.grad = place(gradients_of([shape], step, torch.float64)[0].mul(64).round().div(64).bfloat16(), i)
+        optimizer.step()
+    found = [*params, *(optimizer.state[param]["momentum_buffer"] for param in params)]
+    return [(each.full_tensor() if isinstance(each, DTensor) else each).detach() for each in found]
+
+
+def rounded_in_many(names: list[str]) -> list[list[Tensor]]:
+    mesh_of = functools.cache(lambda shape: init_device_mesh("cpu", shape))
+
+    def place(layout: str, tensor: Tensor, i: int) -> Tensor:
+        _, mesh, placements = LAYOUTS[layout][i]
+        return tensor if mesh is None else distribute_tensor(tensor, mesh_of(mesh), placements)
+
+    return [rounded(name, layout, functools.partial(place, layout)) for layout in LAYOUTS for name in names]
+
+
+@needs_cpp
+def test_stochastic_rounding_has_the_bits_of_one_process() -> None:
+    names = ["cpp", "reference"]
+    for of_rank in worlds.run(4, rounded_in_many, names):
+        alone = (rounded("reference", layout, lambda tensor, _: tensor) for layout in LAYOUTS for _ in names)
+        for ours, theirs in zip(of_rank, alone, strict=True):
+            assert_same_bits(ours, theirs)
 
 
 @needs_cpp

@@ -61,6 +61,7 @@ class TritonBackend:
     device_type: str | None = "cuda"
     """In the interpreter too, where it takes CPU parameters only if it is asked for by name."""
     takes_units = True
+    rounds_stochastically = False
 
     def __init__(self, scalars_on_host: bool = True) -> None:
         """``scalars_on_host`` as in ``make_tables``."""
