@@ -200,7 +200,7 @@ def exact_run(backend: str, layout: str = "contiguous", dtype: torch.dtype = BF1
     optimizer = FusedRegSGD(params, lr=0.25, backend=backend, **options)
     for step in range(4):
         for i, param in enumerate(params):
-            param.grad = grid(param.shape, 100 * step + i).to(dtype)
+            param.grad = LAYOUTS[layout](grid(param.shape, 100 * step + i).to(dtype))  # so that nothing is staged
         optimizer.step()
     found = [*params, *(optimizer.state[param]["momentum_buffer"] for param in params)]
     return [each.detach().contiguous().clone() for each in found]
