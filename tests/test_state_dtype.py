@@ -246,12 +246,12 @@ def test_differentiable() -> None:
 def test_a_backend_of_one_dtype_refuses_before_the_first_step() -> None:
     """There is no state so far that it could look at, and its kernels would write beyond what is then made."""
     param = torch.ones(3)
-    reason = rejection_of_memory(param, [], BF16, "cpu", (torch.float32,))
+    reason = rejection_of_memory(param, [], BF16, None, "cpu", (torch.float32,))
     assert reason == (
         "beside torch.float32 parameters it takes states of torch.float32, and state_dtype is torch.bfloat16"
     )
-    assert rejection_of_memory(param, [], torch.float32, "cpu", (torch.float32,)) is None
-    assert rejection_of_memory(param, [param.to(BF16)], torch.float32, "cpu", (torch.float32,)) is None
+    assert rejection_of_memory(param, [], torch.float32, None, "cpu", (torch.float32,)) is None
+    assert rejection_of_memory(param, [param.to(BF16)], torch.float32, None, "cpu", (torch.float32,)) is None
 
 
 @pytest.mark.parametrize("cls", [FusedRegAdam, FusedRegSGD])

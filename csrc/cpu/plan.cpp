@@ -25,23 +25,37 @@ std::vector<std::int64_t> contiguous_strides(const std::vector<std::int64_t>& si
 }  // namespace
 
 Plan::Plan(const std::string& rule, const Columns& columns)
-    : Parameters(find_rule(rules(), rule).info, columns),
+    : Parameters(find_rule(rules(), rule).info, columns, true),
       kernels_(find_rule(rules(), rule)),
       work_(columns.params.size()),
       constants_stride_((kernels_.constants_size - 1) / sizeof(std::max_align_t) + 1) {
   for (std::size_t i = 0; i < entries_.size(); ++i) {
     if (!entries_[i].param().is_cpu()) throw std::invalid_argument("a CPU plan takes CPU tensors");
-    const Entry& entry = entries_[i];
-    if (!entry.active) continue;
-    DTypes& dtypes = work_[i].dtypes;
-    dtypes.w = dtypes.g = entry.dtype;
-    dtypes.converted = entry.dtype != arithmetic_of(entry.dtype);
-    for_each_state(entry.needed, [&](std::size_t k) {
-      dtypes.state[k] = entry.state_dtypes[k];
-      dtypes.converted |= entry.state_dtypes[k] != arithmetic_of(entry.dtype);
-    });
   }
   make_work_list();
+}
+
+void Plan::take_dtypes(std::size_t i) {
+  const Entry& entry = entries_[i];
+  DTypes& dtypes = work_[i].dtypes;
+  const DType arithmetic = arithmetic_of(entry.dtype);
+  dtypes.w = entry.dtype;
+  dtypes.g = entry.grad_dtype;
+  dtypes.converted = dtypes.w != arithmetic || dtypes.g != arithmetic;
+  for_each_state(entry.needed, [&](std::size_t k) {
+    dtypes.state[k] = entry.state_dtypes[k];
+    dtypes.converted |= dtypes.state[k] != arithmetic;
+  });
+  const bool clamps = !std::isinf(common_[entry.group].clip_value);
+  work_[i].squares = instruction_set().sum_of_squares(entry.grad_dtype, clamps);
+}
+
+bool Plan::refresh(const py::object& gradients) {
+  if (!refresh_gradients(gradients)) return false;
+  for (std::size_t i = 0; i < entries_.size(); ++i) {
+    if (entries_[i].active && work_[i].dtypes.g != entries_[i].grad_dtype) take_dtypes(i);
+  }
+  return true;
 }
 
 void Plan::make_work_list() {
@@ -86,9 +100,8 @@ void Plan::set_groups(const std::vector<std::vector<double>>& groups) {
     const Entry& entry = entries_[i];
     if (!entry.active) continue;
     const double* fields = groups_.at(entry.group).data();
-    const bool clamps = !std::isinf(common_[entry.group].clip_value);
+    take_dtypes(i);
     work_[i].update = kernels_.update(instruction_set().isa, arithmetic_of(entry.dtype), fields, entry.needed);
-    work_[i].squares = instruction_set().sum_of_squares(entry.dtype, clamps);
     work_[i].has_units = has_units(common_[entry.group], penalties_[entry.group]);
     std::int64_t whole = 1;
     if (work_[i].has_units) {

@@ -14,7 +14,7 @@ class __attribute__((visibility("hidden"))) Plan : public Parameters {
   void set_groups(const std::vector<std::vector<double>>& groups);
 
   // Reads the gradients. False: something that the plan rests on has changed, nothing was touched.
-  bool refresh(const py::object& gradients) { return refresh_gradients(gradients); }
+  bool refresh(const py::object& gradients);
 
   // Sum of squares of the gradients after stages 1 and 2, in a fixed order.
   double sum_of_squares(double inv_grad_scale);
@@ -34,6 +34,9 @@ class __attribute__((visibility("hidden"))) Plan : public Parameters {
     double tau = 0;
     Rounding rounding;
   };
+
+  // Says what the streams' dtypes are, and chooses the kernel that reads the gradient.
+  void take_dtypes(std::size_t entry);
 
   // Cuts the parameters into chunks.
   void make_work_list();

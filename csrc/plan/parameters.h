@@ -44,7 +44,8 @@ struct __attribute__((visibility("hidden"))) Columns {
 // then Python, which knows how to create state and how to complain, makes a new plan.
 class __attribute__((visibility("hidden"))) Parameters {  // hidden, as pybind11 and all that holds its objects
  public:
-  Parameters(const RuleInfo& rule, const Columns& columns);
+  // `takes_other_gradients`: also in 32 and 16 bits beside parameters that have such, in another dtype.
+  Parameters(const RuleInfo& rule, const Columns& columns, bool takes_other_gradients = false);
   Parameters(const Parameters&) = delete;
   ~Parameters();
 
@@ -72,6 +73,7 @@ class __attribute__((visibility("hidden"))) Parameters {  // hidden, as pybind11
     int group;
     DType dtype;
     DType state_dtypes[kMaxStates];  // which a backend may want to be the same
+    DType grad_dtype;                // of the current step, likewise
     bool active;                     // has a gradient
     bool rounds_stochastically = false;
     std::uint32_t number = 0;  // where it does, as its position and the whole's strides
@@ -129,11 +131,13 @@ class __attribute__((visibility("hidden"))) Parameters {  // hidden, as pybind11
 
   // False: the entry is not what it was, or not as the kernels need it.
   bool bind(Entry& entry, bool may_write_inference);
+  bool takes(DType grad_dtype, const Entry& entry) const;
   void stage(Entry& entry, const at::Tensor& grad);
   void unstage(Entry& entry);
 
   std::vector<int> place_of_field_;  // in what take_groups gets; -1 for a default
   std::size_t given_fields_;
+  const bool takes_other_gradients_;
   PyObject* const optimizer_state_;
   Items optimizer_state_items_;
 };

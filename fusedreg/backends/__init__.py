@@ -57,6 +57,7 @@ def choose(
     with_units: bool = False,
     with_rounding: bool = False,
     state_dtype: torch.dtype | None = None,
+    grad_dtype: torch.dtype | None = None,
 ) -> Backend:
     """The backend for one parameter under a rule.
 
@@ -64,6 +65,7 @@ def choose(
         with_units: whether its group has penalties on units.
         with_rounding: whether something of it is rounded stochastically.
         state_dtype: as in ``Backend.rejection``.
+        grad_dtype: likewise.
 
     Raises:
         RuntimeError: ``name`` is a backend's own name and that one cannot take this parameter.
@@ -74,7 +76,7 @@ def choose(
             return "it has no pass over units yet, which group_l1 and max_unit_norm need"
         if with_rounding and not backend.rounds_stochastically:
             return "it rounds to the nearest, and stochastic_rounding is on"
-        return backend.unavailable_reason() or backend.rejection(spec, param, states, state_dtype)
+        return backend.unavailable_reason() or backend.rejection(spec, param, states, state_dtype, grad_dtype)
 
     if differentiable:
         return BACKENDS["reference"]

@@ -119,13 +119,19 @@ class Backend(Protocol):
         """Why this backend cannot run on this machine, or None."""
 
     def rejection(
-        self, spec: RuleSpec, param: Tensor, states: list[Tensor], state_dtype: torch.dtype | None = None
+        self,
+        spec: RuleSpec,
+        param: Tensor,
+        states: list[Tensor],
+        state_dtype: torch.dtype | None = None,
+        grad_dtype: torch.dtype | None = None,
     ) -> str | None:
         """Why this backend cannot take this parameter with these state tensors under this rule, or None.
 
         Args:
             state_dtype: which they are converted to, and those that are not there yet are made in; None: they stay as
                 they are, and new ones have the parameter's.
+            grad_dtype: of its gradient; None: the parameter's.
         """
 
     def make_plan(self, spec: RuleSpec, entries: list[Entry], differentiable: bool, state: dict[Any, Any]) -> Plan:

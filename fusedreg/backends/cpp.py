@@ -93,11 +93,16 @@ class CppBackend:
         return load_extension()[1]
 
     def rejection(
-        self, spec: RuleSpec, param: Tensor, states: list[Tensor], state_dtype: torch.dtype | None = None
+        self,
+        spec: RuleSpec,
+        param: Tensor,
+        states: list[Tensor],
+        state_dtype: torch.dtype | None = None,
+        grad_dtype: torch.dtype | None = None,
     ) -> str | None:
         if spec.name not in _rules():
             return f"it has no kernel for the rule {spec.name!r}"
-        return rejection_of_memory(param, states, state_dtype, "cpu", DTYPES, _state_dtypes)
+        return rejection_of_memory(param, states, state_dtype, grad_dtype, "cpu", DTYPES, _state_dtypes)
 
     def make_plan(self, spec: RuleSpec, entries: list[Entry], differentiable: bool, state: dict[Any, Any]) -> Plan:
         return CppPlan(spec, entries, state)

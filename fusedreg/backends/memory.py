@@ -129,6 +129,7 @@ def rejection_of_memory(
     param: Tensor,
     states: list[Tensor],
     state_dtype: torch.dtype | None,
+    grad_dtype: torch.dtype | None,
     device_type: str,
     dtypes: tuple[torch.dtype, ...],
     state_dtypes: Callable[[torch.dtype], tuple[torch.dtype, ...]] = lambda dtype: (dtype,),
@@ -137,7 +138,8 @@ def rejection_of_memory(
 
     Args:
         state_dtype: as in ``Backend.rejection``.
-        state_dtypes: those that a state may have, by the dtype of its parameter.
+        grad_dtype: likewise.
+        state_dtypes: those that a state, or a gradient, may have, by the dtype of its parameter.
     """
     if param.device.type != device_type:
         return f"it runs on {device_type.upper()} parameters, and one is on {param.device}"
@@ -152,6 +154,9 @@ def rejection_of_memory(
             f"beside {param.dtype} parameters it takes states of {' or '.join(map(str, allowed))}, and state_dtype is "
             f"{state_dtype}"
         )
+    if grad_dtype is not None and grad_dtype not in allowed:
+        kinds = " or ".join(map(str, allowed))
+        return f"beside {param.dtype} parameters it takes gradients of {kinds}, and one is {grad_dtype}"
     for state in states:
         is_of_dtype = state_dtype is not None or state.dtype in allowed
         if not is_of_dtype or state.shape != param.shape or state.device != param.device:

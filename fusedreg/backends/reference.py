@@ -188,7 +188,7 @@ class ReferencePlan(Plan):
         """The entries that have a gradient, with it, in the arithmetic dtype."""
         for entry, grad in zip(self.entries, self.gradients, strict=True):
             if entry.state is not None and grad is not None:
-                yield entry, _real(grad).to(arithmetic_dtype(grad.dtype))
+                yield entry, _real(grad).to(arithmetic_dtype(local(entry.param).dtype))
 
     def sum_of_squares(self, step: StepScalars) -> Tensor:
         total = torch.zeros((), device="cpu")
@@ -273,7 +273,12 @@ class ReferenceBackend:
         return None
 
     def rejection(
-        self, spec: RuleSpec, param: Tensor, states: list[Tensor], state_dtype: torch.dtype | None = None
+        self,
+        spec: RuleSpec,
+        param: Tensor,
+        states: list[Tensor],
+        state_dtype: torch.dtype | None = None,
+        grad_dtype: torch.dtype | None = None,
     ) -> str | None:
         return None
 

@@ -12,6 +12,9 @@ from ..backends.memory import has_freed_memory, is_dtensor, local
 from ..flat_parameters import is_flat
 from ..penalties.units import count_units
 
+# Steps on parameters of these are in float32, which holds gradients of all of them.
+NARROW = (torch.float32, torch.bfloat16, torch.float16)
+
 
 def memory_extent(tensor: Tensor) -> int:
     """How many elements lie between a tensor's first and last, both included."""
@@ -71,8 +74,10 @@ def check_gradient(param: Tensor, grad: Tensor, optimizer: str, group: int) -> N
     param = local(param)
     for what in ("device", "dtype", "shape"):
         ours, theirs = getattr(param, what), getattr(grad, what)
-        if ours != theirs:
-            raise ValueError(f"Invalid gradient: its {what} is {theirs}, its parameter's {ours} (allowed: the same)")
+        is_narrow = what == "dtype" and ours in NARROW
+        if ours != theirs and not (is_narrow and theirs in NARROW):
+            allowed = " or ".join(map(str, NARROW)) if is_narrow else "the same"
+            raise ValueError(f"Invalid gradient: its {what} is {theirs}, its parameter's {ours} (allowed: {allowed})")
     for name, tensor in (("parameter", param), ("gradient", grad)):
         if has_freed_memory(tensor):
             raise ValueError(f"Invalid {name}: its memory was freed, its shape is {tuple(tensor.shape)}")

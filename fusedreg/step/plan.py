@@ -211,7 +211,7 @@ def _choose_backends(
                 check_rounding(param, dtypes, differentiable)
             with_rounding = group[STOCHASTIC_ROUNDING.name] and torch.bfloat16 in dtypes
             its_backend = backends.choose(
-                backend, spec, param, states, differentiable, with_units, with_rounding, new_dtype
+                backend, spec, param, states, differentiable, with_units, with_rounding, new_dtype, grad.dtype
             )
             chosen[param] = its_backend.name
             if chosen[param] not in ("cpp", "reference"):  # those go one by one

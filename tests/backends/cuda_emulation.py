@@ -66,10 +66,11 @@ class EmulatedCudaBackend:
         param: torch.Tensor,
         states: list[torch.Tensor],
         state_dtype: torch.dtype | None = None,
+        grad_dtype: torch.dtype | None = None,
     ) -> str | None:
         if spec.name not in build().rules():
             return f"it has no kernel for the rule {spec.name!r}"
-        return rejection_of_memory(param, states, state_dtype, "cpu", DTYPES)
+        return rejection_of_memory(param, states, state_dtype, grad_dtype, "cpu", DTYPES)
 
     def make_plan(self, spec: RuleSpec, entries: list[Entry], differentiable: bool, state: dict[Any, Any]) -> Plan:
         return DevicePlan(spec, entries, state, CudaKernels(build(), spec), self.scalars_on_host)

@@ -78,10 +78,17 @@ class TritonBackend:
         return why_not_triton()
 
     def rejection(
-        self, spec: RuleSpec, param: Tensor, states: list[Tensor], state_dtype: torch.dtype | None = None
+        self,
+        spec: RuleSpec,
+        param: Tensor,
+        states: list[Tensor],
+        state_dtype: torch.dtype | None = None,
+        grad_dtype: torch.dtype | None = None,
     ) -> str | None:
         device_type = "cpu" if is_interpreting() else "cuda"
-        reason = rejection_of_rule(spec) or rejection_of_memory(param, states, state_dtype, device_type, DTYPES)
+        reason = rejection_of_rule(spec) or rejection_of_memory(
+            param, states, state_dtype, grad_dtype, device_type, DTYPES
+        )
         if reason is None and param.is_cuda and torch.version.cuda is not None and _capability(param.device) < (8, 0):
             return f"Triton needs an NVIDIA GPU of compute capability 8.0 or newer, and {param.device} is older"
         return reason
