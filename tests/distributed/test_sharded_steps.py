@@ -24,9 +24,11 @@ from helpers import (
 )
 from torch import Tensor, distributed
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
-from fusedreg import backends
+from fusedreg import backends, rounding
 from fusedreg.backends import device_plan, tables
 
 ALL, TWO_BY_TWO = (4,), (2, 2)
@@ -197,6 +199,24 @@ def rounded_in_many(names: list[str]) -> list[list[Tensor]]:
         return tensor if mesh is None else distribute_tensor(tensor, mesh_of(mesh), placements)
 
     return [rounded(name, layout, functools.partial(place, layout)) for layout in LAYOUTS for name in names]
+
+
+def positions_under_fsdp_and_tensor_parallel() -> None:
+    """Of a model whose weights are their positions, and that torch shards twice along a dimension."""
+    mesh = init_device_mesh("cpu", TWO_BY_TWO, mesh_dim_names=("dp", "tp"))
+    model = torch.nn.Sequential(torch.nn.Linear(8, 10), torch.nn.Linear(10, 7))
+    with torch.no_grad():
+        for param in model.parameters():
+            param.copy_(torch.arange(param.numel()).view(param.shape))
+    parallelize_module(model, mesh["tp"], {"0": ColwiseParallel(), "1": RowwiseParallel()})
+    fully_shard(model, mesh=mesh["dp"])
+    for param in model.parameters():
+        own = param.to_local()
+        assert torch.equal(rounding.place_of(param, 0).positions(own.shape, own.device), own.long())
+
+
+def test_positions_where_torch_shards_twice_along_a_dimension() -> None:
+    worlds.run(4, positions_under_fsdp_and_tensor_parallel)
 
 
 @needs_cpp
