@@ -237,6 +237,8 @@ class FusedRegOptimizer(Optimizer):
             for group in groups:
                 ROUNDING_SEED.check(group[ROUNDING_SEED.name])
             step.rounding_keys = [key_of_step(group[ROUNDING_SEED.name]) for group in groups]
+            rounded = [group for group in self.param_groups if group[STOCHASTIC_ROUNDING.name]]
+            step.next_seeds = [(group, next_seed(group[ROUNDING_SEED.name])) for group in rounded]
         if self._hyperparameters is None:
             self._hyperparameters = Hyperparameters(self.spec, self.defaults)
             warn_if_nothing_is_left(self.param_groups, groups)
@@ -268,8 +270,8 @@ class FusedRegOptimizer(Optimizer):
         if is_taken:
             for plan in plans.plans:
                 plan.update(step)
-            for group in self.param_groups if step.rounding_keys else ():
-                group[ROUNDING_SEED.name] = next_seed(group[ROUNDING_SEED.name])
+            for group, seed in step.next_seeds:  # where no plan has done so in its update
+                group[ROUNDING_SEED.name] = seed
 
     def _prepare(self, plans: Plans, step: StepScalars, found_inf: Tensor | None) -> bool:
         """Everything before the update; False if the step is skipped."""

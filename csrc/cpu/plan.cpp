@@ -204,7 +204,8 @@ void Plan::prepare_rounding(const std::vector<std::uint32_t>& keys) {
   }
 }
 
-void Plan::update(double inv_grad_scale, double clip_coef, const std::vector<std::uint32_t>& rounding_keys) {
+void Plan::update(double inv_grad_scale, double clip_coef, const std::vector<std::uint32_t>& rounding_keys,
+                  const py::list& next_seeds) {
   if (!rounding_keys.empty()) prepare_rounding(rounding_keys);  // first: it takes memory, and moves nothing
   prepare(inv_grad_scale, clip_coef);
   const std::vector<Chunk>& chunks = work_list_.chunks();
@@ -223,6 +224,10 @@ void Plan::update(double inv_grad_scale, double clip_coef, const std::vector<std
     }
   }
   finish_update();
+  for (const py::handle& each : next_seeds) {
+    const auto items = each.cast<py::tuple>();
+    items[0].cast<py::dict>()["rounding_seed"] = items[1];
+  }
 }
 
 }  // namespace fusedreg::cpu

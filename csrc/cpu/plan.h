@@ -20,8 +20,10 @@ class __attribute__((visibility("hidden"))) Plan : public Parameters {
   double sum_of_squares(double inv_grad_scale);
 
   // Stages 1 to 7 for every parameter with a gradient. `rounding_keys`: of the groups, for this step's stochastic
-  // rounding; empty where nobody rounds so.
-  void update(double inv_grad_scale, double clip_coef, const std::vector<std::uint32_t>& rounding_keys);
+  // rounding; empty where nobody rounds so. `next_seeds`: groups and what their seeds then are, set in here so that no
+  // signal comes between.
+  void update(double inv_grad_scale, double clip_coef, const std::vector<std::uint32_t>& rounding_keys,
+              const py::list& next_seeds);
 
  private:
   struct Work {  // of one entry

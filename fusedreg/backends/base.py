@@ -40,6 +40,8 @@ class StepScalars:
     clip_coef: float | Tensor = 1.0
     rounding_keys: list[int] = field(default_factory=list)
     """Of the groups, for this step's stochastic rounding; empty where nobody rounds so."""
+    next_seeds: list[tuple[dict[str, Any], int]] = field(default_factory=list)
+    """Groups of the optimizer, and the ``rounding_seed`` that they have after this step."""
     norm: DeviceNorm | None = None
     """Only for plans with ``stays_on_device``, in place of ``clip_coef``."""
 
