@@ -14,14 +14,14 @@ PYBIND11_MODULE(_C, module) {
 
   py::class_<Columns>(module, "Columns")
       .def(py::init([](std::vector<std::string> field_names, py::list params, std::vector<int> groups,
-                       py::list state_dicts, py::list states, py::list scalar_states, py::dict optimizer_state,
-                       bool sharded) {
-             return Columns{
-                 std::move(field_names), std::move(params),        std::move(groups),          std::move(state_dicts),
-                 std::move(states),      std::move(scalar_states), std::move(optimizer_state), sharded};
+                       py::list state_dicts, py::list states, py::list scalar_states, py::list positions,
+                       py::dict optimizer_state, bool sharded) {
+             return Columns{std::move(field_names), std::move(params),          std::move(groups),
+                            std::move(state_dicts), std::move(states),          std::move(scalar_states),
+                            std::move(positions),   std::move(optimizer_state), sharded};
            }),
            py::arg("field_names"), py::arg("params"), py::arg("groups"), py::arg("state_dicts"), py::arg("states"),
-           py::arg("scalar_states"), py::arg("optimizer_state"), py::arg("sharded"));
+           py::arg("scalar_states"), py::arg("positions"), py::arg("optimizer_state"), py::arg("sharded"));
 
   py::class_<cpu::Plan>(module, "Plan")
       .def(py::init<const std::string&, const Columns&>(), py::arg("rule"), py::arg("columns"))

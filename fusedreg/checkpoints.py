@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .hyperparameters import check_group, read_old_name
-from .penalties import OPTIONS, REGULARIZE_MIN_NDIM, off
+from .penalties import OF_STORAGE, OPTIONS, REGULARIZE_MIN_NDIM, ROUNDING_SEED, STATE_DTYPE, off
 from .rules.spec import RuleSpec
 
 if TYPE_CHECKING:
@@ -84,8 +84,9 @@ def _of_the_rule(group: dict[str, Any]) -> dict[str, Any]:
 
 
 def _not_of_the_rule() -> set[str]:
-    """The keys of a group that say which parameters are in it, and how they are regularized."""
-    return {"params", NAMES, PLACES, REGULARIZE_MIN_NDIM.name, *off()}
+    """The keys of a group that say which parameters are in it, how they are regularized, and how state is stored."""
+    storage = {ROUNDING_SEED.name, *(option.name for option in OF_STORAGE)}
+    return {"params", NAMES, PLACES, REGULARIZE_MIN_NDIM.name, *storage, *off()}
 
 
 def bring_up_to_date(
@@ -111,6 +112,8 @@ def bring_up_to_date(
         own = defaults if is_own else own_groups[i]
         for option in OPTIONS:
             group.setdefault(option.name, own.get(option.name, option.default))
+        if not is_own:  # how much memory there is for state, a checkpoint cannot know
+            group.update({option.name: own.get(option.name, option.default) for option in OF_STORAGE})
         if PLACES in own:  # facts of this optimizer's parameters, whatever a checkpoint says of its own
             group.update({key: own[key] for key in (NAMES, PLACES) if key in own})
         elif not is_own:
@@ -135,16 +138,21 @@ def _spread_momentum_gains(group: dict[str, Any], state: dict[Any, Any]) -> None
                 state[param].setdefault("momentum_gain", gain.detach().clone())
 
 
-def restore_scalar_states(spec: RuleSpec, state: dict[str, Any], saved: dict[str, Any]) -> None:
-    """Gives scalar states the values that they were saved with: torch has cast them to their parameters' dtypes.
+def restore_states(spec: RuleSpec, state: dict[str, Any], saved: dict[str, Any]) -> None:
+    """Gives states the values that they were saved with: torch has cast them to their parameters' dtypes.
 
-    All but ``step``, which it leaves alone. Where the twin has one too, float64 is what it goes on with.
+    Tensor states where the group has a ``state_dtype``, and all scalar states but ``step``, which torch leaves alone.
+    Where the twin has one too, float64 is what it goes on with.
     """
     scalars = [scalar for scalar in spec.scalar_states if scalar.name != "step"]
     ids = itertools.chain.from_iterable(group["params"] for group in saved["param_groups"])
-    params = itertools.chain.from_iterable(group["params"] for group in state["param_groups"])
-    for key, param in zip(ids, params, strict=True):
+    params = [(param, group[STATE_DTYPE.name]) for group in state["param_groups"] for param in group["params"]]
+    for key, (param, state_dtype) in zip(ids, params, strict=True):
         own = saved["state"].get(key, {})
+        for tensor in spec.states if state_dtype is not None else ():
+            value = own.get(tensor.name)
+            if isinstance(value, Tensor):
+                state["state"][param][tensor.name] = value.detach().to(param.device, state_dtype, copy=True)
         for scalar in scalars:
             value = own.get(scalar.name)
             if isinstance(value, Tensor) and not (scalar.is_step and param.dtype == torch.float64):

@@ -9,14 +9,19 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from .flat_parameters import is_flat
 from .penalties import (
     MAX_GRAD_NORM,
+    OF_STORAGE,
     OPTIONS,
     PENALTIES,
     REGULARIZE_MIN_NDIM,
+    ROUNDING_SEED,
+    STATE_DTYPE,
+    STOCHASTIC_ROUNDING,
     UNIT_PENALTIES,
     check_together,
     compiled_fields,
@@ -129,8 +134,28 @@ def check_group(spec: RuleSpec, group: dict[str, Any]) -> None:
             )
 
 
-def check_complex(group: dict[str, Any]) -> None:
-    """Raises ValueError if a penalty meets complex parameters and is defined on real ones alone."""
+def check_params(group: dict[str, Any]) -> None:
+    """Raises ValueError if an option does not go with the dtype of a parameter: a penalty that is defined on real ones
+    alone meets complex ones, states would be stored in digits that no step computes, or float16 would not be rounded as
+    asked."""
+    if group[STOCHASTIC_ROUNDING.name] and group[STATE_DTYPE.name] == torch.float16:
+        raise ValueError(
+            f"Invalid {STOCHASTIC_ROUNDING.name} value: True with {STATE_DTYPE.name}=torch.float16 (allowed: False, or "
+            "another dtype; it rounds to bfloat16)"
+        )
+    if group[STOCHASTIC_ROUNDING.name] and any(each.dtype == torch.float16 for each in group["params"]):
+        raise ValueError(
+            f"Invalid {STOCHASTIC_ROUNDING.name} value: True for a group with torch.float16 parameters (allowed: "
+            "False; it rounds to bfloat16)"
+        )
+    if (state_dtype := group[STATE_DTYPE.name]) is not None:
+        for dtype in {each.dtype for each in group["params"]}:
+            if dtype.is_complex or (state_dtype == torch.float64 and dtype != torch.float64):
+                narrow = "None, torch.bfloat16, torch.float16 or torch.float32"
+                raise ValueError(
+                    f"Invalid {STATE_DTYPE.name} value: {state_dtype} for a group with {dtype} parameters (allowed: "
+                    f"{'None' if dtype.is_complex else narrow}{'' if dtype.is_complex else '; steps are in float32'})"
+                )
     for penalty in (*PENALTIES, *UNIT_PENALTIES):
         if not penalty.takes_complex and penalty.is_on(group) and any(each.is_complex() for each in group["params"]):
             raise ValueError(
@@ -177,7 +202,10 @@ class Hyperparameters:
 
     def __init__(self, spec: RuleSpec, defaults: dict[str, Any]) -> None:
         self._spec = spec
-        keys = (*(key for key in spec.keys if key in defaults), *(option.name for option in OPTIONS))
+        keys = (
+            *(key for key in spec.keys if key in defaults),
+            *(each.name for each in OPTIONS if each is not ROUNDING_SEED),
+        )
         # What a group says to a rule that does not know it, nobody reads: Rprop has no weight_decay.
         self._unknown = {each.name for each in COMMON if each.name not in defaults}
         self._read: Callable[[dict[str, Any]], tuple[Any, ...]] = operator.itemgetter(*keys)
@@ -187,7 +215,7 @@ class Hyperparameters:
         self.numbers: list[tuple[float | Tensor, ...]] = []
         self.demands: list[Any] = []
         """What a plan must have been made for, group by group: the states needed, the penalties that are on, whether
-        there is a norm."""
+        there is a norm, how state is stored."""
 
     def as_read(self, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """The groups without keys that mean nothing to the rule."""
@@ -232,6 +260,7 @@ class Hyperparameters:
                 tuple(penalty.is_on(group) for penalty in (*PENALTIES, *UNIT_PENALTIES)),
                 group["unit"] if has_units(group) else None,
                 group[MAX_GRAD_NORM.name] is not None,
+                *(group[option.name] for option in OF_STORAGE),
             )
             for group in groups
         ]
@@ -249,7 +278,7 @@ def _same_objects(a: Sequence[Any], b: Sequence[Any]) -> bool:
 def _is_constant(value: Any) -> bool:
     if isinstance(value, tuple):
         return all(map(_is_constant, value))
-    return value is None or isinstance(value, (float, int, str))
+    return value is None or isinstance(value, (float, int, str, torch.dtype))
 
 
 def _flatten(values: Any) -> Iterator[Any]:

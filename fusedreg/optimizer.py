@@ -20,21 +20,22 @@ from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimize
 
 from . import backends
 from .backends import StepScalars
-from .checkpoints import bring_up_to_date, regroup, restore_scalar_states
+from .checkpoints import bring_up_to_date, regroup, restore_states
 from .hyperparameters import (
     Hyperparameters,
     Split,
-    check_complex,
     check_group,
     check_one_max_grad_norm,
+    check_params,
     read_old_name,
     spare_small,
     warn_if_nothing_is_left,
 )
-from .penalties import MAX_GRAD_NORM, OPTIONS, as_python, on_gpu
+from .penalties import MAX_GRAD_NORM, OPTIONS, ROUNDING_SEED, STOCHASTIC_ROUNDING, as_python, on_gpu
 from .regularizers import read_keywords, write_docs
+from .rounding import key_of_step, next_seed
 from .rules.spec import RuleSpec
-from .step.checks import check_graph_capture
+from .step.checks import check_graph_capture, check_rounding_in_graphs
 from .step.created import Created
 from .step.norm import clip
 from .step.plan import Gradients, Plans, make_plans
@@ -125,7 +126,7 @@ class FusedRegOptimizer(Optimizer):
         super().add_param_group(param_group)
         try:
             for group in spare_small(self.param_groups[-1:]):
-                check_complex(group)
+                check_params(group)
         except ValueError:
             self.param_groups.pop()
             raise
@@ -146,7 +147,7 @@ class FusedRegOptimizer(Optimizer):
         own_groups = self.__dict__.get("param_groups", [])
         bring_up_to_date(self.spec, state, own_groups, self.__dict__.get("defaults", {}))
         if self._loading is not None:
-            restore_scalar_states(self.spec, state, self._loading)
+            restore_states(self.spec, state, self._loading)
         super().__setstate__(state)
         self._forget()
 
@@ -156,6 +157,8 @@ class FusedRegOptimizer(Optimizer):
         Where the parameters are those of ``fusedreg.param_groups(model)``, they may have been saved in other groups: in
         one, as ``torch.optim.Adam(model.parameters())`` has them, or in any whose parameters have names. The strengths
         and the decay are then this optimizer's own.
+
+        ``state_dtype`` and ``stochastic_rounding`` always are: states of another dtype are converted.
 
         Raises:
             ValueError: the state dict does not fit this optimizer's groups, or holds strengths that are not allowed.
@@ -229,6 +232,13 @@ class FusedRegOptimizer(Optimizer):
             plans = None
         gradients = Gradients()
         groups = spare_small(self.param_groups, self._splits)
+        if any(group.get(STOCHASTIC_ROUNDING.name) for group in groups):
+            check_rounding_in_graphs(type(self).__name__)
+            for group in groups:
+                ROUNDING_SEED.check(group[ROUNDING_SEED.name])
+            step.rounding_keys = [key_of_step(group[ROUNDING_SEED.name]) for group in groups]
+            rounded = [group for group in self.param_groups if group[STOCHASTIC_ROUNDING.name]]
+            step.next_seeds = [(group, next_seed(group[ROUNDING_SEED.name])) for group in rounded]
         if self._hyperparameters is None:
             self._hyperparameters = Hyperparameters(self.spec, self.defaults)
             warn_if_nothing_is_left(self.param_groups, groups)
@@ -260,6 +270,8 @@ class FusedRegOptimizer(Optimizer):
         if is_taken:
             for plan in plans.plans:
                 plan.update(step)
+            for group, seed in step.next_seeds:  # where no plan has done so in its update
+                group[ROUNDING_SEED.name] = seed
 
     def _prepare(self, plans: Plans, step: StepScalars, found_inf: Tensor | None) -> bool:
         """Everything before the update; False if the step is skipped."""

@@ -1,4 +1,5 @@
-// Chooses the instruction set. The kernels of the norm and of stage 7 are here; a rule's are in a unit of its own.
+// Chooses the instruction set. The kernels of the norm, of stage 7 and of stochastic rounding are here; a rule's are in
+// a unit of its own.
 #include <algorithm>
 #include <cstring>
 #include <limits>
@@ -16,6 +17,9 @@
 #define FUSEDREG_LOOPS "unit_loop.h"
 #include "each_isa.h"
 #undef FUSEDREG_LOOPS
+#define FUSEDREG_LOOPS "rounding_loop.h"
+#include "each_isa.h"
+#undef FUSEDREG_LOOPS
 
 namespace fusedreg::cpu {
 
@@ -31,11 +35,12 @@ const std::vector<InstructionSet>& instruction_sets() {
     const InstructionSet built[] = {
 #if defined(FUSEDREG_X86_64_LEVELS)
         {kX8664V4, "x86-64-v4", [] { return __builtin_cpu_supports("x86-64-v4") != 0; }, x86_64_v4::squares_kernel,
-         x86_64_v4::unit_loops},
+         x86_64_v4::unit_loops, x86_64_v4::store_run},
         {kX8664V3, "x86-64-v3", [] { return __builtin_cpu_supports("x86-64-v3") != 0; }, x86_64_v3::squares_kernel,
-         x86_64_v3::unit_loops},
+         x86_64_v3::unit_loops, x86_64_v3::store_run},
 #endif
-        {kBaseline, "baseline", [] { return true; }, baseline::squares_kernel, baseline::unit_loops},
+        {kBaseline, "baseline", [] { return true; }, baseline::squares_kernel, baseline::unit_loops,
+         baseline::store_run},
     };
     std::vector<InstructionSet> supported;
     for (const InstructionSet& set : built) {

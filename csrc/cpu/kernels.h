@@ -10,6 +10,7 @@
 #include "../maths/units.h"
 #include "../plan/rule_info.h"
 #include "../rules/registry.h"
+#include "rounding.h"
 
 namespace fusedreg::cpu {
 
@@ -19,7 +20,8 @@ enum Isa { kBaseline, kX8664V3, kX8664V4 };
 // converted, a tile at a time.
 struct DTypes {
   DType w = DType::kFloat32, g = DType::kFloat32, state[kMaxStates] = {};
-  bool converted = false;  // one of them at least
+  bool converted = false;              // one of them at least
+  const Rounding* rounding = nullptr;  // of those in bfloat16, where it is not to the nearest
 };
 
 // The tiles of a rule's streams fit the first-level cache together, and are long enough to pay for a call.
@@ -101,6 +103,7 @@ struct InstructionSet {
   bool (*is_supported)();
   SquaresKernel (*sum_of_squares)(DType dtype, bool clamps);
   UnitLoops (*units)(DType arithmetic);
+  StoreRun (*store_run)(DType arithmetic);
 };
 
 // The instruction sets that this build has and this processor supports, the best first.

@@ -16,26 +16,46 @@ void read_fields(const double* fields, CommonHyperparameters& common, Penalties&
   penalties.bind(read);
 }
 
+std::vector<std::int64_t> contiguous_strides(const std::vector<std::int64_t>& sizes) {
+  std::vector<std::int64_t> strides(sizes.size(), 1);
+  for (std::size_t dim = strides.size(); dim > 1; --dim) strides[dim - 2] = strides[dim - 1] * sizes[dim - 1];
+  return strides;
+}
+
 }  // namespace
 
 Plan::Plan(const std::string& rule, const Columns& columns)
-    : Parameters(find_rule(rules(), rule).info, columns),
+    : Parameters(find_rule(rules(), rule).info, columns, true),
       kernels_(find_rule(rules(), rule)),
       work_(columns.params.size()),
       constants_stride_((kernels_.constants_size - 1) / sizeof(std::max_align_t) + 1) {
   for (std::size_t i = 0; i < entries_.size(); ++i) {
     if (!entries_[i].param().is_cpu()) throw std::invalid_argument("a CPU plan takes CPU tensors");
-    const Entry& entry = entries_[i];
-    if (!entry.active) continue;
-    DTypes& dtypes = work_[i].dtypes;
-    dtypes.w = dtypes.g = entry.dtype;
-    dtypes.converted = entry.dtype != arithmetic_of(entry.dtype);
-    for_each_state(entry.needed, [&](std::size_t k) {
-      dtypes.state[k] = entry.state_dtypes[k];
-      dtypes.converted |= entry.state_dtypes[k] != arithmetic_of(entry.dtype);
-    });
   }
   make_work_list();
+}
+
+void Plan::take_dtypes(std::size_t i) {
+  const Entry& entry = entries_[i];
+  DTypes& dtypes = work_[i].dtypes;
+  const DType arithmetic = arithmetic_of(entry.dtype);
+  dtypes.w = entry.dtype;
+  dtypes.g = entry.grad_dtype;
+  dtypes.converted = dtypes.w != arithmetic || dtypes.g != arithmetic;
+  for_each_state(entry.needed, [&](std::size_t k) {
+    dtypes.state[k] = entry.state_dtypes[k];
+    dtypes.converted |= dtypes.state[k] != arithmetic;
+  });
+  const bool clamps = !std::isinf(common_[entry.group].clip_value);
+  work_[i].squares = instruction_set().sum_of_squares(entry.grad_dtype, clamps);
+}
+
+bool Plan::refresh(const py::object& gradients) {
+  if (!refresh_gradients(gradients)) return false;
+  for (std::size_t i = 0; i < entries_.size(); ++i) {
+    if (entries_[i].active && work_[i].dtypes.g != entries_[i].grad_dtype) take_dtypes(i);
+  }
+  return true;
 }
 
 void Plan::make_work_list() {
@@ -52,9 +72,7 @@ void Plan::make_work_list() {
 UnitLayout Plan::layout_of_units(const Entry& entry) const {
   const int unit = static_cast<int>(penalties_[entry.group].unit);
   if (!entry.staged && entry.is_dense) return unit_layout(entry.sizes, entry.strides, unit);
-  std::vector<std::int64_t> strides(entry.sizes.size(), 1);
-  for (std::size_t dim = strides.size(); dim > 1; --dim) strides[dim - 2] = strides[dim - 1] * entry.sizes[dim - 1];
-  return unit_layout(entry.sizes, strides, unit);
+  return unit_layout(entry.sizes, contiguous_strides(entry.sizes), unit);
 }
 
 UnitWork Plan::unit_work(std::size_t i) const {
@@ -83,9 +101,8 @@ void Plan::set_groups(const std::vector<std::vector<double>>& groups) {
     const Entry& entry = entries_[i];
     if (!entry.active) continue;
     const double* fields = groups_.at(entry.group).data();
-    const bool clamps = !std::isinf(common_[entry.group].clip_value);
+    take_dtypes(i);
     work_[i].update = kernels_.update(instruction_set().isa, arithmetic_of(entry.dtype), fields, entry.needed);
-    work_[i].squares = instruction_set().sum_of_squares(entry.dtype, clamps);
     work_[i].has_units = has_units(common_[entry.group], penalties_[entry.group]);
     std::int64_t whole = 1;
     if (work_[i].has_units) {
@@ -168,7 +185,29 @@ void Plan::update_chunk(const Chunk& chunk, UnitScratch& scratch) const {
   }
 }
 
-void Plan::update(double inv_grad_scale, double clip_coef) {
+void Plan::prepare_rounding(const std::vector<std::uint32_t>& keys) {
+  for (std::size_t i = 0; i < entries_.size(); ++i) {
+    const Entry& entry = entries_[i];
+    if (!entry.active || !entry.rounds_stochastically) continue;
+    Work& work = work_[i];
+    const DType arithmetic = arithmetic_of(entry.dtype);
+    const std::vector<std::int64_t> contiguous = contiguous_strides(entry.sizes);
+    const bool as_stored = !entry.staged && entry.is_dense;
+    work.rounding.positions =
+        Positions(entry.first_position, entry.sizes, as_stored ? entry.strides : contiguous, entry.position_strides);
+    work.rounding.store_run = instruction_set().store_run(arithmetic);
+    work.rounding.width = arithmetic == DType::kFloat64 ? sizeof(double) : sizeof(float);
+    const std::uint32_t key = key_of(keys.at(entry.group), entry.number);
+    for (std::uint32_t stream = 0; stream < Rounding::kStreams; ++stream) {
+      work.rounding.keys[stream] = key_of(key, stream);
+    }
+    work.dtypes.rounding = &work.rounding;
+  }
+}
+
+void Plan::update(double inv_grad_scale, double clip_coef, const std::vector<std::uint32_t>& rounding_keys,
+                  const py::list& next_seeds) {
+  if (!rounding_keys.empty()) prepare_rounding(rounding_keys);  // first: it takes memory, and moves nothing
   prepare(inv_grad_scale, clip_coef);
   const std::vector<Chunk>& chunks = work_list_.chunks();
   {
@@ -186,6 +225,10 @@ void Plan::update(double inv_grad_scale, double clip_coef) {
     }
   }
   finish_update();
+  for (const py::handle& each : next_seeds) {
+    const auto items = each.cast<py::tuple>();
+    items[0].cast<py::dict>()["rounding_seed"] = items[1];
+  }
 }
 
 }  // namespace fusedreg::cpu

@@ -14,13 +14,16 @@ class __attribute__((visibility("hidden"))) Plan : public Parameters {
   void set_groups(const std::vector<std::vector<double>>& groups);
 
   // Reads the gradients. False: something that the plan rests on has changed, nothing was touched.
-  bool refresh(const py::object& gradients) { return refresh_gradients(gradients); }
+  bool refresh(const py::object& gradients);
 
   // Sum of squares of the gradients after stages 1 and 2, in a fixed order.
   double sum_of_squares(double inv_grad_scale);
 
-  // Stages 1 to 7 for every parameter with a gradient.
-  void update(double inv_grad_scale, double clip_coef);
+  // Stages 1 to 7 for every parameter with a gradient. `rounding_keys`: of the groups, for this step's stochastic
+  // rounding; empty where nobody rounds so. `next_seeds`: groups and what their seeds then are, set in here so that no
+  // signal comes between.
+  void update(double inv_grad_scale, double clip_coef, const std::vector<std::uint32_t>& rounding_keys,
+              const py::list& next_seeds);
 
  private:
   struct Work {  // of one entry
@@ -31,7 +34,11 @@ class __attribute__((visibility("hidden"))) Plan : public Parameters {
     bool has_units = false;
     std::int64_t whole = 1;  // elements that no chunk cuts: a unit's, where it is one run in memory and small
     double tau = 0;
+    Rounding rounding;
   };
+
+  // Says what the streams' dtypes are, and chooses the kernel that reads the gradient.
+  void take_dtypes(std::size_t entry);
 
   // Cuts the parameters into chunks.
   void make_work_list();
@@ -44,6 +51,8 @@ class __attribute__((visibility("hidden"))) Plan : public Parameters {
 
   // Fills the constants of every parameter with a gradient, and moves its scalar states on.
   void prepare(double inv_grad_scale, double clip_coef);
+
+  void prepare_rounding(const std::vector<std::uint32_t>& keys);
 
   const Rule& kernels_;
   WorkList work_list_{kChunkElements};

@@ -141,7 +141,11 @@ class Panel {
           std::memcpy(reinterpret_cast<char*>(weights) + in_tile * width(),
                       at(scratch, kWeights, unit, piece) + (from + place) * width(), length * width());
         });
-        work_.loops.store(work_.at.w, work_.dtypes.w, weights, to + done, tile);
+        if (work_.dtypes.rounding != nullptr && work_.dtypes.w == DType::kBFloat16) {
+          work_.dtypes.rounding->store(work_.at.w, weights, to + done, tile, Rounding::kWeightsOfUnits);
+        } else {
+          work_.loops.store(work_.at.w, work_.dtypes.w, weights, to + done, tile);
+        }
       }
     });
   }

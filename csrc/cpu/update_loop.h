@@ -107,16 +107,20 @@ FUSEDREG_TARGET void update_converted(const Pointers& at, const DTypes& dtypes, 
       load_tile(tile, stream, dtype, begin, tile_count);
       return tile;
     };
-    const auto close = [&](void* stream, DType dtype, const A* tile) {
-      if (dtype != dtype_of<A>()) store_tile(stream, dtype, tile, begin, tile_count);
+    const auto close = [&](void* stream, DType dtype, const A* tile, int number) {
+      if (dtype == dtype_of<A>()) return;
+      if (dtypes.rounding != nullptr && dtype == DType::kBFloat16) {
+        return dtypes.rounding->store(stream, tile, begin, tile_count, number);
+      }
+      store_tile(stream, dtype, tile, begin, tile_count);
     };
     A* state[kMaxStates] = {};
     ((state[kI] = open(at.state[kI], dtypes.state[kI], tiles[2 + kI])), ...);
     A* const w = open(at.w, dtypes.w, tiles[0]);
     const A* const g = open(const_cast<void*>(at.g), dtypes.g, tiles[1]);
     update_in_place<U>(w, g, state, tile_count, c, states);
-    close(at.w, dtypes.w, w);
-    (close(at.state[kI], dtypes.state[kI], state[kI]), ...);
+    close(at.w, dtypes.w, w, Rounding::kWeights);
+    (close(at.state[kI], dtypes.state[kI], state[kI], Rounding::kFirstState + kI), ...);
   }
 }
 

@@ -119,11 +119,12 @@ const at::Tensor& Parameters::local_of(PyObject* dtensor) {
   return THPVariable_Unpack(local);
 }
 
-Parameters::Parameters(const RuleInfo& rule, const Columns& columns)
+Parameters::Parameters(const RuleInfo& rule, const Columns& columns, bool takes_other_gradients)
     : rule_(rule),
       scalar_state_count_(rule.scalar_states.size()),
       place_of_field_(rule.fields.size(), -1),
       given_fields_(columns.field_names.size()),
+      takes_other_gradients_(takes_other_gradients),
       optimizer_state_(columns.optimizer_state.ptr()),
       optimizer_state_items_(items_of<Items>(columns.optimizer_state)) {
   const std::vector<std::string>& field_names = columns.field_names;
@@ -145,9 +146,16 @@ Parameters::Parameters(const RuleInfo& rule, const Columns& columns)
       throw std::invalid_argument("a plan takes floating point and complex tensors");
     }
     entry.group = columns.groups.at(i);
-    entry.dtype = dtype_of(param);
+    entry.dtype = entry.grad_dtype = dtype_of(param);
     entry.active = !columns.state_dicts[i].is_none();
     if (!entry.active) continue;
+    if (!columns.positions[i].is_none()) {
+      const auto items = columns.positions[i].cast<py::tuple>();
+      entry.rounds_stochastically = true;
+      entry.number = items[0].cast<std::uint32_t>();
+      entry.first_position = items[1].cast<std::int64_t>();
+      entry.position_strides = items[2].cast<std::vector<std::int64_t>>();
+    }
     entry.data.w = param.data_ptr();
     entry.sizes = param.sizes().vec();
     entry.strides = param.strides().vec();
@@ -271,6 +279,12 @@ bool Parameters::refresh_gradients(const py::object& gradients) {
   return true;
 }
 
+bool Parameters::takes(DType grad_dtype, const Entry& entry) const {
+  if (grad_dtype == entry.dtype) return true;
+  return takes_other_gradients_ && grad_dtype != DType::kFloat64 && entry.dtype != DType::kFloat64 &&
+         !entry.param().is_complex();
+}
+
 bool Parameters::bind(Entry& entry, bool may_write_inference) {
   const at::Tensor& param = entry.param();
   const at::Tensor& grad = entry.grad;
@@ -285,8 +299,9 @@ bool Parameters::bind(Entry& entry, bool may_write_inference) {
       !holds(entry.state_dict, entry.state_items)) {
     return false;
   }
-  if (!has_same_shape(grad, entry.dtype) || grad.device() != param.device() || grad.layout() != at::kStrided ||
-      !has_memory(grad)) {
+  const DType grad_dtype = dtype_of(grad);
+  if (!takes(grad_dtype, entry) || !has_same_shape(grad, grad_dtype) || grad.device() != param.device() ||
+      grad.layout() != at::kStrided || !has_memory(grad)) {
     return false;
   }
   bool fast = entry.is_dense && same_layout(entry.sizes, grad.strides(), entry.strides) && is_plain(grad);
@@ -299,6 +314,7 @@ bool Parameters::bind(Entry& entry, bool may_write_inference) {
     fast = fast && same_layout(entry.sizes, state.strides(), entry.strides);
   });
   if (!fits) return false;
+  entry.grad_dtype = grad_dtype;
   if (fast) {
     entry.staged.reset();
     entry.pointers = entry.data;

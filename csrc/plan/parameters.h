@@ -26,14 +26,16 @@ void bump_version(const at::Tensor& tensor);
 // What a plan is made from: one item a parameter, with or without a gradient. `state_dicts[i]` is opt.state[params[i]],
 // or None where the parameter has no gradient. `states[i]` and `scalar_states[i]` are the tensors that the rule needs
 // under the group's options, in the rule's order, with None for those that it does not need. `sharded`: parameters and
-// states are DTensors, and the plan works on the part of them that this process holds.
+// states are DTensors, and the plan works on the part of them that this process holds. `positions[i]` is None, or what
+// stochastic rounding knows elements by: the parameter's number, the position of its first element here in the whole
+// parameter, and the strides of that.
 // All of these objects, opt.state and its items too, are borrowed: the caller holds them as long as the plan lives. A
 // reference from here is one that Python's garbage collector cannot see, and would keep a cycle for ever.
 struct __attribute__((visibility("hidden"))) Columns {
   std::vector<std::string> field_names;  // of the numbers that take_groups gets; other fields keep their defaults
   py::list params;
   std::vector<int> groups;
-  py::list state_dicts, states, scalar_states;
+  py::list state_dicts, states, scalar_states, positions;
   py::dict optimizer_state;
   bool sharded;
 };
@@ -42,7 +44,8 @@ struct __attribute__((visibility("hidden"))) Columns {
 // then Python, which knows how to create state and how to complain, makes a new plan.
 class __attribute__((visibility("hidden"))) Parameters {  // hidden, as pybind11 and all that holds its objects
  public:
-  Parameters(const RuleInfo& rule, const Columns& columns);
+  // `takes_other_gradients`: also in 32 and 16 bits beside parameters that have such, in another dtype.
+  Parameters(const RuleInfo& rule, const Columns& columns, bool takes_other_gradients = false);
   Parameters(const Parameters&) = delete;
   ~Parameters();
 
@@ -70,8 +73,13 @@ class __attribute__((visibility("hidden"))) Parameters {  // hidden, as pybind11
     int group;
     DType dtype;
     DType state_dtypes[kMaxStates];  // which a backend may want to be the same
+    DType grad_dtype;                // of the current step, likewise
     bool active;                     // has a gradient
-    StateMask needed = 0;            // which states the rule needs; the others are undefined tensors and null pointers
+    bool rounds_stochastically = false;
+    std::uint32_t number = 0;  // where it does, as its position and the whole's strides
+    std::int64_t first_position = 0;
+    std::vector<std::int64_t> position_strides;
+    StateMask needed = 0;  // which states the rule needs; the others are undefined tensors and null pointers
     PyObject* state_objects[kMaxStates] = {};
     at::Tensor state[kMaxStates];
     ScalarState scalar_states[kMaxScalarStates];
@@ -123,11 +131,13 @@ class __attribute__((visibility("hidden"))) Parameters {  // hidden, as pybind11
 
   // False: the entry is not what it was, or not as the kernels need it.
   bool bind(Entry& entry, bool may_write_inference);
+  bool takes(DType grad_dtype, const Entry& entry) const;
   void stage(Entry& entry, const at::Tensor& grad);
   void unstage(Entry& entry);
 
   std::vector<int> place_of_field_;  // in what take_groups gets; -1 for a default
   std::size_t given_fields_;
+  const bool takes_other_gradients_;
   PyObject* const optimizer_state_;
   Items optimizer_state_items_;
 };

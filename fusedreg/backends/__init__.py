@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+import torch
 from torch import Tensor
 
 from ..rules.spec import RuleSpec
@@ -48,12 +49,23 @@ def check_name(name: str) -> None:
 
 
 def choose(
-    name: str, spec: RuleSpec, param: Tensor, states: list[Tensor], differentiable: bool, with_units: bool = False
+    name: str,
+    spec: RuleSpec,
+    param: Tensor,
+    states: list[Tensor],
+    differentiable: bool,
+    with_units: bool = False,
+    with_rounding: bool = False,
+    state_dtype: torch.dtype | None = None,
+    grad_dtype: torch.dtype | None = None,
 ) -> Backend:
     """The backend for one parameter under a rule.
 
     Args:
         with_units: whether its group has penalties on units.
+        with_rounding: whether something of it is rounded stochastically.
+        state_dtype: as in ``Backend.rejection``.
+        grad_dtype: likewise.
 
     Raises:
         RuntimeError: ``name`` is a backend's own name and that one cannot take this parameter.
@@ -62,7 +74,9 @@ def choose(
     def reason_against(backend: Backend) -> str | None:
         if with_units and not backend.takes_units:
             return "it has no pass over units yet, which group_l1 and max_unit_norm need"
-        return backend.unavailable_reason() or backend.rejection(spec, param, states)
+        if with_rounding and not backend.rounds_stochastically:
+            return "it rounds to the nearest, and stochastic_rounding is on"
+        return backend.unavailable_reason() or backend.rejection(spec, param, states, state_dtype, grad_dtype)
 
     if differentiable:
         return BACKENDS["reference"]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from ..hyperparameters import compiled_field_names
@@ -25,6 +26,8 @@ class Entry:
     """The rule's tensor states, in the spec's order; None for those that the group's options do not need."""
     scalar_states: tuple[Tensor | None, ...] = ()
     """Likewise, 0-dim: Adam's ``step``, SGD's ``momentum_gain``."""
+    rounding: tuple[int, int, tuple[int, ...]] | None = None
+    """Where stochastic rounding acts, what its random bits are a function of: a ``rounding.Place``."""
 
 
 @dataclass
@@ -35,6 +38,10 @@ class StepScalars:
     found_inf: Tensor | None = None
     """Only for plans with ``stays_on_device``: the step is skipped where it is not zero."""
     clip_coef: float | Tensor = 1.0
+    rounding_keys: list[int] = field(default_factory=list)
+    """Of the groups, for this step's stochastic rounding; empty where nobody rounds so."""
+    next_seeds: list[tuple[dict[str, Any], int]] = field(default_factory=list)
+    """Groups of the optimizer, and the ``rounding_seed`` that they have after this step."""
     norm: DeviceNorm | None = None
     """Only for plans with ``stays_on_device``, in place of ``clip_coef``."""
 
@@ -69,6 +76,7 @@ def make_columns(extension: ModuleType, spec: RuleSpec, entries: list[Entry], st
         state_dicts=[entry.state for entry in entries],
         states=[entry.states for entry in entries],
         scalar_states=[entry.scalar_states for entry in entries],
+        positions=[entry.rounding for entry in entries],
         optimizer_state=state,
         sharded=is_dtensor(entries[0].param),
     )
@@ -106,12 +114,27 @@ class Backend(Protocol):
     """The only type of device that it runs on; None for any."""
     takes_units: bool
     """Whether its plans do stage 7, the penalties on units."""
+    rounds_stochastically: bool
+    """Whether its plans do so where an entry has a ``rounding``."""
 
     def unavailable_reason(self) -> str | None:
         """Why this backend cannot run on this machine, or None."""
 
-    def rejection(self, spec: RuleSpec, param: Tensor, states: list[Tensor]) -> str | None:
-        """Why this backend cannot take this parameter with these state tensors under this rule, or None."""
+    def rejection(
+        self,
+        spec: RuleSpec,
+        param: Tensor,
+        states: list[Tensor],
+        state_dtype: torch.dtype | None = None,
+        grad_dtype: torch.dtype | None = None,
+    ) -> str | None:
+        """Why this backend cannot take this parameter with these state tensors under this rule, or None.
+
+        Args:
+            state_dtype: which they are converted to, and those that are not there yet are made in; None: they stay as
+                they are, and new ones have the parameter's.
+            grad_dtype: of its gradient; None: the parameter's.
+        """
 
     def make_plan(self, spec: RuleSpec, entries: list[Entry], differentiable: bool, state: dict[Any, Any]) -> Plan:
         """``state`` is the optimizer's: a plan that is kept must see when something in it is replaced."""

@@ -80,21 +80,29 @@ class CppPlan(Plan):
         return self._plan.sum_of_squares(step.inv_grad_scale)
 
     def update(self, step: StepScalars) -> None:
-        self._plan.update(step.inv_grad_scale, float(step.clip_coef))
+        self._plan.update(step.inv_grad_scale, float(step.clip_coef), step.rounding_keys, step.next_seeds)
 
 
 class CppBackend:
     name = "cpp"
     device_type: str | None = "cpu"
     takes_units = True
+    rounds_stochastically = True
 
     def unavailable_reason(self) -> str | None:
         return load_extension()[1]
 
-    def rejection(self, spec: RuleSpec, param: Tensor, states: list[Tensor]) -> str | None:
+    def rejection(
+        self,
+        spec: RuleSpec,
+        param: Tensor,
+        states: list[Tensor],
+        state_dtype: torch.dtype | None = None,
+        grad_dtype: torch.dtype | None = None,
+    ) -> str | None:
         if spec.name not in _rules():
             return f"it has no kernel for the rule {spec.name!r}"
-        return rejection_of_memory(param, states, "cpu", DTYPES, _state_dtypes)
+        return rejection_of_memory(param, states, state_dtype, grad_dtype, "cpu", DTYPES, _state_dtypes)
 
     def make_plan(self, spec: RuleSpec, entries: list[Entry], differentiable: bool, state: dict[Any, Any]) -> Plan:
         return CppPlan(spec, entries, state)

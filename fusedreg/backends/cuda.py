@@ -127,16 +127,24 @@ class CudaBackend:
     name = "cuda"
     device_type: str | None = "cuda"
     takes_units = True
+    rounds_stochastically = False
 
     def unavailable_reason(self) -> str | None:
         if not torch.cuda.is_available():
             return "there is no CUDA device" if torch.version.cuda else "this torch was built without CUDA"
         return load_extension("_cuda")[1]
 
-    def rejection(self, spec: RuleSpec, param: Tensor, states: list[Tensor]) -> str | None:
+    def rejection(
+        self,
+        spec: RuleSpec,
+        param: Tensor,
+        states: list[Tensor],
+        state_dtype: torch.dtype | None = None,
+        grad_dtype: torch.dtype | None = None,
+    ) -> str | None:
         if spec.name not in _rules():
             return f"it has no kernel for the rule {spec.name!r}"
-        return rejection_of_memory(param, states, "cuda", DTYPES)
+        return rejection_of_memory(param, states, state_dtype, grad_dtype, "cuda", DTYPES)
 
     def make_plan(self, spec: RuleSpec, entries: list[Entry], differentiable: bool, state: dict[Any, Any]) -> Plan:
         extension, _ = load_extension("_cuda")

@@ -27,6 +27,16 @@ def local(tensor: Any) -> Tensor:
     return tensor._local_tensor if is_dtensor(tensor) else tensor
 
 
+def offsets_of(tensor: Any) -> tuple[int, ...]:
+    """Where the part of a tensor that this process holds begins, in each dimension."""
+    if not is_dtensor(tensor):
+        return (0,) * tensor.ndim
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    _, offsets = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
+    return tuple(offsets)
+
+
 def is_plain(tensor: Tensor) -> bool:
     """Whether a tensor's numbers are in memory of its own, where a kernel can read them."""
     return (
@@ -118,6 +128,8 @@ def _copy_to_memory(grad: Tensor, like: Tensor) -> Tensor:
 def rejection_of_memory(
     param: Tensor,
     states: list[Tensor],
+    state_dtype: torch.dtype | None,
+    grad_dtype: torch.dtype | None,
     device_type: str,
     dtypes: tuple[torch.dtype, ...],
     state_dtypes: Callable[[torch.dtype], tuple[torch.dtype, ...]] = lambda dtype: (dtype,),
@@ -125,7 +137,9 @@ def rejection_of_memory(
     """Why a backend that works on plain memory of ``device_type`` cannot take a parameter, or None.
 
     Args:
-        state_dtypes: those that a state may have, by the dtype of its parameter.
+        state_dtype: as in ``Backend.rejection``.
+        grad_dtype: likewise.
+        state_dtypes: those that a state, or a gradient, may have, by the dtype of its parameter.
     """
     if param.device.type != device_type:
         return f"it runs on {device_type.upper()} parameters, and one is on {param.device}"
@@ -135,8 +149,17 @@ def rejection_of_memory(
         if not is_plain(tensor):
             return f"it needs plain memory, and a tensor is a {type(tensor).__name__} of layout {tensor.layout}"
     allowed = state_dtypes(param.dtype)
+    if state_dtype is not None and state_dtype not in allowed:
+        return (
+            f"beside {param.dtype} parameters it takes states of {' or '.join(map(str, allowed))}, and state_dtype is "
+            f"{state_dtype}"
+        )
+    if grad_dtype is not None and grad_dtype not in allowed:
+        kinds = " or ".join(map(str, allowed))
+        return f"beside {param.dtype} parameters it takes gradients of {kinds}, and one is {grad_dtype}"
     for state in states:
-        if state.dtype not in allowed or state.shape != param.shape or state.device != param.device:
+        is_of_dtype = state_dtype is not None or state.dtype in allowed
+        if not is_of_dtype or state.shape != param.shape or state.device != param.device:
             return (
                 f"it needs state of the parameter's shape and device, and {' or '.join(map(str, allowed))}, and one is "
                 f"{state.dtype} of {tuple(state.shape)} on {state.device} beside {param.dtype} of "

@@ -8,7 +8,7 @@ return new ones.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -20,9 +20,12 @@ from ..penalties.l1 import L1
 from ..penalties.mcp import MCP_GAMMA
 from ..penalties.spec import Group, Scalar, like, on_host
 from ..penalties.units import UnitProx, as_units, from_units, unit_prox
+from ..rounding import FIRST_STATE, WEIGHTS, WEIGHTS_OF_UNITS, Place, round_stream
 from ..rules.spec import RuleSpec, Scalars, Step, number
 from .base import Entry, Plan, StepScalars
 from .memory import is_dtensor, local, widest
+
+AsStored = Callable[[str, Tensor], Tensor]
 
 # -- the stages
 
@@ -107,10 +110,14 @@ def update(
     group: Group,
     inv_grad_scale: Scalar,
     clip_coef: Scalar,
-    dtype: torch.dtype | None = None,
-    state_dtypes: Mapping[str, torch.dtype] | None = None,
+    as_stored: AsStored = lambda name, tensor: tensor,
 ) -> Step:
-    """Stages 1 to 7 for one parameter. Stage 7 is a pass of its own, over what the others have stored."""
+    """Stages 1 to 7 for one parameter. Stage 7 is a pass of its own, over what the others have stored.
+
+    Args:
+        as_stored: ``as_stored(name, tensor)``, what a tensor is after it was stored, in the arithmetic dtype: a
+            state by its name, the weights as ``"w"``.
+    """
     g = clip_gradient_value(g, group, inv_grad_scale) * clip_coef
     g = add_penalty_gradients(g, w, group)
     decay = group["lr"] * group["weight_decay"] if group.get("decoupled_weight_decay", False) else 0.0
@@ -119,11 +126,8 @@ def update(
     step = step._replace(w=x, state={**step.state, **step.finish(x, step.w)})
     if not has_units(group) or group["lr"] == 0:
         return step
-    stored = {
-        name: tensor.to((state_dtypes or {}).get(name, tensor.dtype)).to(tensor.dtype)
-        for name, tensor in step.state.items()
-    }
-    y = step.w.to(dtype or step.w.dtype).to(step.w.dtype)
+    stored = {name: as_stored(name, tensor) for name, tensor in step.state.items()}
+    y = as_stored("w", step.w)
     return step._replace(w=prox_of_units(spec, y, step._replace(state=stored), scalars, group))
 
 
@@ -184,7 +188,7 @@ class ReferencePlan(Plan):
         """The entries that have a gradient, with it, in the arithmetic dtype."""
         for entry, grad in zip(self.entries, self.gradients, strict=True):
             if entry.state is not None and grad is not None:
-                yield entry, _real(grad).to(arithmetic_dtype(grad.dtype))
+                yield entry, _real(grad).to(arithmetic_dtype(local(entry.param).dtype))
 
     def sum_of_squares(self, step: StepScalars) -> Tensor:
         total = torch.zeros((), device="cpu")
@@ -209,13 +213,25 @@ class ReferencePlan(Plan):
         def operand(tensor: Tensor) -> Tensor:
             tensor = _real(tensor)
             # autograd keeps operands, and the results are written over them below
-            return tensor.clone() if self.differentiable else tensor.to(arithmetic_dtype(param.dtype))
+            return tensor.to(arithmetic_dtype(param.dtype), copy=self.differentiable)
 
         def scalar(tensor: Tensor) -> Scalar:
             return tensor.clone() if self._keeps_tensors(group) else tensor.item()
 
         states = {name: local(state) for name, state in _named(self.spec.states, entry.states).items()}
         scalars = _named(self.spec.scalar_states, entry.scalar_states)
+        streams = {"w": WEIGHTS, **{each.name: FIRST_STATE + i for i, each in enumerate(self.spec.states)}}
+
+        def rounded(tensor: Tensor, dtype: torch.dtype, stream: int) -> Tensor:
+            if entry.rounding is None or dtype != torch.bfloat16:
+                return tensor.to(dtype)
+            key = step.rounding_keys[entry.group]
+            return round_stream(tensor, entry.param, Place(*entry.rounding), key, stream)
+
+        def as_stored(name: str, tensor: Tensor) -> Tensor:
+            dtype = param.dtype.to_real() if name == "w" else states[name].dtype.to_real()
+            return rounded(tensor, dtype, streams[name]).to(tensor.dtype)
+
         before = {name: scalar(tensor) for name, tensor in scalars.items()}
         after = self.spec.next_scalars(before, group, {name: tensor.dtype for name, tensor in scalars.items()})
         result = update(
@@ -227,14 +243,15 @@ class ReferencePlan(Plan):
             group,
             step.inv_grad_scale,
             step.clip_coef,
-            param.dtype,
-            {name: tensor.dtype for name, tensor in states.items()},
+            as_stored,
         )
+        has_stage_7 = has_units(group) and group["lr"] != 0  # which stores the weights once more
+        stream = WEIGHTS_OF_UNITS if has_stage_7 else WEIGHTS
         # A parameter may be a view of a leaf, which autograd guards even under no_grad.
         target = param if self.differentiable else param.detach()
-        _real_view(target).copy_(result.w)
+        _real_view(target).copy_(rounded(result.w, param.dtype.to_real(), stream))
         for name, tensor in result.state.items():
-            _real_view(states[name]).copy_(tensor)
+            _real_view(states[name]).copy_(rounded(tensor, states[name].dtype.to_real(), streams[name]))
         if is_dtensor(entry.param):  # it counts in-place changes for itself, too
             torch.autograd.graph.increment_version([entry.param, *_named(self.spec.states, entry.states).values()])
         for name, value in after.items():
@@ -250,11 +267,19 @@ class ReferenceBackend:
     name = "reference"
     device_type: str | None = None
     takes_units = True
+    rounds_stochastically = True
 
     def unavailable_reason(self) -> str | None:
         return None
 
-    def rejection(self, spec: RuleSpec, param: Tensor, states: list[Tensor]) -> str | None:
+    def rejection(
+        self,
+        spec: RuleSpec,
+        param: Tensor,
+        states: list[Tensor],
+        state_dtype: torch.dtype | None = None,
+        grad_dtype: torch.dtype | None = None,
+    ) -> str | None:
         return None
 
     def make_plan(self, spec: RuleSpec, entries: list[Entry], differentiable: bool, state: dict[Any, Any]) -> Plan:

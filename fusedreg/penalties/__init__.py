@@ -21,11 +21,15 @@ from .units import GROUP_L1, MAX_UNIT_NORM, UNIT, unit_code
 __all__ = [
     "MAX_GRAD_NORM",
     "MODE_DOCS",
+    "OF_STORAGE",
     "OPTIONS",
     "PENALTIES",
     "PENALTY_MODE",
     "PENALTY_MODES",
     "REGULARIZE_MIN_NDIM",
+    "ROUNDING_SEED",
+    "STATE_DTYPE",
+    "STOCHASTIC_ROUNDING",
     "TARGETS",
     "UNIT_PENALTIES",
     "Option",
@@ -124,6 +128,38 @@ REGULARIZE_MIN_NDIM = Option(
     lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= 0,
 )
 
+# How state is stored, which no kernel is told: it sees the tensors.
+STATE_DTYPE = Option(
+    "state_dtype",
+    None,
+    "torch.dtype, optional",
+    """the dtype that tensor states (``exp_avg``, ``momentum_buffer``) are made in, and kept in when they are loaded;
+    step counts and other numbers are not meant. A step is computed in float32, in float64 for float64 parameters,
+    and rounds a state once. None (default): the parameter's dtype, as torch.""",
+    "None, torch.bfloat16, torch.float16, torch.float32 or torch.float64",
+    lambda value: value in (None, torch.bfloat16, torch.float16, torch.float32, torch.float64),
+)
+STOCHASTIC_ROUNDING = Option(
+    "stochastic_rounding",
+    False,
+    "bool",
+    """rounds parameters and tensor states that are stored in bfloat16 up or down at random, so that small changes are
+    kept in the mean; to the nearest, they are lost. Exact zeros stay. float32 and float64 are stored as they are;
+    float16 is refused. Default: False, to the nearest.""",
+    "True or False",
+    lambda value: isinstance(value, bool),
+)
+# Moved on by each step: no number that a plan is made for.
+ROUNDING_SEED = Option(
+    "rounding_seed",
+    0,
+    "int",
+    """of ``stochastic_rounding``. It moves on with each step, and state dicts carry it. Ranks must have the same.
+    Default: 0, whatever torch's own seeds are.""",
+    "a whole number >= 0 and < 2 ** 63",
+    lambda value: isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63,
+)
+
 OPTIONS: tuple[Option, ...] = (
     *(each.option for each in (*PENALTIES, *UNIT_PENALTIES)),
     UNIT,
@@ -132,7 +168,13 @@ OPTIONS: tuple[Option, ...] = (
     MAX_GRAD_NORM,
     *TARGETS,
     REGULARIZE_MIN_NDIM,
+    STATE_DTYPE,
+    STOCHASTIC_ROUNDING,
+    ROUNDING_SEED,
 )
+
+# How state is stored: for whoever makes an optimizer to say, and not for a checkpoint.
+OF_STORAGE = (STATE_DTYPE, STOCHASTIC_ROUNDING)
 
 
 class Regularizers(TypedDict, total=False):
@@ -154,6 +196,9 @@ class Regularizers(TypedDict, total=False):
     sparsity: float | None
     sparsity_unit: str | int | None
     regularize_min_ndim: int
+    state_dtype: torch.dtype | None
+    stochastic_rounding: bool
+    rounding_seed: int
     backend: str
     norm_group: torch.distributed.ProcessGroup | None
 

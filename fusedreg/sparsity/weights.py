@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..backends.memory import is_dtensor, local
+from ..backends.memory import local, offsets_of
 from ..backends.reference import arithmetic_dtype
 from ..flat_parameters import is_flat
 from ..optimizer import FusedRegOptimizer
@@ -95,17 +95,12 @@ def weights_of(optimizer: FusedRegOptimizer, groups: list[dict[str, Any]]) -> It
                     "which each rank would rank its own part (allowed: torch.distributed.fsdp.fully_shard)"
                 )
             if param.requires_grad:
-                tensor, offsets = local(param).detach(), (0,) * param.ndim
-                if is_dtensor(param):
-                    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
-
-                    _, offsets = compute_local_shape_and_global_offset(param.shape, param.device_mesh, param.placements)
                 yield Weights(
                     name,
                     param,
                     partition_of(param),
-                    tensor,
-                    tuple(offsets),
+                    local(param).detach(),
+                    offsets_of(param),
                     optimizer.spec,
                     numbers,
                     optimizer.state.get(param, {}),

@@ -12,6 +12,9 @@ from ..backends.memory import has_freed_memory, is_dtensor, local
 from ..flat_parameters import is_flat
 from ..penalties.units import count_units
 
+# Steps on parameters of these are in float32, which holds gradients of all of them.
+NARROW = (torch.float32, torch.bfloat16, torch.float16)
+
 
 def memory_extent(tensor: Tensor) -> int:
     """How many elements lie between a tensor's first and last, both included."""
@@ -71,8 +74,10 @@ def check_gradient(param: Tensor, grad: Tensor, optimizer: str, group: int) -> N
     param = local(param)
     for what in ("device", "dtype", "shape"):
         ours, theirs = getattr(param, what), getattr(grad, what)
-        if ours != theirs:
-            raise ValueError(f"Invalid gradient: its {what} is {theirs}, its parameter's {ours} (allowed: the same)")
+        is_narrow = what == "dtype" and ours in NARROW
+        if ours != theirs and not (is_narrow and theirs in NARROW):
+            allowed = " or ".join(map(str, NARROW)) if is_narrow else "the same"
+            raise ValueError(f"Invalid gradient: its {what} is {theirs}, its parameter's {ours} (allowed: {allowed})")
     for name, tensor in (("parameter", param), ("gradient", grad)):
         if has_freed_memory(tensor):
             raise ValueError(f"Invalid {name}: its memory was freed, its shape is {tuple(tensor.shape)}")
@@ -94,6 +99,34 @@ def check_units(params: list[Any], unit: str | int) -> None:
                 f"Invalid unit value: {unit!r} for a parameter whose units are spread over processes (allowed: 'rows' "
                 "of DTensors that are sharded along dimension 0, as fully_shard's, or 'columns' along dimension 1)"
             )
+
+
+def check_rounding(param: Tensor, dtypes: set[torch.dtype], differentiable: bool) -> None:
+    """Raises where stochastic rounding cannot do what it says.
+
+    Args:
+        dtypes: of the parameter, and of its states.
+    """
+    if differentiable:
+        raise RuntimeError("differentiable=True does not work with stochastic_rounding")
+    if torch.float16 in dtypes:
+        raise ValueError(
+            "Invalid stochastic_rounding value: True beside a state in torch.float16 (allowed: False; it rounds to "
+            "bfloat16)"
+        )
+    if torch.bfloat16 in dtypes and is_flat(param):
+        raise ValueError(
+            "Invalid stochastic_rounding value: True for parameters of FullyShardedDataParallel, which are flat: each "
+            "rank would round by another number of each element (allowed: False, or torch.distributed.fsdp.fully_shard)"
+        )
+
+
+def check_rounding_in_graphs(optimizer: str) -> None:
+    """Raises if a CUDA graph is being captured: each of its replays would round by the same bits."""
+    if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            f"{optimizer} cannot be captured into a CUDA graph with stochastic_rounding (allowed: False)"
+        )
 
 
 def check_graph_capture(optimizer: str) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..backends.memory import widest
+from ..penalties import STATE_DTYPE
 from ..rules.spec import Group, RuleSpec, ScalarState, TensorState
 
 
@@ -66,12 +67,15 @@ class Created:
 
     @staticmethod
     def _tensor_state(declared: TensorState, own: dict[str, Any], param: Tensor, group: Group) -> Tensor:
+        dtype = group[STATE_DTYPE.name]
         if own.get(declared.name) is None:
-            tensor = torch.zeros_like(param, memory_format=torch.preserve_format)
+            tensor = torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format)
             initial = declared.initial(group)
             if initial != 0:
                 (torch.view_as_real(tensor) if tensor.is_complex() else tensor).fill_(initial)
             own[declared.name] = tensor
+        elif dtype is not None:  # out of a checkpoint that went round load_state_dict, or the option has just been set
+            own[declared.name] = own[declared.name].to(dtype)
         return own[declared.name]
 
     @torch.no_grad()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -11,11 +12,13 @@ from torch import Tensor
 from .. import backends
 from ..backends import Entry, Plan
 from ..backends.memory import is_dtensor, needs_reading, read_gradient
-from ..hyperparameters import Hyperparameters, check_complex
-from ..penalties import MAX_GRAD_NORM, has_units
+from ..hyperparameters import Hyperparameters, check_params
+from ..penalties import MAX_GRAD_NORM, STATE_DTYPE, STOCHASTIC_ROUNDING, has_units
+from ..rounding import place_of
 from ..rules.spec import RuleSpec
 from .checks import (
     check_gradient,
+    check_rounding,
     check_states,
     check_units,
     parameters_that_share_a_scalar,
@@ -118,6 +121,7 @@ def make_plans(
         norm_group: the ``ProcessGroup`` whose ranks hold different parameters, or None.
     """
     params = [param for group in groups for param in group["params"]]
+    numbers = {param: number for number, param in enumerate(params)}
     if differentiable:
         if any(map(is_dtensor, params)):
             raise RuntimeError("differentiable=True does not work on DTensors (allowed: differentiable=False)")
@@ -135,6 +139,8 @@ def make_plans(
         for param in group["params"]:
             if param in chosen:
                 entry = Entry(param, index, *created.state_of(param, group, scalars_on_device))
+                if group[STOCHASTIC_ROUNDING.name] and torch.bfloat16 in _dtypes(param, entry.states):
+                    entry.rounding = place_of(param, numbers[param])
                 key = (chosen[param], param.device, partitions[param], id(param) in gradients)
                 entries.setdefault(key, []).append(entry)
             else:
@@ -161,6 +167,10 @@ def make_plans(
     return plans
 
 
+def _dtypes(param: Tensor, states: Iterable[Tensor | None]) -> set[torch.dtype]:
+    return {param.dtype, *(state.dtype for state in states if state is not None)}
+
+
 def _choose_backends(
     optimizer: str,
     spec: RuleSpec,
@@ -174,11 +184,12 @@ def _choose_backends(
     chosen: dict[Tensor, str] = {}
     scalar_states: list[tuple[Tensor, Tensor]] = []
     for index, group in enumerate(groups):
-        check_complex(group)
+        check_params(group)
         if with_units := has_units(group):
             check_units(group["params"], group["unit"])
             if differentiable:
                 raise RuntimeError("differentiable=True does not work with group_l1 and max_unit_norm")
+        state_dtype = group[STATE_DTYPE.name]
         needed, scalars = spec.needed_states(group), spec.needed_scalar_states(group)
         for param in group["params"]:
             grad = gradients.get(id(param), param.grad)
@@ -192,9 +203,17 @@ def _choose_backends(
             check_gradient(param, grad, optimizer, group.get("param_group", index))
             own = state.get(param, {})
             states = [own[name] for name in needed if own.get(name) is not None]
+            new_dtype = state_dtype if needed else None  # which all of them come to have
             its_scalars = [own[name] for name in scalars if isinstance(own.get(name), Tensor)]
             check_states(param, states, its_scalars)
-            chosen[param] = backends.choose(backend, spec, param, states, differentiable, with_units).name
+            dtypes = _dtypes(param, states) if new_dtype is None else {param.dtype, new_dtype}
+            if group[STOCHASTIC_ROUNDING.name]:
+                check_rounding(param, dtypes, differentiable)
+            with_rounding = group[STOCHASTIC_ROUNDING.name] and torch.bfloat16 in dtypes
+            its_backend = backends.choose(
+                backend, spec, param, states, differentiable, with_units, with_rounding, new_dtype, grad.dtype
+            )
+            chosen[param] = its_backend.name
             if chosen[param] not in ("cpp", "reference"):  # those go one by one
                 scalar_states += [(param, scalar) for scalar in its_scalars]
     listed = [param for group in groups for param in group["params"]]  # twice, some

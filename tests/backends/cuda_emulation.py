@@ -54,6 +54,7 @@ class EmulatedCudaBackend:
     name = "cuda"
     device_type = "cpu"
     takes_units = True
+    rounds_stochastically = False
 
     def __init__(self, scalars_on_host: bool) -> None:
         self.scalars_on_host = scalars_on_host
@@ -61,10 +62,17 @@ class EmulatedCudaBackend:
     def unavailable_reason(self) -> str | None:
         return None
 
-    def rejection(self, spec: RuleSpec, param: torch.Tensor, states: list[torch.Tensor]) -> str | None:
+    def rejection(
+        self,
+        spec: RuleSpec,
+        param: torch.Tensor,
+        states: list[torch.Tensor],
+        state_dtype: torch.dtype | None = None,
+        grad_dtype: torch.dtype | None = None,
+    ) -> str | None:
         if spec.name not in build().rules():
             return f"it has no kernel for the rule {spec.name!r}"
-        return rejection_of_memory(param, states, "cpu", DTYPES)
+        return rejection_of_memory(param, states, state_dtype, grad_dtype, "cpu", DTYPES)
 
     def make_plan(self, spec: RuleSpec, entries: list[Entry], differentiable: bool, state: dict[Any, Any]) -> Plan:
         return DevicePlan(spec, entries, state, CudaKernels(build(), spec), self.scalars_on_host)

@@ -229,7 +229,7 @@ def compilations(monkeypatch):
         def unavailable_reason(self) -> None:
             return None
 
-        def rejection(self, spec, param, states) -> None:
+        def rejection(self, spec, param, states, state_dtype=None, grad_dtype=None) -> None:
             return None
 
     def run(kernel, programs, arguments, constants, warps) -> None:

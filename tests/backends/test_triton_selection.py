@@ -90,7 +90,7 @@ def test_what_auto_takes_on_a_gpu_without_the_compiled_backend(gpu, broken, monk
     monkeypatch.setattr(backends, "_said", set())
     monkeypatch.setattr(backends.BACKENDS["cuda"], "unavailable_reason", lambda: "it is not built", raising=False)
     monkeypatch.setattr("fusedreg.backends.triton.why_not_triton", lambda: broken)
-    monkeypatch.setattr(backends.BACKENDS["triton"], "rejection", lambda spec, param, states: None, raising=False)
+    monkeypatch.setattr(backends.BACKENDS["triton"], "rejection", lambda *_: None, raising=False)
     param = SimpleNamespace(device=torch.device("cuda"))
     taken = backends.choose("auto", FusedRegAdam.spec, param, [], differentiable=False).name
     assert taken == ("triton" if broken is None else "reference")

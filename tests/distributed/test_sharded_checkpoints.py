@@ -303,6 +303,34 @@ def test_zero_consolidated_into_one_process_and_into_another_number() -> None:
         )
 
 
+# -- states in a dtype of their own
+
+
+def _into_another_state_dtype() -> None:
+    for first, second, form in [(None, torch.bfloat16, "nested"), (torch.bfloat16, None, "flat")]:
+        model = Net(torch.float32, seed=0)
+        optimizer = FusedRegAdam(model.parameters(), lr=0.05, l1=0.02, state_dtype=first)
+        go_on(model, optimizer, 0)
+        saved = saved_by(model, optimizer, [form])
+        narrow = saved_by(model, optimizer, ["flat"])["flat"]["state.first.weight.exp_avg_sq"]
+        assert narrow.dtype == (first or torch.float32)
+        resumed_model = Net(torch.float32, seed=1)
+        resumed = FusedRegAdam(resumed_model.parameters(), state_dtype=second)
+        set_model_state_dict(resumed_model, saved["model"])
+        set_optimizer_state_dict(resumed_model, resumed, saved[form], options=FORMS[form])
+        dtype = second or torch.float32
+        found, expected = contents(resumed_model, resumed), contents(model, optimizer)
+        for name, own in expected.items():
+            for key in ("exp_avg", "exp_avg_sq"):
+                assert_close(found[name][key], own[key].to(dtype), f"{name} {key}", rtol=0, atol=0)
+        go_on(resumed_model, resumed, STEPS)
+        assert {own["exp_avg_sq"].dtype for own in resumed.state.values()} == {dtype}
+
+
+def test_into_another_state_dtype() -> None:
+    worlds.run(2, _into_another_state_dtype)
+
+
 # -- FSDP1: a scalar state of a FlatParameter is that of all parameters in it
 
 
@@ -322,16 +350,17 @@ def _fsdp1() -> None:
             optimizer.step()
             optimizer.zero_grad()
 
-    for cls, variant, _ in (CASES[case] for case in _cases()):
+    runs = [(cls, variant_of(cls, variant)) for cls, variant, _ in (CASES[case] for case in _cases())]
+    for cls, options in (*runs, (FusedRegAdam, {"state_dtype": torch.bfloat16})):
         for use_orig_params, form in itertools.product((True, False), FORMS):
             model = make_fsdp1(use_orig_params, 0)
-            optimizer = cls(model.parameters(), lr=0.05, l1=0.02, **variant_of(cls, variant))
+            optimizer = cls(model.parameters(), lr=0.05, l1=0.02, **options)
             train(model, optimizer, 1)
             saved = copy.deepcopy(saved_by(model, optimizer, [form]))
             train(model, optimizer, 2)
 
             resumed_model = make_fsdp1(use_orig_params, 3)
-            resumed = cls(resumed_model.parameters(), lr=0.5, l1=0.9, **variant_of(cls, variant))
+            resumed = cls(resumed_model.parameters(), lr=0.5, l1=0.9, **options)
             set_model_state_dict(resumed_model, saved["model"])
             set_optimizer_state_dict(resumed_model, resumed, saved[form], options=FORMS[form])
             train(resumed_model, resumed, 2)

@@ -95,4 +95,5 @@ def test_four_ranks_zero_what_one_does() -> None:
 @needs_cpp
 @pytest.mark.parametrize("layout", ["fsdp2", "several-meshes"])
 def test_two_ranks_zero_what_one_does(layout) -> None:
-    check(2, [(FusedRegAdam, layout, {}, False), (FusedRegSGD, layout, {}, True)])
+    cases: list[Case] = [(FusedRegAdam, layout, {}, False), (FusedRegSGD, layout, {}, True)]
+    check(2, [*cases, (FusedRegAdam, layout, {"state_dtype": torch.bfloat16}, False)])

@@ -5,6 +5,7 @@ Equal up to the order of one sum, the norm's; the zeros are the same, and every 
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
@@ -16,15 +17,18 @@ from helpers import (
     REGULARIZED,
     FusedRegAdamW,
     FusedRegSGD,
+    assert_same_bits,
     make_params,
     random,
     regularized,
 )
 from torch import Tensor, distributed
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
-from fusedreg import backends
+from fusedreg import backends, rounding
 from fusedreg.backends import device_plan, tables
 
 ALL, TWO_BY_TWO = (4,), (2, 2)
@@ -167,6 +171,61 @@ def test_every_layout(layout) -> None:
             )
         ]
     )
+
+
+# -- stochastic rounding: by positions in the whole parameter
+
+
+def rounded(backend: str, layout: str, place: Any) -> list[Tensor]:
+    """Weights and buffers after some steps that are exact in float32, so that rounding is all that can differ."""
+    params = []
+    for i, (shape, _, _) in enumerate(LAYOUTS[layout]):
+        whole = gradients_of([shape], 50 + i, torch.float64)[0].mul(64).round().div(64).bfloat16()
+        params.append(torch.nn.Parameter(place(whole, i)))
+    optimizer = FusedRegSGD(params, lr=0.25, momentum=0.5, stochastic_rounding=True, backend=backend)
+    for step in range(STEPS):
+        for i, (param, (shape, _, _)) in enumerate(zip(params, LAYOUTS[layout], strict=True)):
+            param.grad = place(gradients_of([shape], step, torch.float64)[0].mul(64).round().div(64).bfloat16(), i)
+        optimizer.step()
+    found = [*params, *(optimizer.state[param]["momentum_buffer"] for param in params)]
+    return [(each.full_tensor() if isinstance(each, DTensor) else each).detach() for each in found]
+
+
+def rounded_in_many(names: list[str]) -> list[list[Tensor]]:
+    mesh_of = functools.cache(lambda shape: init_device_mesh("cpu", shape))
+
+    def place(layout: str, tensor: Tensor, i: int) -> Tensor:
+        _, mesh, placements = LAYOUTS[layout][i]
+        return tensor if mesh is None else distribute_tensor(tensor, mesh_of(mesh), placements)
+
+    return [rounded(name, layout, functools.partial(place, layout)) for layout in LAYOUTS for name in names]
+
+
+def positions_under_fsdp_and_tensor_parallel() -> None:
+    """Of a model whose weights are their positions, and that torch shards twice along a dimension."""
+    mesh = init_device_mesh("cpu", TWO_BY_TWO, mesh_dim_names=("dp", "tp"))
+    model = torch.nn.Sequential(torch.nn.Linear(8, 10), torch.nn.Linear(10, 7))
+    with torch.no_grad():
+        for param in model.parameters():
+            param.copy_(torch.arange(param.numel()).view(param.shape))
+    parallelize_module(model, mesh["tp"], {"0": ColwiseParallel(), "1": RowwiseParallel()})
+    fully_shard(model, mesh=mesh["dp"])
+    for param in model.parameters():
+        own = param.to_local()
+        assert torch.equal(rounding.place_of(param, 0).positions(own.shape, own.device), own.long())
+
+
+def test_positions_where_torch_shards_twice_along_a_dimension() -> None:
+    worlds.run(4, positions_under_fsdp_and_tensor_parallel)
+
+
+@needs_cpp
+def test_stochastic_rounding_has_the_bits_of_one_process() -> None:
+    names = ["cpp", "reference"]
+    for of_rank in worlds.run(4, rounded_in_many, names):
+        alone = (rounded("reference", layout, lambda tensor, _: tensor) for layout in LAYOUTS for _ in names)
+        for ours, theirs in zip(of_rank, alone, strict=True):
+            assert_same_bits(ours, theirs)
 
 
 @needs_cpp

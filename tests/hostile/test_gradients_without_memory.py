@@ -218,14 +218,57 @@ def test_a_gradient_of_another_dtype_is_refused(backend) -> None:
     """torch lets a parameter say so (``grad_dtype``)."""
     if not hasattr(Tensor, "grad_dtype"):
         pytest.skip("this torch has no grad_dtype")
-    (param,) = make_params(((7, 13),), torch.bfloat16)
-    optimizer = FusedRegAdam([param], backend=backend)
-    set_grads([param], 0)
-    optimizer.step()
-    before = snapshot(optimizer)
-    param.grad = None
-    param.grad_dtype = torch.float32
-    param.grad = torch.ones(7, 13)
-    with pytest.raises(ValueError, match=r"Invalid gradient: its dtype is torch\.float32"):
+    pairs = [
+        (torch.bfloat16, torch.float64),
+        (torch.float64, torch.float32),
+        (torch.complex64, torch.float32),
+    ]
+    for ours, theirs in pairs:
+        param = torch.ones(7, 13, dtype=ours, requires_grad=True)
+        optimizer = FusedRegAdam([param], backend=backend)
+        param.grad = torch.ones_like(param)
         optimizer.step()
-    assert_same_bits(snapshot(optimizer), before)
+        before = snapshot(optimizer)
+        param.grad = None
+        param.grad_dtype = theirs
+        param.grad = torch.ones(7, 13, dtype=theirs)
+        with pytest.raises(ValueError, match=rf"Invalid gradient: its dtype is {theirs}, its parameter's {ours}"):
+            optimizer.step()
+        assert_same_bits(snapshot(optimizer), before)
+
+
+NARROW = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@pytest.mark.parametrize("grad_dtype", NARROW, ids=str)
+@pytest.mark.parametrize("dtype", NARROW, ids=str)
+def test_narrow_gradients_are_widened(dtype, grad_dtype, backend) -> None:
+    """float32 holds all of them: a step is the one in float32, up to the rounding of the weights."""
+    if not hasattr(Tensor, "grad_dtype"):
+        pytest.skip("this torch has no grad_dtype")
+    if backend not in ("cpp", "reference"):
+        pytest.skip("it takes gradients of the parameter's dtype")
+    options = {"lr": 0.1, "l1": 0.01, "weight_decay": 0.1, "clip_value": 1.5, "max_grad_norm": 2.0}
+    params = make_params(((37, 53), (5,), (), (1029,)), dtype)
+    wide = [param.detach().to(torch.float32, copy=True).requires_grad_() for param in params]
+    ours = FusedRegAdam(params, backend=backend, state_dtype=torch.float32, **options)
+    theirs = FusedRegAdam(wide, backend="reference", **options)
+    for step in range(4):
+        its = grad_dtype if step % 2 == 0 else dtype  # it changes, in one plan
+        for i, (param, other) in enumerate(zip(params, wide, strict=True)):
+            grad = make_params((param.shape,), its, seed=10 * step + i)[0].detach()
+            param.grad = None
+            param.grad_dtype = its
+            param.grad = grad.mT.contiguous().mT if step == 3 and grad.ndim == 2 else grad
+            other.grad = grad.float()
+            with torch.no_grad():
+                other.copy_(param)
+        ours.step()
+        theirs.step()
+        torch.testing.assert_close(ours.grad_norm, theirs.grad_norm)
+        for param, other in zip(params, wide, strict=True):
+            assert param.grad.dtype == its
+            pairs = [(ours.state[param][name], theirs.state[other][name]) for name in ("exp_avg", "exp_avg_sq")]
+            for one, two in [(param.detach(), other.detach().to(dtype)), *pairs]:
+                tolerance = max(2 * torch.finfo(one.dtype).eps, 1e-5)
+                torch.testing.assert_close(one, two, rtol=tolerance, atol=tolerance * 1e-2)

@@ -30,6 +30,8 @@ CONFIGURATIONS = {
     # A buffer that nobody counted takes another gain, and is damped: what an untaken step leaves behind would show.
     "sgd": (FusedRegSGD, {"momentum": 0.9, "dampening": 0.5}),
 }
+# With a seed that must move with the step.
+ROUNDED = {"rounded": (FusedRegSGD, {"momentum": 0.9, "state_dtype": torch.bfloat16, "stochastic_rounding": True})}
 PLANS = {"cpp": CppPlan, "cuda": DevicePlan, "triton": DevicePlan, "reference": ReferencePlan}
 
 every_rule = pytest.mark.parametrize("rule", CONFIGURATIONS)
@@ -42,7 +44,7 @@ class Stop(Exception):
 
 def make(rule: str, backend: str, steps: int):
     """An optimizer after some steps, with the gradients of the next one. One parameter has gaps, and is copied."""
-    cls, flags = CONFIGURATIONS[rule]
+    cls, flags = (CONFIGURATIONS | ROUNDED)[rule]
     params = make_params(SHAPES)
     params[1] = torch.zeros(10)[::2].copy_(params[1].detach()).requires_grad_()
     optimizer = cls(params, backend=backend, **{**regularized(cls), **flags})
@@ -277,7 +279,7 @@ class InterruptAtLine:
 
 
 @needs_cpp
-@every_rule
+@pytest.mark.parametrize("rule", [*CONFIGURATIONS, *ROUNDED])
 @every_stage
 @pytest.mark.parametrize("lr_factor", [1, 2], ids=["same-lr", "new-lr"])
 def test_a_keyboard_interrupt_at_any_line(rule, steps, lr_factor) -> None:

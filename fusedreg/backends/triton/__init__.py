@@ -61,6 +61,7 @@ class TritonBackend:
     device_type: str | None = "cuda"
     """In the interpreter too, where it takes CPU parameters only if it is asked for by name."""
     takes_units = True
+    rounds_stochastically = False
 
     def __init__(self, scalars_on_host: bool = True) -> None:
         """``scalars_on_host`` as in ``make_tables``."""
@@ -76,9 +77,18 @@ class TritonBackend:
             return "there is no GPU that this torch can use (TRITON_INTERPRET=1 in the environment takes the CPU)"
         return why_not_triton()
 
-    def rejection(self, spec: RuleSpec, param: Tensor, states: list[Tensor]) -> str | None:
+    def rejection(
+        self,
+        spec: RuleSpec,
+        param: Tensor,
+        states: list[Tensor],
+        state_dtype: torch.dtype | None = None,
+        grad_dtype: torch.dtype | None = None,
+    ) -> str | None:
         device_type = "cpu" if is_interpreting() else "cuda"
-        reason = rejection_of_rule(spec) or rejection_of_memory(param, states, device_type, DTYPES)
+        reason = rejection_of_rule(spec) or rejection_of_memory(
+            param, states, state_dtype, grad_dtype, device_type, DTYPES
+        )
         if reason is None and param.is_cuda and torch.version.cuda is not None and _capability(param.device) < (8, 0):
             return f"Triton needs an NVIDIA GPU of compute capability 8.0 or newer, and {param.device} is older"
         return reason
