@@ -21,10 +21,9 @@ void read_fields(const double* fields, CommonHyperparameters& common, Penalties&
 Plan::Plan(const std::string& rule, const Columns& columns)
     : Parameters(find_rule(rules(), rule).info, columns),
       kernels_(find_rule(rules(), rule)),
-      work_(columns.params.size()),
+      work_(columns.groups.size()),
       constants_stride_((kernels_.constants_size - 1) / sizeof(std::max_align_t) + 1) {
   for (std::size_t i = 0; i < entries_.size(); ++i) {
-    if (!entries_[i].param().is_cpu()) throw std::invalid_argument("a CPU plan takes CPU tensors");
     const Entry& entry = entries_[i];
     if (!entry.active) continue;
     DTypes& dtypes = work_[i].dtypes;
@@ -42,7 +41,7 @@ void Plan::make_work_list() {
   work_list_.clear();
   for (std::size_t i = 0; i < entries_.size(); ++i) {
     if (!entries_[i].active) continue;
-    work_list_.add_tensor(static_cast<std::int32_t>(i), real_numel(entries_[i].param()), work_[i].whole);
+    work_list_.add_tensor(static_cast<std::int32_t>(i), entries_[i].numel, work_[i].whole);
   }
   work_list_.finish();
   partial_sums_.resize(work_list_.chunks().size());
@@ -100,7 +99,7 @@ void Plan::set_groups(const std::vector<std::vector<double>>& groups) {
 double Plan::sum_of_squares(double inv_grad_scale) {
   const std::vector<Chunk>& chunks = work_list_.chunks();
   {
-    const py::gil_scoped_release no_gil;
+    const WithoutGil no_gil;
     for_each_chunk(work_list_, [&](std::int64_t i) {
       const Chunk& chunk = chunks[i];
       const Entry& entry = entries_[chunk.tensor];
@@ -171,8 +170,8 @@ void Plan::update(double inv_grad_scale, double clip_coef) {
   prepare(inv_grad_scale, clip_coef);
   const std::vector<Chunk>& chunks = work_list_.chunks();
   {
-    const py::gil_scoped_release no_gil;
-    scratch_.resize(at::get_num_threads());
+    const WithoutGil no_gil;
+    scratch_.resize(thread_count());
     // The gradients that a norm pass has read last are still in the cache.
     const Order order = has_read_gradients_ ? Order::kBackward : Order::kForward;
     has_read_gradients_ = false;

@@ -7,14 +7,14 @@
 
 namespace fusedreg::cpu {
 
-class __attribute__((visibility("hidden"))) Plan : public Parameters {
+class Plan : public Parameters {
  public:
   Plan(const std::string& rule, const Columns& columns);
 
   void set_groups(const std::vector<std::vector<double>>& groups);
 
   // Reads the gradients. False: something that the plan rests on has changed, nothing was touched.
-  bool refresh(const py::object& gradients) { return refresh_gradients(gradients); }
+  bool refresh(PyObject* gradients) { return refresh_gradients(gradients); }
 
   // Sum of squares of the gradients after stages 1 and 2, in a fixed order.
   double sum_of_squares(double inv_grad_scale);

@@ -17,7 +17,7 @@ from ..hyperparameters import compiled_field_names
 from ..rules.spec import COMMON, RuleSpec
 from .base import Entry, make_columns, objects_held
 from .cpp import load_extension
-from .memory import has_layout_of, is_plain, local
+from .memory import copy_of, has_layout_of, is_plain, local, write_back
 
 MAX_STATES, MAX_SCALAR_STATES = 3, 3  # of any rule
 
@@ -75,7 +75,7 @@ class CompiledTables(Tables):
         extension, _ = load_extension()
         assert extension is not None
         self._held = objects_held(entries, state)
-        self._tables = extension.Tables(spec.name, make_columns(extension, spec, entries, state), scalars_on_host)
+        self._tables = extension.Tables(spec.name, make_columns(spec, entries, state), scalars_on_host)
 
     def set_groups(self, groups: list[dict[str, Any]], numbers: list[list[float]]) -> None:
         self._tables.set_groups(numbers)
@@ -155,7 +155,7 @@ class PythonTables(Tables):
             and _is_as_stored(grad)
             and all(has_layout_of(param, each) for each in _there(tensors))
         ):
-            tensors = [None if each is None else _copy(each) for each in tensors]
+            tensors = [None if each is None else copy_of(each) for each in tensors]
             self._staged += zip(map(local, written), _there([tensors[W], *tensors[STATE:]]), strict=True)
         pointers = [0 if each is None else each.data_ptr() for each in tensors]
         self._pointers.append(pointers + [0] * (NUMEL - len(pointers)))
@@ -199,8 +199,7 @@ class PythonTables(Tables):
 
     def finish_update(self) -> None:
         for original, copy in self._staged:
-            # detach(): an in-place copy into a leaf, or into a view of one, is what autograd would forbid.
-            original.detach().copy_(copy)
+            write_back(original, copy)
         self._staged, self._grads = [], []
         # Raw pointers bypass autograd's check of in-place changes; the version counters keep it honest. A tensor that
         # was made in InferenceMode has none.
@@ -216,7 +215,3 @@ def _there(tensors: Any) -> list[Tensor]:
 
 def _is_as_stored(tensor: Tensor) -> bool:
     return not tensor.is_conj() and not tensor.is_neg()
-
-
-def _copy(tensor: Tensor) -> Tensor:
-    return torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device).copy_(tensor.detach())
