@@ -51,7 +51,7 @@ def load_extension(name: str = "_C") -> tuple[ModuleType | None, str | None]:
         return None, f"it was compiled for torch {expected}, and this is torch {torch.__version__}: {REBUILD}"
     try:
         return importlib.import_module(f"fusedreg.{name}"), None
-    except ImportError as error:
+    except (ImportError, AttributeError, RuntimeError) as error:  # the wheel's, on a torch that answers otherwise
         return None, f"the compiled extension does not load ({error}): {REBUILD}"
 
 
