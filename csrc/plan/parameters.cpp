@@ -301,15 +301,19 @@ bool Parameters::bind(Entry& entry) {
   return true;
 }
 
-// Of fusedreg/backends/memory.py: what is not laid out as the kernels need it is no matter of microseconds.
-static Object call_memory(const char* function, PyObject* first, PyObject* second = nullptr) {
-  const Object memory = Object::own(PyImport_ImportModule("fusedreg.backends.memory"));
-  return Object::own(PyObject_CallFunctionObjArgs(attribute(memory.get(), function).get(), first, second, nullptr));
+// By methods that torch has in C, between which Python handles no signal: a KeyboardInterrupt must not leave half a
+// step.
+static void copy_into(PyObject* tensor, PyObject* from) {
+  // detach(): an in-place copy into a leaf, or into a view of one, is what autograd would forbid.
+  const Object there = Object::own(PyObject_CallMethod(tensor, "detach", nullptr));
+  const Object source = Object::own(PyObject_CallMethod(from, "detach", nullptr));
+  Object::own(PyObject_CallMethod(there.get(), "copy_", "O", source.get()));
 }
 
 void Parameters::stage(Entry& entry) {
   const auto copy = [](PyObject* from, Object& to) {
-    to = call_memory("copy_of", from);
+    const Object memory = Object::own(PyImport_ImportModule("fusedreg.backends.memory"));
+    to = Object::own(PyObject_CallMethod(memory.get(), "copy_of", "O", from));
     View view;
     if (!look(to.get(), view)) throw std::runtime_error("a copy has no memory");
     return view.data;
@@ -324,10 +328,10 @@ void Parameters::stage(Entry& entry) {
 }
 
 void Parameters::unstage(Entry& entry) {
-  call_memory("write_back", entry.param(), entry.staged->param.get());
+  copy_into(entry.param(), entry.staged->param.get());
   for_each_state(entry.needed, [&](std::size_t k) {
     PyObject* const state = entry.state_objects[k];
-    call_memory("write_back", entry.sharded ? local_of(state) : state, entry.staged->state[k].get());
+    copy_into(entry.sharded ? local_of(state) : state, entry.staged->state[k].get());
   });
   entry.staged.reset();
 }

@@ -47,12 +47,6 @@ def copy_of(tensor: Tensor) -> Tensor:
     return torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device).copy_(tensor.detach())
 
 
-def write_back(tensor: Tensor, copy: Tensor) -> None:
-    """What kernels have made of a copy, into the tensor itself."""
-    # detach(): an in-place copy into a leaf, or into a view of one, is what autograd would forbid.
-    tensor.detach().copy_(copy)
-
-
 @functools.cache
 def widest(device: torch.device) -> torch.dtype:
     """float64, or float32 on a device that has no other: Apple's MPS, some of Intel's."""

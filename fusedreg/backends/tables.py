@@ -17,7 +17,7 @@ from ..hyperparameters import compiled_field_names
 from ..rules.spec import COMMON, RuleSpec
 from .base import Entry, make_columns, objects_held
 from .cpp import load_extension
-from .memory import copy_of, has_layout_of, is_plain, local, write_back
+from .memory import copy_of, has_layout_of, is_plain, local
 
 MAX_STATES, MAX_SCALAR_STATES = 3, 3  # of any rule
 
@@ -199,7 +199,8 @@ class PythonTables(Tables):
 
     def finish_update(self) -> None:
         for original, copy in self._staged:
-            write_back(original, copy)
+            # detach(): an in-place copy into a leaf, or into a view of one, is what autograd would forbid.
+            original.detach().copy_(copy)
         self._staged, self._grads = [], []
         # Raw pointers bypass autograd's check of in-place changes; the version counters keep it honest. A tensor that
         # was made in InferenceMode has none.
