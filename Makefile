@@ -11,7 +11,7 @@ EXAMPLES := $(sort $(filter-out examples/_% examples/demo%, $(wildcard examples/
 SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
 CPP := $(shell find csrc tests experiments -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
-.PHONY: help check test test-triton test-cuda test-frameworks sanitize fuzz lint format typecheck demo examples notebooks docs experiments bench bench-compare gpu-check clean
+.PHONY: help check test test-triton test-cuda test-frameworks sanitize fuzz wheel test-wheel lint format typecheck demo examples notebooks docs experiments bench bench-compare gpu-check clean
 .NOTPARALLEL: # they install into one environment
 
 help: ## this list
@@ -47,6 +47,17 @@ sanitize: $(VENV)/.test ## the extension under AddressSanitizer and UndefinedBeh
 
 fuzz: $(VENV)/.test ## hostile input, new in every run: FUZZ_EXAMPLES=5000 of each property
 	FUZZ_EXAMPLES=$${FUZZ_EXAMPLES:-5000} $(BIN)/python -m pytest tests/hostile/test_fuzz.py tests/sparsity/test_compact_fuzz.py $(PYTEST)
+
+# torch is there wherever the wheel is. auditwheel grants the lowest tag that what the compiler has linked allows.
+wheel: $(VENV)/.wheel ## one wheel for CPUs, in dist/: Python 3.10 and later, torch 2.10 and later, no compiler needed
+	rm -rf dist/fusedreg-*.whl dist/unrepaired
+	FUSEDREG_STABLE=1 $(BIN)/python -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir dist/unrepaired .
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/auditwheel repair --exclude libtorch_cpu.so --wheel-dir dist dist/unrepaired/*.whl
+	rm -r dist/unrepaired
+
+WHEEL_IN ?= $(PYTHON)=2.10.0 $(PYTHON)=2.12.0 $(PYTHON)=2.13.0 $(PYTHON)=newest
+test-wheel: wheel ## the wheel in fresh environments, gigabytes each; WHEEL_IN="python3.10=2.10.0 python3.13=newest" names others
+	$(BIN)/python tools/wheel_check.py dist/fusedreg-*.whl $(WHEEL_IN)
 
 lint: $(VENV)/.lint ## ruff and clang-format, which change nothing
 	$(BIN)/ruff check .
@@ -114,6 +125,10 @@ $(VENV)/.demo: $(VENV)/.built requirements/demo.txt
 
 $(VENV)/.test: $(VENV)/.built requirements/test.txt
 	$(PIP) -r requirements/test.txt
+	touch $@
+
+$(VENV)/.wheel: $(VENV)/.torch requirements/wheel.txt
+	$(PIP) -r requirements/wheel.txt
 	touch $@
 
 $(VENV)/.notebooks: $(VENV)/.demo requirements/notebooks.txt

@@ -1,4 +1,8 @@
-"""Builds the compiled backends: the CPU's, and CUDA's where that can be built. The metadata is in pyproject.toml."""
+"""Builds the compiled backends: the CPU's, and CUDA's where that can be built. The metadata is in pyproject.toml.
+
+With FUSEDREG_STABLE=1, as `make wheel` sets it, the CPU's alone, on Python's limited API and torch's stable ABI: one
+file for many versions of both.
+"""
 
 from __future__ import annotations
 
@@ -79,6 +83,15 @@ FLAGS = ["-O3", "-g0", "-fno-math-errno", "-fno-trapping-math", *WARNINGS]
 TORCH = [f"-DFUSEDREG_TORCH={torch.__version__}"]
 OPENMP = ["-fopenmp"] if sys.platform.startswith("linux") else []
 
+STABLE = bool(os.environ.get("FUSEDREG_STABLE"))
+# The oldest that the stable build runs on, of torch as TORCH_TARGET_VERSION has it.
+OLDEST_TORCH, OLDEST_PYTHON = (2, 10), "cp310"
+if STABLE:
+    target = OLDEST_TORCH[0] << 56 | OLDEST_TORCH[1] << 48
+    TORCH = ["-DFUSEDREG_STABLE", f"-DTORCH_TARGET_VERSION={target:#x}", "-fvisibility=hidden"]
+    OPENMP = []
+    OPTIONS["bdist_wheel"] = {"py_limited_api": OLDEST_PYTHON}
+
 # For tools/sanitize. After FLAGS, so that its -O1 counts; not recovering makes the first finding end the process.
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
 # One instruction set: all are compiled from the same loops, and this takes minutes even so.
@@ -94,6 +107,8 @@ NOT_BUILT: dict[str, str] = {}
 
 def no_cuda_reason() -> str | None:
     """Why the CUDA extension is left out, or None. A GPU need not be visible: one may build for another machine."""
+    if STABLE:
+        return "this is fusedreg's wheel, which is for CPUs: build it from source, where CUDA's compiler is"
     if os.environ.get("FUSEDREG_NO_CUDA"):
         return "it was built with FUSEDREG_NO_CUDA set"
     if torch.version.cuda is None:
@@ -141,7 +156,9 @@ class Build(BuildExtension):
         # Compared with the torch that is imported, before an extension is: see fusedreg/backends/cpp.py.
         folder = Path("fusedreg") if self.inplace else Path(self.build_lib) / "fusedreg"
         (folder / "_built_with.py").write_text(
-            f'"""Written by setup.py."""\n\nTORCH_VERSION = {str(torch.__version__)!r}\nNOT_BUILT = {NOT_BUILT!r}\n'
+            f'"""Written by setup.py."""\n\nTORCH_VERSION = {None if STABLE else str(torch.__version__)!r}\n'
+            f"OLDEST_TORCH = {OLDEST_TORCH if STABLE else None}  # where any that is not older will do\n"
+            f"NOT_BUILT = {NOT_BUILT!r}\n"
             f"SECONDS = {seconds:.0f}  # of the last build: less, where not everything was compiled anew\n"
         )
         for reason in NOT_BUILT.values():
@@ -162,8 +179,14 @@ extensions = [
         extra_compile_args=[*FLAGS, *TORCH, *OPENMP, *SANITIZE],
         extra_link_args=SANITIZERS if SANITIZE else [],
         depends=HEADERS,
+        py_limited_api=STABLE,
     )
 ]
+if STABLE:
+    extensions[0].libraries = ["torch_cpu"]
+    if sys.platform.startswith("linux"):
+        extensions[0].sources.append("csrc/plan/older_systems.cpp")
+        extensions[0].extra_link_args += ["-Wl,--wrap=pow", "-Wl,-s"]
 reason = no_cuda_reason()
 if reason is None:
     if not torch.cuda.is_available():  # torch would ask the GPU that is not there what it is

@@ -124,6 +124,25 @@ def copy_of_the_package(folder: Path, built_with: str | None) -> None:
 
 
 @pytest.mark.parametrize(
+    ("oldest", "words"),
+    [
+        ("(99, 1)", f"fusedreg's wheel is for torch 99.1 and later, and this is {torch.__version__}: rebuild it with"),
+        ("(2, 10)", "the compiled extension does not load (it asks this torch in vain): rebuild it with"),
+    ],
+    ids=["older-torch", "another-answer"],
+)
+def test_the_wheel_on_a_torch_that_it_is_not_for_says_so_and_works(oldest, words, tmp_path) -> None:
+    copy_of_the_package(tmp_path, None)
+    note = f"TORCH_VERSION = None\nOLDEST_TORCH = {oldest}\nNOT_BUILT = {{}}\n"
+    (tmp_path / "fusedreg" / "_built_with.py").write_text(note)
+    (tmp_path / "fusedreg" / "_C.py").write_text("raise AttributeError('it asks this torch in vain')\n")
+    fallen_back = run(sys.executable, "-c", TRAIN, cwd=tmp_path)
+    assert fallen_back.returncode == 0, fallen_back.stderr
+    assert fallen_back.stderr.count(words) == 1
+    assert "Using backend 'reference'" in fallen_back.stderr
+
+
+@pytest.mark.parametrize(
     ("built_with", "words"),
     [
         (None, "the compiled extension is not there: rebuild it with"),

@@ -1,12 +1,11 @@
 // Runs the kernels over a work list on torch's own thread pool.
 #pragma once
 
-#include <ATen/Parallel.h>
-
 #include <atomic>
 
 #include "../plan/work_list.h"
 #include "kernels.h"
+#include "threads.h"
 
 namespace fusedreg::cpu {
 
@@ -26,13 +25,13 @@ void for_each_chunk_of_worker(const WorkList& work, Order order, const Body& bod
     const std::int64_t task = order == Order::kForward ? turn : work.tasks() - 1 - turn;
     for (std::int64_t i = work.task_begin(task); i < work.task_end(task); ++i) body(i, worker);
   };
-  const int threads = at::get_num_threads();
+  const std::int64_t threads = thread_count();
   if (threads == 1 || work.elements() <= kSerialElements) {
     for (std::int64_t turn = 0; turn < work.tasks(); ++turn) run_task(turn, 0);
     return;
   }
   std::atomic<std::int64_t> next{0};
-  at::parallel_for(0, threads, 1, [&](std::int64_t worker, std::int64_t) {
+  parallel_for(threads, [&](std::int64_t worker, std::int64_t) {
     for (std::int64_t turn = next++; turn < work.tasks(); turn = next++) run_task(turn, worker);
   });
 }

@@ -27,11 +27,8 @@ std::vector<std::int64_t> contiguous_strides(const std::vector<std::int64_t>& si
 Plan::Plan(const std::string& rule, const Columns& columns)
     : Parameters(find_rule(rules(), rule).info, columns, true),
       kernels_(find_rule(rules(), rule)),
-      work_(columns.params.size()),
+      work_(columns.groups.size()),
       constants_stride_((kernels_.constants_size - 1) / sizeof(std::max_align_t) + 1) {
-  for (std::size_t i = 0; i < entries_.size(); ++i) {
-    if (!entries_[i].param().is_cpu()) throw std::invalid_argument("a CPU plan takes CPU tensors");
-  }
   make_work_list();
 }
 
@@ -50,7 +47,7 @@ void Plan::take_dtypes(std::size_t i) {
   work_[i].squares = instruction_set().sum_of_squares(entry.grad_dtype, clamps);
 }
 
-bool Plan::refresh(const py::object& gradients) {
+bool Plan::refresh(PyObject* gradients) {
   if (!refresh_gradients(gradients)) return false;
   for (std::size_t i = 0; i < entries_.size(); ++i) {
     if (entries_[i].active && work_[i].dtypes.g != entries_[i].grad_dtype) take_dtypes(i);
@@ -62,7 +59,7 @@ void Plan::make_work_list() {
   work_list_.clear();
   for (std::size_t i = 0; i < entries_.size(); ++i) {
     if (!entries_[i].active) continue;
-    work_list_.add_tensor(static_cast<std::int32_t>(i), real_numel(entries_[i].param()), work_[i].whole);
+    work_list_.add_tensor(static_cast<std::int32_t>(i), entries_[i].numel, work_[i].whole);
   }
   work_list_.finish();
   partial_sums_.resize(work_list_.chunks().size());
@@ -118,7 +115,7 @@ void Plan::set_groups(const std::vector<std::vector<double>>& groups) {
 double Plan::sum_of_squares(double inv_grad_scale) {
   const std::vector<Chunk>& chunks = work_list_.chunks();
   {
-    const py::gil_scoped_release no_gil;
+    const WithoutGil no_gil;
     for_each_chunk(work_list_, [&](std::int64_t i) {
       const Chunk& chunk = chunks[i];
       const Entry& entry = entries_[chunk.tensor];
@@ -206,13 +203,13 @@ void Plan::prepare_rounding(const std::vector<std::uint32_t>& keys) {
 }
 
 void Plan::update(double inv_grad_scale, double clip_coef, const std::vector<std::uint32_t>& rounding_keys,
-                  const py::list& next_seeds) {
+                  PyObject* next_seeds) {
   if (!rounding_keys.empty()) prepare_rounding(rounding_keys);  // first: it takes memory, and moves nothing
   prepare(inv_grad_scale, clip_coef);
   const std::vector<Chunk>& chunks = work_list_.chunks();
   {
-    const py::gil_scoped_release no_gil;
-    scratch_.resize(at::get_num_threads());
+    const WithoutGil no_gil;
+    scratch_.resize(thread_count());
     // The gradients that a norm pass has read last are still in the cache.
     const Order order = has_read_gradients_ ? Order::kBackward : Order::kForward;
     has_read_gradients_ = false;
@@ -225,9 +222,10 @@ void Plan::update(double inv_grad_scale, double clip_coef, const std::vector<std
     }
   }
   finish_update();
-  for (const py::handle& each : next_seeds) {
-    const auto items = each.cast<py::tuple>();
-    items[0].cast<py::dict>()["rounding_seed"] = items[1];
+  for (std::size_t i = 0; i < length(next_seeds); ++i) {
+    PyObject* const group_and_seed = item(next_seeds, i);
+    PyObject *const group = tuple_item(group_and_seed, 0), *const seed = tuple_item(group_and_seed, 1);
+    if (PyDict_SetItemString(group, "rounding_seed", seed) != 0) throw PythonError();
   }
 }
 

@@ -7,14 +7,14 @@
 
 namespace fusedreg::cpu {
 
-class __attribute__((visibility("hidden"))) Plan : public Parameters {
+class Plan : public Parameters {
  public:
   Plan(const std::string& rule, const Columns& columns);
 
   void set_groups(const std::vector<std::vector<double>>& groups);
 
   // Reads the gradients. False: something that the plan rests on has changed, nothing was touched.
-  bool refresh(const py::object& gradients);
+  bool refresh(PyObject* gradients);
 
   // Sum of squares of the gradients after stages 1 and 2, in a fixed order.
   double sum_of_squares(double inv_grad_scale);
@@ -23,7 +23,7 @@ class __attribute__((visibility("hidden"))) Plan : public Parameters {
   // rounding; empty where nobody rounds so. `next_seeds`: groups and what their seeds then are, set in here so that no
   // signal comes between.
   void update(double inv_grad_scale, double clip_coef, const std::vector<std::uint32_t>& rounding_keys,
-              const py::list& next_seeds);
+              PyObject* next_seeds);
 
  private:
   struct Work {  // of one entry

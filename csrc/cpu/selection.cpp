@@ -1,5 +1,6 @@
 #include "selection.h"
 
+#include <algorithm>
 #include <stdexcept>
 
 namespace fusedreg::cpu {
@@ -12,52 +13,67 @@ constexpr std::int64_t kBlocksInChunk = kChunkElements / kKeysInBlock;
 using Count = std::uint32_t;
 constexpr std::int64_t kMostElements = std::int64_t{1} << 33;  // that a table can count, whoever counts them
 
-bool takes(const at::Tensor& counts) {
-  return counts.is_cpu() && counts.scalar_type() == at::kLong && counts.numel() == kBins && counts.is_contiguous();
+// Where they are: int64, one a bin, on the CPU.
+std::int64_t* counts_in(PyObject* counts) {
+  View view;
+  if (!is_tensor(counts) || !look(counts, view) || view.element != Element::kInt64 || view.dim != 1 ||
+      view.numel() != kBins || view.strides[0] != 1) {
+    throw std::invalid_argument("counts are int64, one a bin");
+  }
+  return static_cast<std::int64_t*>(view.data);
 }
 
 }  // namespace
 
-Selection::Selection(const std::string& rule, const py::list& parameters, bool wide) : wide_(wide) {
+Selection::Selection(const std::string& rule, PyObject* parameters, bool wide) : wide_(wide) {
   const Rule& kernels = find_rule(rules(), rule);
-  for (const py::handle& each : parameters) {
-    const auto items = each.cast<py::tuple>();
+  for (std::size_t i = 0; i < length(parameters); ++i) {
+    PyObject* const items = item(parameters, i);
     Parameter& parameter = parameters_.emplace_back();
-    parameter.w = items[0].cast<at::Tensor>();
-    const auto fields = items[2].cast<std::vector<double>>(), scalar_states = items[3].cast<std::vector<double>>();
-    const bool in_metric = items[4].cast<bool>();
-    parameter.first_position = items[5].cast<std::int64_t>();
-    parameter.dims = items[6].cast<std::vector<std::pair<std::int64_t, std::int64_t>>>();
-    const DType dtype = dtype_of(parameter.w);
-    const DType arithmetic = dtype == DType::kFloat64 ? DType::kFloat64 : DType::kFloat32;
-    if (!parameter.w.is_cpu() || !parameter.w.is_non_overlapping_and_dense() || parameter.w.is_complex() ||
-        (dtype == DType::kFloat64 && !wide) || fields.size() != kernels.info.fields.size() ||
-        scalar_states.size() != kernels.info.scalar_states.size()) {
+    parameter.w = Object::share(tuple_item(items, 0));
+    const std::vector<double> fields = to_vector(tuple_item(items, 2), to_double);
+    const std::vector<double> scalar_states = to_vector(tuple_item(items, 3), to_double);
+    const bool in_metric = to_bool(tuple_item(items, 4));
+    parameter.first_position = to_int(tuple_item(items, 5));
+    parameter.dims = to_vector(tuple_item(items, 6), [](PyObject* dim) {
+      return std::pair(to_int(tuple_item(dim, 0)), to_int(tuple_item(dim, 1)));
+    });
+    View w;
+    if (!is_tensor(parameter.w.get()) || !look(parameter.w.get(), w) || !is_dense(w) || !is_supported(w.element) ||
+        is_complex(w.element) || (w.element == Element::kFloat64 && !wide) ||
+        fields.size() != kernels.info.fields.size() || scalar_states.size() != kernels.info.scalar_states.size()) {
       throw std::invalid_argument("a selection does not take this parameter");
     }
-    parameter.at.w = parameter.w.data_ptr();
+    const DType dtype = dtype_of(w.element);
+    const DType arithmetic = dtype == DType::kFloat64 ? DType::kFloat64 : DType::kFloat32;
+    parameter.numel = w.numel();
+    parameter.at.w = w.data;
     parameter.dtypes.w = dtype;
     StateMask mask = 0;
-    std::size_t k = 0;
-    for (const py::handle& state : items[1]) {
-      if (!state.is_none()) {
-        parameter.states.push_back(state.cast<at::Tensor>());
-        const at::Tensor& tensor = parameter.states.back();
-        if (tensor.sizes() != parameter.w.sizes() || tensor.strides() != parameter.w.strides()) {
-          throw std::invalid_argument("a state is not laid out as its parameter");
-        }
-        parameter.at.state[k] = tensor.data_ptr();
-        parameter.dtypes.state[k] = dtype_of(tensor);
-        mask |= StateMask{1} << k;
+    PyObject* const states = tuple_item(items, 1);
+    if (tuple_length(states) != kernels.info.states.size()) {
+      throw std::invalid_argument("a parameter comes with another number of states than its rule has");
+    }
+    for (std::size_t k = 0; k < kernels.info.states.size(); ++k) {
+      PyObject* const state = tuple_item(states, k);
+      if (state == Py_None) continue;
+      View seen;
+      if (!is_tensor(state) || !look(state, seen) || !is_supported(seen.element) || seen.dim != w.dim ||
+          !std::equal(w.sizes, w.sizes + w.dim, seen.sizes) ||
+          !std::equal(w.strides, w.strides + w.dim, seen.strides)) {
+        throw std::invalid_argument("a state is not laid out as its parameter");
       }
-      ++k;
+      parameter.states.push_back(Object::share(state));
+      parameter.at.state[k] = seen.data;
+      parameter.dtypes.state[k] = dtype_of(seen.element);
+      mask |= StateMask{1} << k;
     }
     parameter.score = kernels.score(instruction_set().isa, arithmetic, mask, in_metric);
     parameter.constants.resize((kernels.constants_size - 1) / sizeof(std::max_align_t) + 1);
     // No metric looks at what was before the step, which nobody keeps.
     kernels.fill(parameter.constants.data(), arithmetic, fields.data(), scalar_states.data(), scalar_states.data(), 1,
                  1);
-    work_list_.add_tensor(static_cast<std::int32_t>(parameters_.size() - 1), parameter.w.numel());
+    work_list_.add_tensor(static_cast<std::int32_t>(parameters_.size() - 1), parameter.numel);
   }
   work_list_.finish();
   if (work_list_.elements() > kMostElements) throw std::invalid_argument("a selection has too many elements");
@@ -118,7 +134,7 @@ void for_each_block(std::uint64_t last, std::int64_t count, const ScoredTile& ti
 // Counts numbers below `bins` in tables of its own for each worker.
 class Selection::Tables {
  public:
-  explicit Tables(std::int64_t bins) : bins_(bins), counts_(at::get_num_threads() * kTables * bins) {}
+  explicit Tables(std::int64_t bins) : bins_(bins), counts_(thread_count() * kTables * bins) {}
 
   Count* of(std::int64_t worker) { return counts_.data() + worker * kTables * bins_; }
 
@@ -142,11 +158,10 @@ class Selection::Tables {
 };
 
 template <class Body>
-std::vector<std::uint64_t> Selection::count_tiles(std::int64_t bins, const at::Tensor& counts, const Body& body) {
-  if (!takes(counts)) throw std::invalid_argument("counts are int64, one a bin, on the CPU");
-  std::int64_t* const sums = counts.data_ptr<std::int64_t>();
+std::vector<std::uint64_t> Selection::count_tiles(std::int64_t bins, PyObject* counts, const Body& body) {
+  std::int64_t* const sums = counts_in(counts);
   std::vector<std::uint64_t> of_chunks(work_list_.chunks().size()), of_parameters(parameters_.size());
-  const py::gil_scoped_release no_gil;
+  const WithoutGil no_gil;
   Tables tables(bins);
   least_.resize(of_chunks.size() * kBlocksInChunk);
   for_each_chunk_of_worker(work_list_, Order::kForward, [&](std::int64_t i, std::int64_t worker) {
@@ -170,8 +185,7 @@ std::vector<std::uint64_t> Selection::count_tiles(std::int64_t bins, const at::T
   return of_parameters;
 }
 
-std::vector<std::uint64_t> Selection::count(int shift, std::uint64_t prefix, std::int64_t end,
-                                            const at::Tensor& counts) {
+std::vector<std::uint64_t> Selection::count(int shift, std::uint64_t prefix, std::int64_t end, PyObject* counts) {
   if (end < 0 || end > kBins) throw std::invalid_argument("there is no such digit");
   const std::uint64_t first = prefix << 16 << shift, last = first + (static_cast<std::uint64_t>(end) << shift) - 1;
   // Without the keys that are 0, which are counted already.
@@ -194,7 +208,7 @@ std::vector<std::uint64_t> Selection::count(int shift, std::uint64_t prefix, std
                      });
 }
 
-void Selection::count_positions(std::uint64_t key, int shift, std::uint64_t prefix, const at::Tensor& counts) {
+void Selection::count_positions(std::uint64_t key, int shift, std::uint64_t prefix, PyObject* counts) {
   count_tiles(kBins, counts,
               [&](const auto* keys, std::int64_t begin, std::int64_t count, const ScoredTile& tile,
                   const Parameter& parameter, Count*, std::uint32_t* digits) {
@@ -221,7 +235,7 @@ std::vector<std::tuple<std::uint64_t, std::int64_t, std::int64_t>> Selection::la
   };
   std::vector<Found> of_chunks(work_list_.chunks().size()), of_parameters(parameters_.size());
   {
-    const py::gil_scoped_release no_gil;
+    const WithoutGil no_gil;
     for_each_chunk(work_list_, [&](std::int64_t i) {
       const Chunk& chunk = work_list_.chunks()[i];
       Found& found = of_chunks[i];
@@ -244,7 +258,7 @@ void Selection::zero(std::uint64_t key, std::int64_t position, const std::vector
   if (kept.size() != parameters_.size()) throw std::invalid_argument("not one kept place a parameter");
   if (least_.empty()) throw std::logic_error("nothing was counted");
   {
-    const py::gil_scoped_release no_gil;
+    const WithoutGil no_gil;
     for_each_chunk(work_list_, [&](std::int64_t c) {
       const Chunk& chunk = work_list_.chunks()[c];
       const std::uint32_t* const least = &least_[c * kBlocksInChunk];
@@ -255,7 +269,9 @@ void Selection::zero(std::uint64_t key, std::int64_t position, const std::vector
       }
     });
   }
-  for (const Parameter& parameter : parameters_) bump_version(parameter.w);
+  Versions versions;
+  for (const Parameter& parameter : parameters_) versions.change(parameter.w.get());
+  versions.tell();
 }
 
 void Selection::zero_block(const Parameter& parameter, std::int64_t begin, std::int64_t count, std::uint64_t key,

@@ -14,7 +14,7 @@ namespace fusedreg::cpu {
 // All 16 bits of one digit.
 constexpr std::int64_t kBins = 1 << 16;
 
-class __attribute__((visibility("hidden"))) Selection {
+class Selection {
  public:
   // A parameter is a tuple of
   //   the tensor, dense; its states, in the rule's order, None for those that it does not have; the group's fields; its
@@ -22,15 +22,15 @@ class __attribute__((visibility("hidden"))) Selection {
   //   the position of its first element, and its dimensions in the order of memory, the outermost first: for each its
   //   size and how far apart the positions of its elements are.
   // `wide`: keys have 64 bits, as some parameter is float64; otherwise 32.
-  Selection(const std::string& rule, const py::list& parameters, bool wide);
+  Selection(const std::string& rule, PyObject* parameters, bool wide);
 
   // Adds to counts[digit] the keys whose bits above the digit are `prefix` and whose digit is below `end`; `shift` bits
   // are below the digit. int64, kBins. A small `end` is fast. Returns the largest key of each parameter, 0 where there
   // is none.
-  std::vector<std::uint64_t> count(int shift, std::uint64_t prefix, std::int64_t end, const at::Tensor& counts);
+  std::vector<std::uint64_t> count(int shift, std::uint64_t prefix, std::int64_t end, PyObject* counts);
 
   // Likewise of the positions of the weights whose key is `key`.
-  void count_positions(std::uint64_t key, int shift, std::uint64_t prefix, const at::Tensor& counts);
+  void count_positions(std::uint64_t key, int shift, std::uint64_t prefix, PyObject* counts);
 
   // For each parameter the largest key, and of the weights that have it the last one's position and its place in
   // memory; -1 where there are no weights.
@@ -42,8 +42,9 @@ class __attribute__((visibility("hidden"))) Selection {
 
  private:
   struct Parameter {
-    at::Tensor w;
-    std::vector<at::Tensor> states;
+    Object w;
+    std::vector<Object> states;
+    std::int64_t numel;
     Pointers at;
     DTypes dtypes;
     std::int64_t first_position;
@@ -68,7 +69,7 @@ class __attribute__((visibility("hidden"))) Selection {
   // Counts the numbers below `bins` that body(keys, place of the first, count, what is in them, parameter, a table of
   // counts, numbers) finds in each tile: it writes them and returns how many. Returns the largest keys.
   template <class Body>
-  std::vector<std::uint64_t> count_tiles(std::int64_t bins, const at::Tensor& counts, const Body& body);
+  std::vector<std::uint64_t> count_tiles(std::int64_t bins, PyObject* counts, const Body& body);
 
   void zero_block(const Parameter& parameter, std::int64_t begin, std::int64_t count, std::uint64_t key,
                   std::int64_t position, std::int64_t kept) const;

@@ -1,8 +1,8 @@
 #include "units.h"
 
-#include <ATen/Parallel.h>
-
 #include <algorithm>
+
+#include "threads.h"
 
 namespace fusedreg::cpu {
 
@@ -250,7 +250,7 @@ void prox_of_all_units(const UnitWork& work) {
   if (layout.size() <= kUnitElements) {
     const std::int64_t together = std::max<std::int64_t>(kUnitElements / layout.size(), 1);
     const std::int64_t panels = (layout.count + together - 1) / together;
-    at::parallel_for(0, panels, 1, [&](std::int64_t begin, std::int64_t end) {
+    parallel_for(panels, [&](std::int64_t begin, std::int64_t end) {
       UnitScratch scratch;
       for (std::int64_t i = begin; i < end; ++i) {
         prox_of_units(work, i * together, std::min(together, layout.count - i * together), scratch);
@@ -263,7 +263,7 @@ void prox_of_all_units(const UnitWork& work) {
   for (std::int64_t first = 0; first < layout.count; first += together) {
     Panel panel(work, first, std::min(together, layout.count - first));
     panel.solve([&](const auto& body) {
-      at::parallel_for(0, panel.pieces(), 1, [&](std::int64_t begin, std::int64_t end) {
+      parallel_for(panel.pieces(), [&](std::int64_t begin, std::int64_t end) {
         UnitScratch scratch;
         for (std::int64_t piece = begin; piece < end; ++piece) body(piece, scratch);
       });

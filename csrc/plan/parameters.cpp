@@ -1,9 +1,5 @@
 #include "parameters.h"
 
-#include <ATen/ATen.h>
-#include <c10/core/GradMode.h>
-#include <c10/core/InferenceMode.h>
-
 #include <algorithm>
 #include <stdexcept>
 
@@ -11,22 +7,9 @@ namespace fusedreg {
 
 namespace {
 
-bool is_supported(at::ScalarType type) {
-  return type == at::kFloat || type == at::kDouble || type == at::kBFloat16 || type == at::kHalf ||
-         type == at::kComplexFloat || type == at::kComplexDouble;
-}
-
-bool is_plain(const at::Tensor& tensor) { return !tensor.is_conj() && !tensor.is_neg(); }
-
-// What has none: a subclass that keeps its numbers elsewhere, zeros that are only known to be such, freed storage.
-bool has_memory(const at::Tensor& tensor) {
-  return !tensor.unsafeGetTensorImpl()->is_python_dispatch() && !tensor._is_zerotensor() &&
-         (tensor.const_data_ptr() != nullptr || tensor.numel() == 0);
-}
-
 // Of a few numbers each: a call of memcmp costs more than the comparison.
-bool same(at::IntArrayRef a, const std::vector<std::int64_t>& b) {
-  if (a.size() != b.size()) return false;
+bool same(const std::int64_t* a, std::size_t size, const std::vector<std::int64_t>& b) {
+  if (size != b.size()) return false;
   for (std::size_t i = 0; i < b.size(); ++i) {
     if (a[i] != b[i]) return false;
   }
@@ -35,8 +18,7 @@ bool same(at::IntArrayRef a, const std::vector<std::int64_t>& b) {
 
 // Whether two tensors of these sizes have their elements in the same order. The stride of a size of 1 says nothing:
 // channels_last convolutions of 1x1 and their gradients come with different ones.
-bool same_layout(const std::vector<std::int64_t>& sizes, at::IntArrayRef a, const std::vector<std::int64_t>& b) {
-  if (a.size() != sizes.size()) return false;
+bool same_layout(const std::vector<std::int64_t>& sizes, const std::int64_t* a, const std::vector<std::int64_t>& b) {
   for (std::size_t i = 0; i < sizes.size(); ++i) {
     if (a[i] != b[i] && sizes[i] > 1) return false;
   }
@@ -44,18 +26,17 @@ bool same_layout(const std::vector<std::int64_t>& sizes, at::IntArrayRef a, cons
 }
 
 template <class Items>
-Items items_of(const py::dict& dict) {
+Items items_of(PyObject* dict) {
   Items items;
-  for (const auto& [key, value] : dict) {
-    items.emplace_back(key.ptr(), value.ptr());
-  }
+  PyObject *key, *value;
+  for (Py_ssize_t position = 0; PyDict_Next(dict, &position, &key, &value) != 0;) items.emplace_back(key, value);
   return items;
 }
 
 // Whether a dict holds these very objects, in this order.
 template <class Items>
 bool holds(PyObject* dict, const Items& items) {
-  if (PyDict_GET_SIZE(dict) != static_cast<Py_ssize_t>(items.size())) return false;
+  if (PyDict_Size(dict) != static_cast<Py_ssize_t>(items.size())) return false;
   PyObject *key, *value;
   Py_ssize_t position = 0;
   for (auto item = items.begin(); PyDict_Next(dict, &position, &key, &value); ++item) {
@@ -79,44 +60,52 @@ const Names& names() {
 
 // An attribute that the object itself holds.
 PyObject* borrow_attribute(PyObject* object, PyObject* name) {
-  PyObject* const value = PyObject_GetAttr(object, name);
-  if (value == nullptr) throw py::error_already_set();
-  Py_DECREF(value);
-  return value;
+  return Object::own(PyObject_GetAttr(object, name)).get();
 }
 
 bool are_equal(PyObject* a, PyObject* b) {
   const int answer = PyObject_RichCompareBool(a, b, Py_EQ);
-  if (answer < 0) throw py::error_already_set();
+  if (answer < 0) throw PythonError();
   return answer == 1;
 }
 
 }  // namespace
 
-DType dtype_of(const at::Tensor& tensor) {
-  switch (tensor.scalar_type()) {
-    case at::kDouble:
-    case at::kComplexDouble:
-      return DType::kFloat64;
-    case at::kBFloat16:
-      return DType::kBFloat16;
-    case at::kHalf:
-      return DType::kFloat16;
-    default:
-      return DType::kFloat32;
+bool is_dense(const View& view) {
+  std::vector<std::size_t> order;
+  for (std::size_t i = 0; i < view.dim; ++i) {
+    if (view.sizes[i] == 0) return true;
+    if (view.sizes[i] > 1) order.push_back(i);  // the stride of a size of 1 says nothing
   }
+  std::sort(order.begin(), order.end(),
+            [&](std::size_t a, std::size_t b) { return view.strides[a] < view.strides[b]; });
+  std::int64_t together = 1;
+  for (const std::size_t i : order) {
+    if (view.strides[i] != together) return false;
+    together *= view.sizes[i];
+  }
+  return true;
 }
 
-void bump_version(const at::Tensor& tensor) {
-  if (!tensor.is_inference()) tensor.unsafeGetTensorImpl()->bump_version();
+Columns::Columns(PyObject* columns)
+    : field_names(to_vector(tuple_item(columns, 0), to_string)),
+      params(tuple_item(columns, 1)),
+      groups(to_vector(tuple_item(columns, 2), [](PyObject* group) { return static_cast<int>(to_int(group)); })),
+      state_dicts(tuple_item(columns, 3)),
+      states(tuple_item(columns, 4)),
+      scalar_states(tuple_item(columns, 5)),
+      positions(tuple_item(columns, 6)),
+      optimizer_state(tuple_item(columns, 7)),
+      sharded(to_bool(tuple_item(columns, 8))) {
+  if (PyDict_Check(optimizer_state) == 0) throw std::invalid_argument("an optimizer's state is a dict");
 }
 
 Parameters::~Parameters() = default;
 
-const at::Tensor& Parameters::local_of(PyObject* dtensor) {
+PyObject* Parameters::local_of(PyObject* dtensor) {
   PyObject* const local = borrow_attribute(dtensor, names().local_tensor);
-  if (!THPVariable_Check(local)) throw std::invalid_argument("a part of a DTensor is not a tensor");
-  return THPVariable_Unpack(local);
+  if (!is_tensor(local)) throw std::invalid_argument("a part of a DTensor is not a tensor");
+  return local;
 }
 
 Parameters::Parameters(const RuleInfo& rule, const Columns& columns, bool takes_other_gradients)
@@ -125,7 +114,7 @@ Parameters::Parameters(const RuleInfo& rule, const Columns& columns, bool takes_
       place_of_field_(rule.fields.size(), -1),
       given_fields_(columns.field_names.size()),
       takes_other_gradients_(takes_other_gradients),
-      optimizer_state_(columns.optimizer_state.ptr()),
+      optimizer_state_(columns.optimizer_state),
       optimizer_state_items_(items_of<Items>(columns.optimizer_state)) {
   const std::vector<std::string>& field_names = columns.field_names;
   for (std::size_t i = 0; i < field_names.size(); ++i) {
@@ -135,52 +124,62 @@ Parameters::Parameters(const RuleInfo& rule, const Columns& columns, bool takes_
     }
     place_of_field_[found - rule.fields.begin()] = static_cast<int>(i);
   }
-  entries_.reserve(columns.params.size());
-  for (std::size_t i = 0; i < columns.params.size(); ++i) {
+  const std::size_t count = length(columns.params);
+  entries_.reserve(count);
+  for (std::size_t i = 0; i < count; ++i) {
     Entry& entry = entries_.emplace_back();
-    entry.param_object = columns.params[i].ptr();
-    if (!THPVariable_Check(entry.param_object)) throw std::invalid_argument("a parameter is not a tensor");
+    entry.param_object = item(columns.params, i);
+    if (!is_tensor(entry.param_object)) throw std::invalid_argument("a parameter is not a tensor");
     entry.sharded = columns.sharded;
-    const at::Tensor& param = entry.param();
-    if (!is_supported(param.scalar_type())) {
-      throw std::invalid_argument("a plan takes floating point and complex tensors");
-    }
     entry.group = columns.groups.at(i);
-    entry.dtype = entry.grad_dtype = dtype_of(param);
-    entry.active = !columns.state_dicts[i].is_none();
+    entry.state_dict = item(columns.state_dicts, i);
+    entry.active = entry.state_dict != Py_None;
     if (!entry.active) continue;
-    if (!columns.positions[i].is_none()) {
-      const auto items = columns.positions[i].cast<py::tuple>();
-      entry.rounds_stochastically = true;
-      entry.number = items[0].cast<std::uint32_t>();
-      entry.first_position = items[1].cast<std::int64_t>();
-      entry.position_strides = items[2].cast<std::vector<std::int64_t>>();
+    View param;
+    if (!look(entry.param(), param) || !is_supported(param.element)) {
+      throw std::invalid_argument("a plan takes floating point and complex tensors with memory of their own");
     }
-    entry.data.w = param.data_ptr();
-    entry.sizes = param.sizes().vec();
-    entry.strides = param.strides().vec();
-    entry.is_dense = param.is_non_overlapping_and_dense() && is_plain(param);
-    const py::dict state_dict = columns.state_dicts[i];
-    entry.state_dict = state_dict.ptr();
-    entry.state_items = items_of<Items>(state_dict);
-    const py::tuple its_states = columns.states[i], its_scalars = columns.scalar_states[i];
-    if (its_states.size() != rule.states.size() || its_scalars.size() != rule.scalar_states.size()) {
+    if (PyObject* const rounding = item(columns.positions, i); rounding != Py_None) {
+      entry.rounds_stochastically = true;
+      entry.number = static_cast<std::uint32_t>(to_unsigned(tuple_item(rounding, 0)));
+      entry.first_position = to_int(tuple_item(rounding, 1));
+      entry.position_strides = to_vector(tuple_item(rounding, 2), to_int);
+    }
+    entry.element = param.element;
+    entry.dtype = entry.grad_dtype = dtype_of(param.element);
+    entry.data.w = param.data;
+    entry.sizes.assign(param.sizes, param.sizes + param.dim);
+    entry.strides.assign(param.strides, param.strides + param.dim);
+    entry.numel = param.numel() * (is_complex(param.element) ? 2 : 1);
+    entry.device = param.device;
+    entry.is_dense = is_dense(param) && is_as_stored(entry.param());
+    entry.has_inference = is_inference(entry.param());
+    entry.state_items = items_of<Items>(entry.state_dict);
+    PyObject *const its_states = item(columns.states, i), *const its_scalars = item(columns.scalar_states, i);
+    if (tuple_length(its_states) != rule.states.size() || tuple_length(its_scalars) != rule.scalar_states.size()) {
       throw std::invalid_argument("a parameter comes with another number of states than its rule has");
     }
-    for (std::size_t k = 0; k < its_states.size(); ++k) {
-      if (its_states[k].is_none()) continue;
-      entry.state_objects[k] = py::handle(its_states[k]).ptr();
-      if (!THPVariable_Check(entry.state_objects[k])) throw std::invalid_argument("a state is not a tensor");
-      entry.state[k] = entry.sharded ? local_of(entry.state_objects[k]) : THPVariable_Unpack(entry.state_objects[k]);
-      entry.data.state[k] = entry.state[k].data_ptr();
-      entry.state_dtypes[k] = dtype_of(entry.state[k]);
+    for (std::size_t k = 0; k < rule.states.size(); ++k) {
+      PyObject* const state = entry.state_objects[k] = tuple_item(its_states, k);
+      if (state == Py_None) continue;
+      if (!is_tensor(state)) throw std::invalid_argument("a state is not a tensor");
+      entry.state[k] = Tensor(entry.sharded ? local_of(state) : state);
+      View seen;
+      if (!entry.state[k].look(seen)) throw std::invalid_argument("a state has no memory of its own");
+      entry.data.state[k] = seen.data;
+      entry.state_dtypes[k] = dtype_of(seen.element);
+      entry.has_inference |= is_inference(entry.sharded ? local_of(state) : state);
       entry.needed |= StateMask{1} << k;
     }
+    has_inference_ |= entry.has_inference;
     if (std::find(rule.variants.begin(), rule.variants.end(), entry.needed) == rule.variants.end()) {
       throw std::invalid_argument("the rule '" + rule.name + "' has no kernel for these states together");
     }
-    for (std::size_t k = 0; k < its_scalars.size(); ++k) {
-      if (!its_scalars[k].is_none()) entry.scalar_states[k].tensor = its_scalars[k].cast<at::Tensor>();
+    for (std::size_t k = 0; k < rule.scalar_states.size(); ++k) {
+      PyObject* const scalar = tuple_item(its_scalars, k);
+      if (scalar == Py_None) continue;
+      if (!is_tensor(scalar)) throw std::invalid_argument("a scalar state is not a tensor");
+      entry.scalar_states[k].tensor = Tensor(scalar);
     }
   }
 }
@@ -197,18 +196,18 @@ void Parameters::take_groups(const std::vector<std::vector<double>>& groups) {
 }
 
 double Parameters::ScalarState::read() const {
-  if (!tensor.defined()) return 0;
-  const void* at = tensor.const_data_ptr();
-  return tensor.scalar_type() == at::kDouble ? *static_cast<const double*>(at) : *static_cast<const float*>(at);
+  if (!tensor.is_there()) return 0;
+  const void* at = tensor.read();
+  return is_single() ? *static_cast<const float*>(at) : *static_cast<const double*>(at);
 }
 
 void Parameters::ScalarState::write(double value) const {
-  if (!tensor.defined()) return;
-  void* at = tensor.data_ptr();
-  if (tensor.scalar_type() == at::kDouble) {
-    *static_cast<double*>(at) = value;
-  } else {
+  if (!tensor.is_there()) return;
+  void* at = tensor.write();
+  if (is_single()) {
     *static_cast<float*>(at) = static_cast<float>(value);
+  } else {
+    *static_cast<double*>(at) = value;
   }
 }
 
@@ -229,10 +228,10 @@ void Parameters::prefetch(std::size_t i) const {
     __builtin_prefetch(static_cast<const char*>(at) + 64);
     __builtin_prefetch(static_cast<const char*>(at) + 128);
   };
-  touch(entry.param().unsafeGetTensorImpl());
+  touch(own_memory(entry.param()));
   touch(entry.state_dict);
-  for_each_state(entry.needed, [&](std::size_t k) { touch(entry.state[k].unsafeGetTensorImpl()); });
-  for (std::size_t k = 0; k < scalar_state_count_; ++k) touch(entry.scalar_states[k].tensor.unsafeGetTensorImpl());
+  for_each_state(entry.needed, [&](std::size_t k) { touch(entry.state[k].own_memory()); });
+  for (std::size_t k = 0; k < scalar_state_count_; ++k) touch(entry.scalar_states[k].tensor.own_memory());
 }
 
 unsigned Parameters::singles(const Entry& entry) const {
@@ -242,129 +241,140 @@ unsigned Parameters::singles(const Entry& entry) const {
 }
 
 bool Parameters::read_gradient(Entry& entry) {
-  // Tensor::grad() looks for reasons to warn first
-  entry.grad = THPVariable_Unpack(entry.param_object).unsafeGetTensorImpl()->grad();
-  if (!entry.sharded || !entry.grad.defined()) return true;
-  const auto grad = py::reinterpret_steal<py::object>(THPVariable_Wrap(entry.grad));
-  if (Py_TYPE(grad.ptr()) != Py_TYPE(entry.param_object)) return false;
+  entry.grad = Gradient::of_parameter(entry.param_object);
+  if (!entry.sharded || !entry.grad.is_there()) return true;
+  const Object grad = entry.grad.object();
+  if (Py_TYPE(grad.get()) != Py_TYPE(entry.param_object)) return false;
   PyObject* const ours = borrow_attribute(entry.param_object, names().spec);
-  PyObject* const theirs = borrow_attribute(grad.ptr(), names().spec);
+  PyObject* const theirs = borrow_attribute(grad.get(), names().spec);
   if (ours != theirs &&
       !(are_equal(borrow_attribute(ours, names().mesh), borrow_attribute(theirs, names().mesh)) &&
         are_equal(borrow_attribute(ours, names().placements), borrow_attribute(theirs, names().placements)))) {
     return false;
   }
-  entry.grad = local_of(grad.ptr());
+  entry.grad = Gradient::of(local_of(grad.get()));
   return true;
 }
 
-bool Parameters::refresh_gradients(const py::object& gradients) {
+bool Parameters::refresh_gradients(PyObject* gradients) {
   if (!holds(optimizer_state_, optimizer_state_items_)) return false;
-  const bool are_given = !gradients.is_none();
-  const auto given = are_given ? py::reinterpret_borrow<py::list>(gradients) : py::list();
-  if (are_given && given.size() != entries_.size()) throw std::invalid_argument("not one gradient a parameter");
+  const bool are_given = gradients != Py_None;
+  if (are_given && length(gradients) != entries_.size()) throw std::invalid_argument("not one gradient a parameter");
   // Outside of InferenceMode, torch lets nobody write what was made inside.
-  const bool may_write_inference = c10::InferenceMode::is_enabled();
+  if (has_inference_ && !is_inference_mode()) return false;
   for (std::size_t i = 0; i < entries_.size(); ++i) {
     prefetch(i);
     Entry& entry = entries_[i];
     if (are_given) {
-      PyObject* const grad = PyList_GET_ITEM(given.ptr(), i);
-      entry.grad = THPVariable_Check(grad) ? THPVariable_Unpack(grad) : at::Tensor();
+      entry.grad = Gradient::of(item(gradients, i));
     } else if (!read_gradient(entry)) {
       return false;
     }
-    if (!bind(entry, may_write_inference)) return false;
+    if (!bind(entry)) return false;
   }
   return true;
 }
 
-bool Parameters::takes(DType grad_dtype, const Entry& entry) const {
-  if (grad_dtype == entry.dtype) return true;
-  return takes_other_gradients_ && grad_dtype != DType::kFloat64 && entry.dtype != DType::kFloat64 &&
-         !entry.param().is_complex();
+bool Parameters::takes(Element gradient, const Entry& entry) const {
+  if (gradient == entry.element) return true;
+  const auto is_narrow = [](Element element) {
+    return is_supported(element) && !is_complex(element) && dtype_of(element) != DType::kFloat64;
+  };
+  return takes_other_gradients_ && is_narrow(gradient) && is_narrow(entry.element);
 }
 
-bool Parameters::bind(Entry& entry, bool may_write_inference) {
-  const at::Tensor& param = entry.param();
-  const at::Tensor& grad = entry.grad;
-  if (grad.defined() != entry.active) return false;
+bool Parameters::bind(Entry& entry) {
+  if (entry.grad.is_there() != entry.active) return false;
   if (!entry.active) return true;
-  const auto has_same_shape = [&](const at::Tensor& tensor, DType dtype) {
-    return same(tensor.sizes(), entry.sizes) && is_supported(tensor.scalar_type()) && dtype_of(tensor) == dtype &&
-           tensor.is_complex() == param.is_complex();
-  };
-  if (param.data_ptr() != entry.data.w || !same(param.strides(), entry.strides) ||
-      !has_same_shape(param, entry.dtype) || (param.is_inference() && !may_write_inference) ||
+  const auto has_shape = [&](const View& view) { return same(view.sizes, view.dim, entry.sizes); };
+  View param, grad;
+  if (!look(entry.param(), param) || param.data != entry.data.w || param.element != entry.element ||
+      !has_shape(param) || !same(param.strides, param.dim, entry.strides) ||
       !holds(entry.state_dict, entry.state_items)) {
     return false;
   }
-  const DType grad_dtype = dtype_of(grad);
-  if (!takes(grad_dtype, entry) || !has_same_shape(grad, grad_dtype) || grad.device() != param.device() ||
-      grad.layout() != at::kStrided || !has_memory(grad)) {
+  if (!entry.grad.look(grad) || !takes(grad.element, entry) || grad.device != entry.device || !has_shape(grad) ||
+      !grad.has_memory()) {
     return false;
   }
-  bool fast = entry.is_dense && same_layout(entry.sizes, grad.strides(), entry.strides) && is_plain(grad);
+  bool fast = entry.is_dense && same_layout(entry.sizes, grad.strides, entry.strides) && entry.grad.is_as_stored(grad);
   bool fits = true;
   for_each_state(entry.needed, [&](std::size_t k) {
-    const at::Tensor& state = entry.state[k];
-    fits = fits && has_same_shape(state, entry.state_dtypes[k]) && state.data_ptr() == entry.data.state[k] &&
-           (may_write_inference || !state.is_inference()) &&
-           (!entry.sharded || local_of(entry.state_objects[k]).is_same(state));
-    fast = fast && same_layout(entry.sizes, state.strides(), entry.strides);
+    View state;
+    fits = fits && entry.state[k].look(state) && has_shape(state) && is_supported(state.element) &&
+           dtype_of(state.element) == entry.state_dtypes[k] && is_complex(state.element) == is_complex(entry.element) &&
+           state.data == entry.data.state[k] && (!entry.sharded || entry.state[k].is(local_of(entry.state_objects[k])));
+    fast = fast && fits && same_layout(entry.sizes, state.strides, entry.strides);
   });
   if (!fits) return false;
-  entry.grad_dtype = grad_dtype;
+  entry.grad_dtype = dtype_of(grad.element);
   if (fast) {
     entry.staged.reset();
     entry.pointers = entry.data;
-    entry.pointers.g = grad.const_data_ptr();
+    entry.pointers.g = grad.data;
   } else {
-    stage(entry, grad);
+    stage(entry);
   }
   return true;
 }
 
-void Parameters::stage(Entry& entry, const at::Tensor& grad) {
-  const c10::NoGradGuard no_grad;
-  const auto copy = [](const at::Tensor& from) {
-    at::Tensor to = at::empty(from.sizes(), from.options());
-    to.copy_(from);
-    return to;
+// By methods that torch has in C, between which Python handles no signal: a KeyboardInterrupt must not leave half a
+// step.
+static void copy_into(PyObject* tensor, PyObject* from) {
+  // detach(): an in-place copy into a leaf, or into a view of one, is what autograd would forbid.
+  const Object there = Object::own(PyObject_CallMethod(tensor, "detach", nullptr));
+  const Object source = Object::own(PyObject_CallMethod(from, "detach", nullptr));
+  Object::own(PyObject_CallMethod(there.get(), "copy_", "O", source.get()));
+}
+
+void Parameters::stage(Entry& entry) {
+  const auto copy = [](PyObject* from, Object& to) {
+    const Object memory = Object::own(PyImport_ImportModule("fusedreg.backends.memory"));
+    to = Object::own(PyObject_CallMethod(memory.get(), "copy_of", "O", from));
+    View view;
+    if (!look(to.get(), view)) throw std::runtime_error("a copy has no memory");
+    return view.data;
   };
   entry.staged = std::make_unique<Staged>();
-  entry.pointers.w = (entry.staged->param = copy(entry.param())).data_ptr();
-  entry.pointers.g = (entry.staged->grad = copy(grad)).const_data_ptr();
+  entry.pointers.w = copy(entry.param(), entry.staged->param);
+  entry.pointers.g = copy(entry.grad.object().get(), entry.staged->grad);
   for_each_state(entry.needed, [&](std::size_t k) {
-    entry.pointers.state[k] = (entry.staged->state[k] = copy(entry.state[k])).data_ptr();
+    PyObject* const state = entry.state_objects[k];
+    entry.pointers.state[k] = copy(entry.sharded ? local_of(state) : state, entry.staged->state[k]);
   });
 }
 
 void Parameters::unstage(Entry& entry) {
-  const c10::NoGradGuard no_grad;
-  // detach(): an in-place copy into a leaf, or into a view of one, is what autograd would forbid.
-  entry.param().detach().copy_(entry.staged->param);
-  for_each_state(entry.needed, [&](std::size_t k) { entry.state[k].detach().copy_(entry.staged->state[k]); });
+  copy_into(entry.param(), entry.staged->param.get());
+  for_each_state(entry.needed, [&](std::size_t k) {
+    PyObject* const state = entry.state_objects[k];
+    copy_into(entry.sharded ? local_of(state) : state, entry.staged->state[k].get());
+  });
   entry.staged.reset();
 }
 
 void Parameters::finish_update() {
+  Versions versions;
   for (std::size_t i = 0; i < entries_.size(); ++i) {
     prefetch(i);
     Entry& entry = entries_[i];
     if (!entry.active) continue;
-    entry.grad.reset();
+    entry.grad = Gradient();
     if (entry.staged) {
       unstage(entry);
       continue;
     }
     // Raw pointers bypass autograd's check of in-place changes; the version counters keep it honest.
-    bump_version(entry.param());
-    for_each_state(entry.needed, [&](std::size_t k) { bump_version(entry.state[k]); });
+    versions.change(entry.param());
+    for_each_state(entry.needed, [&](std::size_t k) {
+      PyObject* const state = entry.state_objects[k];
+      versions.change(entry.sharded ? local_of(state) : state, entry.state[k]);
+    });
     if (!entry.sharded) continue;
-    bump_version(THPVariable_Unpack(entry.param_object));  // a DTensor counts for itself, too
-    for_each_state(entry.needed, [&](std::size_t k) { bump_version(THPVariable_Unpack(entry.state_objects[k])); });
+    versions.change(entry.param_object);  // a DTensor counts for itself, too
+    for_each_state(entry.needed, [&](std::size_t k) { versions.change(entry.state_objects[k]); });
   }
+  versions.tell();
 }
 
 }  // namespace fusedreg

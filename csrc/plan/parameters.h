@@ -1,27 +1,20 @@
 // What the plans of all backends share: the parameters with their gradients and state, bound to memory, and the groups'
-// hyperparameters. Knows torch, and nothing of how a step is carried out.
+// hyperparameters. Knows nothing of how a step is carried out.
 #pragma once
-
-#include <ATen/core/Tensor.h>
-#include <torch/csrc/autograd/python_variable.h>
-#include <torch/csrc/utils/pybind.h>
 
 #include <memory>
 #include <string>
 #include <utility>
 #include <vector>
 
-#include "../maths/storage.h"
+#include "../maths/states.h"
 #include "rule_info.h"
+#include "tensors.h"
 
 namespace fusedreg {
 
-namespace py = pybind11;
-
-DType dtype_of(const at::Tensor& tensor);
-
-// Tells autograd that a tensor was changed in place. One that was made in inference mode has no version.
-void bump_version(const at::Tensor& tensor);
+// Whether no two elements share memory, and there is nothing between them.
+bool is_dense(const View& view);
 
 // What a plan is made from: one item a parameter, with or without a gradient. `state_dicts[i]` is opt.state[params[i]],
 // or None where the parameter has no gradient. `states[i]` and `scalar_states[i]` are the tensors that the rule needs
@@ -31,18 +24,20 @@ void bump_version(const at::Tensor& tensor);
 // parameter, and the strides of that.
 // All of these objects, opt.state and its items too, are borrowed: the caller holds them as long as the plan lives. A
 // reference from here is one that Python's garbage collector cannot see, and would keep a cycle for ever.
-struct __attribute__((visibility("hidden"))) Columns {
+struct Columns {
+  // Of a tuple of them, in this order.
+  explicit Columns(PyObject* columns);
+
   std::vector<std::string> field_names;  // of the numbers that take_groups gets; other fields keep their defaults
-  py::list params;
+  PyObject* params;
   std::vector<int> groups;
-  py::list state_dicts, states, scalar_states, positions;
-  py::dict optimizer_state;
+  PyObject *state_dicts, *states, *scalar_states, *positions, *optimizer_state;
   bool sharded;
 };
 
 // It holds what does not change from step to step, checks in every step that this still is so, and says when it is not:
 // then Python, which knows how to create state and how to complain, makes a new plan.
-class __attribute__((visibility("hidden"))) Parameters {  // hidden, as pybind11 and all that holds its objects
+class Parameters {
  public:
   // `takes_other_gradients`: also in 32 and 16 bits beside parameters that have such, in another dtype.
   Parameters(const RuleInfo& rule, const Columns& columns, bool takes_other_gradients = false);
@@ -52,15 +47,15 @@ class __attribute__((visibility("hidden"))) Parameters {  // hidden, as pybind11
  protected:
   // Contiguous copies of what is not laid out as the kernels need it.
   struct Staged {
-    at::Tensor param, grad, state[kMaxStates];
+    Object param, grad, state[kMaxStates];
   };
 
   // A 0-dim tensor on the host, as its one number; 0 where the rule needs none.
   struct ScalarState {
-    at::Tensor tensor;
+    Tensor tensor;
     double read() const;
     void write(double value) const;
-    bool is_single() const { return tensor.defined() && tensor.scalar_type() != at::kDouble; }
+    bool is_single() const { return tensor.is_there() && tensor.element() != Element::kFloat64; }
   };
 
   using Items = std::vector<std::pair<PyObject*, PyObject*>>;
@@ -69,29 +64,33 @@ class __attribute__((visibility("hidden"))) Parameters {  // hidden, as pybind11
     // The object, not the tensor behind it: torch.utils.swap_tensors exchanges that, where nobody else holds it.
     PyObject* param_object;
     bool sharded;
-    const at::Tensor& param() const { return sharded ? local_of(param_object) : THPVariable_Unpack(param_object); }
+    PyObject* param() const { return sharded ? local_of(param_object) : param_object; }
     int group;
-    DType dtype;
-    DType state_dtypes[kMaxStates];  // which a backend may want to be the same
-    DType grad_dtype;                // of the current step, likewise
-    bool active;                     // has a gradient
+    Element element = Element::kOther;
+    DType dtype = DType::kFloat32;
+    DType state_dtypes[kMaxStates];      // which a backend may want to be the same
+    DType grad_dtype = DType::kFloat32;  // of the current step, likewise
+    bool active;                         // has a gradient
     bool rounds_stochastically = false;
     std::uint32_t number = 0;  // where it does, as its position and the whole's strides
     std::int64_t first_position = 0;
     std::vector<std::int64_t> position_strides;
-    StateMask needed = 0;  // which states the rule needs; the others are undefined tensors and null pointers
+    StateMask needed = 0;  // which states the rule needs; the others are not there, and null pointers
     PyObject* state_objects[kMaxStates] = {};
-    at::Tensor state[kMaxStates];
+    Tensor state[kMaxStates];
     ScalarState scalar_states[kMaxScalarStates];
     // What it looked like when the plan was made: another place or layout in memory needs Python's checks again.
     Pointers data;  // but the gradient
     std::vector<std::int64_t> sizes, strides;
-    bool is_dense;
+    std::int64_t numel = 0;  // as the kernels count: a complex number is two real ones, as in torch's own optimizers
+    std::int64_t device = 0;
+    bool is_dense = false;
+    bool has_inference = false;  // a tensor that torch lets nobody write outside of InferenceMode
     // opt.state[param], and its items when the plan was made: walked in every step, in case one was replaced.
     PyObject* state_dict;
     Items state_items;
     // of the current step; the gradient is held, as another thread may set p.grad meanwhile
-    at::Tensor grad;
+    Gradient grad;
     Pointers pointers;
     std::unique_ptr<Staged> staged;
   };
@@ -99,7 +98,7 @@ class __attribute__((visibility("hidden"))) Parameters {  // hidden, as pybind11
   // False: something that the plan rests on has changed, nothing was touched.
   // `gradients`: a plain tensor or None for each parameter, in place of its own gradient; or None, which reads those,
   // and of DTensors those that are spread over processes as their parameters are.
-  bool refresh_gradients(const py::object& gradients);
+  bool refresh_gradients(PyObject* gradients);
 
   // Takes the groups' hyperparameters, in the order of `field_names`.
   void take_groups(const std::vector<std::vector<double>>& groups);
@@ -111,9 +110,6 @@ class __attribute__((visibility("hidden"))) Parameters {  // hidden, as pybind11
   // After the kernels: copies back what was staged, and tells autograd of the in-place changes.
   void finish_update();
 
-  // Elements as the kernels count them: a complex number is two real ones, as in torch's own optimizers.
-  static std::int64_t real_numel(const at::Tensor& tensor) { return tensor.numel() * (tensor.is_complex() ? 2 : 1); }
-
   // Between two steps a training loop has driven the entries out of the caches; asking ahead overlaps the misses.
   void prefetch(std::size_t entry) const;
 
@@ -124,15 +120,15 @@ class __attribute__((visibility("hidden"))) Parameters {  // hidden, as pybind11
 
  private:
   // The part of a DTensor that this process holds.
-  static const at::Tensor& local_of(PyObject* dtensor);
+  static PyObject* local_of(PyObject* dtensor);
 
   // False: a DTensor's gradient is spread over processes otherwise than it is.
   static bool read_gradient(Entry& entry);
 
   // False: the entry is not what it was, or not as the kernels need it.
-  bool bind(Entry& entry, bool may_write_inference);
-  bool takes(DType grad_dtype, const Entry& entry) const;
-  void stage(Entry& entry, const at::Tensor& grad);
+  bool bind(Entry& entry);
+  bool takes(Element gradient, const Entry& entry) const;
+  void stage(Entry& entry);
   void unstage(Entry& entry);
 
   std::vector<int> place_of_field_;  // in what take_groups gets; -1 for a default
@@ -140,6 +136,7 @@ class __attribute__((visibility("hidden"))) Parameters {  // hidden, as pybind11
   const bool takes_other_gradients_;
   PyObject* const optimizer_state_;
   Items optimizer_state_items_;
+  bool has_inference_ = false;
 };
 
 }  // namespace fusedreg

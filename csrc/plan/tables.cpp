@@ -1,7 +1,5 @@
 #include "tables.h"
 
-#include <ATen/ATen.h>
-
 #include <map>
 
 namespace fusedreg {
@@ -10,8 +8,8 @@ namespace {
 
 std::int64_t address(const void* at) { return static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(at)); }
 
-py::bytes as_bytes(const std::vector<std::int64_t>& numbers) {
-  return {reinterpret_cast<const char*>(numbers.data()), numbers.size() * sizeof(std::int64_t)};
+Object as_bytes(const std::vector<std::int64_t>& numbers) {
+  return bytes(numbers.data(), numbers.size() * sizeof(std::int64_t));
 }
 
 }  // namespace
@@ -24,7 +22,7 @@ Tables::Tables(const RuleInfo& rule, const Columns& columns, bool scalars_on_hos
 }
 
 bool Tables::is_on_host(const ScalarState& scalar) const {
-  return !scalar.tensor.defined() || (scalars_on_host_ && scalar.tensor.is_cpu());
+  return !scalar.tensor.is_there() || (scalars_on_host_ && scalar.tensor.is_on_cpu());
 }
 
 Tables::ScalarSet Tables::set_of(const Entry& entry) const {
@@ -34,8 +32,7 @@ Tables::ScalarSet Tables::set_of(const Entry& entry) const {
     const bool on_host = is_on_host(scalar);
     const bool is_single = scalar.is_single();
     set[1 + kScalarWidth * k] = on_host ? (is_single ? kFloat32Value : kValue) : is_single ? kFloat32At : kFloat64At;
-    set[2 + kScalarWidth * k] =
-        on_host ? bit_cast<std::int64_t>(scalar.read()) : address(scalar.tensor.const_data_ptr());
+    set[2 + kScalarWidth * k] = on_host ? bit_cast<std::int64_t>(scalar.read()) : address(scalar.tensor.read());
   }
   return set;
 }
@@ -61,7 +58,7 @@ void Tables::assign_sets() {
   }
 }
 
-std::pair<py::bytes, py::bytes> Tables::tables() {
+std::pair<Object, Object> Tables::tables() {
   assign_sets();
   const std::size_t count = order_.size();
   rows_.assign(kRowColumns * count, 0);
@@ -71,7 +68,7 @@ std::pair<py::bytes, py::bytes> Tables::tables() {
     column[kW * count] = address(entry.pointers.w);
     column[kG * count] = address(entry.pointers.g);
     for (int k = 0; k < kMaxStates; ++k) column[(kState + k) * count] = address(entry.pointers.state[k]);
-    column[kNumel * count] = real_numel(entry.param());
+    column[kNumel * count] = entry.numel;
     column[kSet * count] = set_index_[row];
   }
   return {as_bytes(rows_), as_bytes(sets_)};

@@ -1,6 +1,8 @@
 // The parameters of a plan as tables of numbers, for both GPU backends.
 #pragma once
 
+#include <array>
+
 #include "parameters.h"
 #include "table_format.h"
 
@@ -8,7 +10,7 @@ namespace fusedreg {
 
 // What fusedreg/backends/tables.py does in Python, slowly, where there is no compiled extension. A test compares the
 // tables, bit for bit.
-class __attribute__((visibility("hidden"))) Tables : public Parameters {
+class Tables : public Parameters {
  public:
   // `scalars_on_host`: scalar states in the CPU's memory are read and moved here. False only where the CPU emulates a
   // device: then they stay where they are, and the kernels move them.
@@ -16,11 +18,11 @@ class __attribute__((visibility("hidden"))) Tables : public Parameters {
 
   // With zeros for what only the device knows: nothing that a scalar state is moved by may be there.
   void set_groups(const std::vector<std::vector<double>>& groups) { take_groups(groups); }
-  bool refresh(const py::object& gradients) { return refresh_gradients(gradients); }
+  bool refresh(PyObject* gradients) { return refresh_gradients(gradients); }
 
   // Of this step. `rows`: kRowColumns columns, with an item for each parameter that has a gradient. `sets`: the
   // scalar sets, of kSetWidth numbers each; parameters of the same group with the same scalar states share one.
-  std::pair<py::bytes, py::bytes> tables();
+  std::pair<Object, Object> tables();
 
   // Those that the host keeps.
   void move_scalar_states();

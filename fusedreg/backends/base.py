@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from types import ModuleType
 from typing import Any, Protocol
 
 import torch
@@ -67,18 +66,18 @@ def objects_held(entries: list[Entry], state: dict[Any, Any]) -> tuple[Any, ...]
     return entries, state, tuple(state.items()), items
 
 
-def make_columns(extension: ModuleType, spec: RuleSpec, entries: list[Entry], state: dict[Any, Any]) -> Any:
-    """The entries, all sharded or none, as a compiled plan takes them (csrc/plan/parameters.h)."""
-    return extension.Columns(
-        field_names=compiled_field_names(spec),
-        params=[entry.param for entry in entries],
-        groups=[entry.group for entry in entries],
-        state_dicts=[entry.state for entry in entries],
-        states=[entry.states for entry in entries],
-        scalar_states=[entry.scalar_states for entry in entries],
-        positions=[entry.rounding for entry in entries],
-        optimizer_state=state,
-        sharded=is_dtensor(entries[0].param),
+def make_columns(spec: RuleSpec, entries: list[Entry], state: dict[Any, Any]) -> tuple[Any, ...]:
+    """The entries, all sharded or none, as a compiled plan takes them: ``Columns`` of csrc/plan/parameters.h."""
+    return (
+        compiled_field_names(spec),
+        [entry.param for entry in entries],
+        [entry.group for entry in entries],
+        [entry.state for entry in entries],
+        [entry.states for entry in entries],
+        [entry.scalar_states for entry in entries],
+        [entry.rounding for entry in entries],
+        state,
+        is_dtensor(entries[0].param),
     )
 
 

@@ -24,6 +24,11 @@ BUILD_OR_LEAVE = (
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.complex64, torch.complex128)
 
 
+def _release(version: str) -> tuple[int, ...]:
+    """Major and minor: (2, 13) of 2.13.0+cpu."""
+    return tuple(int(part) for part in version.split(".")[:2])
+
+
 @functools.cache
 def load_extension(name: str = "_C") -> tuple[ModuleType | None, str | None]:
     """The compiled module, or None and the reason why it cannot be used."""
@@ -37,13 +42,16 @@ def load_extension(name: str = "_C") -> tuple[ModuleType | None, str | None]:
     if reason is not None:
         return None, reason
     # Asked before the import: an extension on another torch's binary interface can crash, or quietly go wrong.
-    if torch.__version__ != built_with.TORCH_VERSION:
-        return None, (
-            f"it was compiled for torch {built_with.TORCH_VERSION}, and this is torch {torch.__version__}: {REBUILD}"
-        )
+    expected = built_with.TORCH_VERSION
+    if expected is None:
+        if _release(torch.__version__) < built_with.OLDEST_TORCH:
+            oldest = ".".join(map(str, built_with.OLDEST_TORCH))
+            return None, f"fusedreg's wheel is for torch {oldest} and later, and this is {torch.__version__}: {REBUILD}"
+    elif torch.__version__ != expected:
+        return None, f"it was compiled for torch {expected}, and this is torch {torch.__version__}: {REBUILD}"
     try:
         return importlib.import_module(f"fusedreg.{name}"), None
-    except ImportError as error:
+    except (ImportError, AttributeError, RuntimeError) as error:  # the wheel's, on a torch that answers otherwise
         return None, f"the compiled extension does not load ({error}): {REBUILD}"
 
 
@@ -68,7 +76,7 @@ class CppPlan(Plan):
         extension, _ = load_extension()
         assert extension is not None
         self._held = objects_held(entries, state)
-        self._plan = extension.Plan(spec.name, make_columns(extension, spec, entries, state))
+        self._plan = extension.Plan(spec.name, make_columns(spec, entries, state))
 
     def refresh(self, gradients: list[Tensor | None] | None = None) -> bool:
         return self._plan.refresh(gradients)

@@ -52,6 +52,11 @@ def has_layout_of(param: Tensor, other: Tensor) -> bool:
     return all(size == 1 or ours == theirs for size, ours, theirs in strides)
 
 
+def copy_of(tensor: Tensor) -> Tensor:
+    """A contiguous one, for kernels that a tensor is not laid out for."""
+    return torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device).copy_(tensor.detach())
+
+
 @functools.cache
 def widest(device: torch.device) -> torch.dtype:
     """float64, or float32 on a device that has no other: Apple's MPS, some of Intel's."""

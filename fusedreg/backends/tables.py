@@ -17,7 +17,7 @@ from ..hyperparameters import compiled_field_names
 from ..rules.spec import COMMON, RuleSpec
 from .base import Entry, make_columns, objects_held
 from .cpp import load_extension
-from .memory import has_layout_of, is_plain, local
+from .memory import copy_of, has_layout_of, is_plain, local
 
 MAX_STATES, MAX_SCALAR_STATES = 3, 3  # of any rule
 
@@ -75,7 +75,7 @@ class CompiledTables(Tables):
         extension, _ = load_extension()
         assert extension is not None
         self._held = objects_held(entries, state)
-        self._tables = extension.Tables(spec.name, make_columns(extension, spec, entries, state), scalars_on_host)
+        self._tables = extension.Tables(spec.name, make_columns(spec, entries, state), scalars_on_host)
 
     def set_groups(self, groups: list[dict[str, Any]], numbers: list[list[float]]) -> None:
         self._tables.set_groups(numbers)
@@ -155,7 +155,7 @@ class PythonTables(Tables):
             and _is_as_stored(grad)
             and all(has_layout_of(param, each) for each in _there(tensors))
         ):
-            tensors = [None if each is None else _copy(each) for each in tensors]
+            tensors = [None if each is None else copy_of(each) for each in tensors]
             self._staged += zip(map(local, written), _there([tensors[W], *tensors[STATE:]]), strict=True)
         pointers = [0 if each is None else each.data_ptr() for each in tensors]
         self._pointers.append(pointers + [0] * (NUMEL - len(pointers)))
@@ -216,7 +216,3 @@ def _there(tensors: Any) -> list[Tensor]:
 
 def _is_as_stored(tensor: Tensor) -> bool:
     return not tensor.is_conj() and not tensor.is_neg()
-
-
-def _copy(tensor: Tensor) -> Tensor:
-    return torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device).copy_(tensor.detach())

@@ -244,3 +244,19 @@ def test_complex_parameters_as_torch() -> None:
             optimizer.step()
         results.append(param.detach())
     torch.testing.assert_close(*results)
+
+
+@pytest.mark.parametrize("shape", [(7, 5), (1, 1)])
+def test_a_gradient_that_is_negated_only_when_it_is_read(shape, backend) -> None:
+    """The imaginary part of a conjugated tensor: its memory holds the numbers with the other sign."""
+    torch.manual_seed(3)
+    start, gradient = torch.randn(shape), torch.randn(shape, dtype=torch.complex64)
+    results = []
+    for negated in (gradient.conj().imag, torch._neg_view(gradient.imag.clone()), -gradient.imag):
+        param = torch.nn.Parameter(start.clone())
+        param.grad = negated
+        FusedRegAdam([param], lr=0.1, backend=backend).step()
+        assert param.grad is negated
+        results.append(param.detach())
+    torch.testing.assert_close(results[0], results[2], rtol=0, atol=0)
+    torch.testing.assert_close(results[1], results[2], rtol=0, atol=0)

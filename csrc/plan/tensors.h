@@ -1,0 +1,68 @@
+// What a plan asks of torch's tensors: all that csrc knows of torch, but for its threads (cpu/threads.h). It is asked
+// in one of two ways: of the C++ of the very torch that it is compiled with, or, in the wheel, of what every torch from
+// 2.10 on answers alike.
+#pragma once
+
+#include "../maths/storage.h"
+#include "python.h"
+
+namespace fusedreg {
+
+enum class Element : std::uint8_t { kFloat32, kFloat64, kBFloat16, kFloat16, kComplex64, kComplex128, kInt64, kOther };
+
+constexpr bool is_complex(Element element) { return element == Element::kComplex64 || element == Element::kComplex128; }
+
+// Floating point and complex numbers.
+constexpr bool is_supported(Element element) { return element != Element::kInt64 && element != Element::kOther; }
+
+// Of the real numbers that an element is made of.
+constexpr DType dtype_of(Element element) {
+  switch (element) {
+    case Element::kFloat64:
+    case Element::kComplex128:
+      return DType::kFloat64;
+    case Element::kBFloat16:
+      return DType::kBFloat16;
+    case Element::kFloat16:
+      return DType::kFloat16;
+    default:
+      return DType::kFloat32;
+  }
+}
+
+// A tensor's memory as it is now. The sizes and strides are the tensor's own, and last as long as nobody changes it.
+struct View {
+  void* data = nullptr;
+  const std::int64_t *sizes = nullptr, *strides = nullptr;
+  std::size_t dim = 0;
+  Element element = Element::kOther;
+  std::int64_t device = 0;
+
+  std::int64_t numel() const {
+    std::int64_t numel = 1;
+    for (std::size_t i = 0; i < dim; ++i) numel *= sizes[i];
+    return numel;
+  }
+  bool has_memory() const { return data != nullptr || numel() == 0; }
+};
+
+}  // namespace fusedreg
+
+// Both define
+//
+//   bool is_tensor(PyObject*)
+//   bool look(PyObject* tensor, View&)     false: it has no strided memory of its own that one could look at
+//   bool is_inference(PyObject* tensor)    whether it was made in InferenceMode
+//   bool is_inference_mode()
+//   bool is_as_stored(PyObject* tensor)    neither conjugated nor negated when it is read
+//
+//   Tensor       holds a tensor; not a parameter, which others hold: torch.utils.swap_tensors must be able to exchange
+//   it,
+//                and Python's garbage collector to see who holds it
+//   Gradient     likewise, for the time of a step
+//   Versions     tells autograd of in-place changes
+#if defined(FUSEDREG_STABLE)
+#include "tensors_stable.h"
+#else
+#include "tensors_aten.h"
+#endif
