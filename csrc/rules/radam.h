@@ -49,9 +49,10 @@ struct RAdam : StepCount {
 
   template <StateMask, class A>
   FUSEDREG_HD static Metric<A> metric(const A* state, const Constants<A>& c) {
+    const bool is_rectified = c.is_rectified != A(0);
+    const A d = (square_root(state[1]) + c.eps) * c.inv_sqrt_bias_correction2;
     // Without a metric there is no floor either: below zero, it never acts.
-    if (c.is_rectified == A(0)) return {fetch(c.one), A(-1)};
-    return {(square_root(state[1]) + c.eps) * c.inv_sqrt_bias_correction2};
+    return {choose(is_rectified, d, fetch(c.one)), choose(is_rectified, A(1), A(-1))};
   }
 
   template <StateMask kMask, class A>
