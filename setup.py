@@ -78,7 +78,7 @@ HEADERS = [str(path) for path in Path("csrc").rglob("*.h")]
 # in the way of vectorised square roots and selects. -fopenmp without linking it: at::parallel_for then runs on torch's
 # own pool. Vectors are passed to functions that are always inlined, whose calling convention is nobody's.
 WARNINGS = ["-Wall", "-Wextra", "-Wno-unknown-pragmas", "-Wno-psabi"]
-FLAGS = ["-O3", "-g0", "-fno-math-errno", "-fno-trapping-math", *WARNINGS]
+FLAGS = ["-O3", "-g0", "-fno-math-errno", "-fno-trapping-math"]
 # Another torch is another command, so that everything is compiled again, however old its headers are.
 TORCH = [f"-DFUSEDREG_TORCH={torch.__version__}"]
 OPENMP = ["-fopenmp"] if sys.platform.startswith("linux") else []
@@ -176,7 +176,7 @@ extensions = [
             *rule_units.write("cpu", UNITS),
         ],
         include_dirs=[str(CSRC)],
-        extra_compile_args=[*FLAGS, *TORCH, *OPENMP, *SANITIZE],
+        extra_compile_args=[*FLAGS, *WARNINGS, *TORCH, *OPENMP, *SANITIZE],
         extra_link_args=SANITIZERS if SANITIZE else [],
         depends=HEADERS,
         py_limited_api=STABLE,
@@ -196,7 +196,7 @@ if reason is None:
             "fusedreg._cuda",
             ["csrc/cuda/bindings.cpp", "csrc/cuda/squares.cu", *rule_units.write("cuda", UNITS, "cu")],
             include_dirs=[str(CSRC)],
-            extra_compile_args={"cxx": [*FLAGS, *TORCH], "nvcc": ["-O3", *TORCH]},
+            extra_compile_args={"cxx": [*FLAGS, *WARNINGS, *TORCH], "nvcc": ["-O3", *TORCH]},
             depends=HEADERS,
             optional=True,
         )
