@@ -4,6 +4,7 @@
 
 #include "cpu/plan.h"
 #include "cpu/selection.h"
+#include "plan/describe.h"
 #include "plan/tables.h"
 
 namespace fusedreg {
@@ -190,22 +191,7 @@ Object finish_update(Tables& self, const Arguments&) {
 
 // Functions
 
-// What is known of each rule, for Python to compare with what it declares.
-Object rules(const Arguments&) {
-  Object known = Object::own(PyDict_New());
-  const auto set = [](PyObject* dict, const char* name, const Object& value) {
-    if (PyDict_SetItemString(dict, name, value.get()) != 0) throw PythonError();
-  };
-  for (const cpu::Rule* rule : cpu::rules()) {
-    const Object its = Object::own(PyDict_New());
-    set(its.get(), "states", to_python(rule->info.states));
-    set(its.get(), "scalar_states", to_python(rule->info.scalar_states));
-    set(its.get(), "fields", to_python(rule->info.fields));
-    set(its.get(), "variants", to_python(rule->info.variants));
-    set(known.get(), rule->info.name.c_str(), its);
-  }
-  return known;
-}
+Object rules(const Arguments&) { return describe(cpu::rules()); }
 
 Object instruction_sets(const Arguments&) {
   std::vector<std::string> names;

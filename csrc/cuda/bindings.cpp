@@ -1,5 +1,8 @@
 // What Python sees of the CUDA kernels: their launches, with addresses as numbers. fusedreg/backends/device_plan.py
 // makes the tables, and holds the memory. It knows nothing of torch, so that it builds in seconds.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
 #include <algorithm>
 
 #include "../maths/units.h"
@@ -130,7 +133,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
     return find_rule(rules(), rule).prepared_size / static_cast<int>(sizeof(double));
   });
 
-  module.def("rules", [] { return describe(rules()); });
+  module.def("rules", [] { return py::reinterpret_steal<py::object>(describe(rules()).release()); });
 
   // As `squares`, `update` and `units` take them.
   module.attr("DTYPES") = numbers({{"float32", static_cast<int>(DType::kFloat32)},

@@ -1,23 +1,24 @@
 // What a compiled extension knows of each rule, for Python to compare with what it declares.
 #pragma once
 
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
-
+#include "python.h"
 #include "rule_info.h"
 
 namespace fusedreg {
 
 template <class RuleOfBackend>
-pybind11::dict describe(const std::vector<const RuleOfBackend*>& rules) {
-  pybind11::dict known;
+Object describe(const std::vector<const RuleOfBackend*>& rules) {
+  Object known = Object::own(PyDict_New());
+  const auto set = [](const Object& dict, const std::string& name, const Object& value) {
+    if (PyDict_SetItemString(dict.get(), name.c_str(), value.get()) != 0) throw PythonError();
+  };
   for (const RuleOfBackend* rule : rules) {
-    pybind11::dict its;
-    its["states"] = rule->info.states;
-    its["scalar_states"] = rule->info.scalar_states;
-    its["fields"] = rule->info.fields;
-    its["variants"] = rule->info.variants;
-    known[rule->info.name.c_str()] = its;
+    const Object its = Object::own(PyDict_New());
+    set(its, "states", to_python(rule->info.states));
+    set(its, "scalar_states", to_python(rule->info.scalar_states));
+    set(its, "fields", to_python(rule->info.fields));
+    set(its, "variants", to_python(rule->info.variants));
+    set(known, rule->info.name, its);
   }
   return known;
 }
