@@ -188,10 +188,12 @@ void Plan::prepare_rounding(const std::vector<std::uint32_t>& keys) {
     if (!entry.active || !entry.rounds_stochastically) continue;
     Work& work = work_[i];
     const DType arithmetic = arithmetic_of(entry.dtype);
-    const std::vector<std::int64_t> contiguous = contiguous_strides(entry.sizes);
     const bool as_stored = !entry.staged && entry.is_dense;
-    work.rounding.positions =
-        Positions(entry.first_position, entry.sizes, as_stored ? entry.strides : contiguous, entry.position_strides);
+    if (work.places_as_stored != as_stored) {  // it may be staged in one step and not in another
+      const std::vector<std::int64_t> strides = as_stored ? entry.strides : contiguous_strides(entry.sizes);
+      work.rounding.positions = Positions(entry.first_position, entry.sizes, strides, entry.position_strides);
+      work.places_as_stored = as_stored;
+    }
     work.rounding.store_run = instruction_set().store_run(arithmetic);
     work.rounding.width = arithmetic == DType::kFloat64 ? sizeof(double) : sizeof(float);
     const std::uint32_t key = key_of(keys.at(entry.group), entry.number);

@@ -1,6 +1,8 @@
 // The CPU backend's plan: a parameter list with its work cut into chunks, and a kernel for each parameter.
 #pragma once
 
+#include <optional>
+
 #include "../plan/parameters.h"
 #include "parallel.h"
 #include "units.h"
@@ -35,6 +37,7 @@ class Plan : public Parameters {
     std::int64_t whole = 1;  // elements that no chunk cuts: a unit's, where it is one run in memory and small
     double tau = 0;
     Rounding rounding;
+    std::optional<bool> places_as_stored;  // whether rounding.positions are those of the parameter's layout, if of any
   };
 
   // Says what the streams' dtypes are, and chooses the kernel that reads the gradient.
