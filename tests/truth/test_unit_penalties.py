@@ -283,9 +283,8 @@ def test_every_strength_is_the_references(cls, dtype, backend) -> None:
     for strength in 10 ** torch.linspace(-9, 3, 25, dtype=torch.float64, device="cpu"):
         results = []
         for its in (backend, "reference"):
-            param = torch.nn.Parameter(start.to(dtype).to(torch.get_default_device()))
-            if its == "reference":
-                param = torch.nn.Parameter(param.detach().double())
+            its_start = start.to(torch.get_default_device(), dtype, copy=True)
+            param = torch.nn.Parameter(its_start.double() if its == "reference" else its_start)
             param.grad = slope.to(dtype).to(param)
             cls([param], lr=0.02, group_l1=strength.item(), backend=its, **known(cls, weight_decay=0.0)).step()
             results.append(param.detach().double())
