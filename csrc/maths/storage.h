@@ -31,9 +31,10 @@ constexpr DType dtype_of() {  // of the arithmetic types
   return sizeof(A) == sizeof(double) ? DType::kFloat64 : DType::kFloat32;
 }
 
-// Calls visitor with a value of the type that a dtype's elements have in memory.
+// Calls visitor with a value of the type that a dtype's elements have in memory. Always inline, as what the visitor does
+// is compiled for the instruction set of the function that it is inlined into.
 template <class Visitor>
-auto visit_dtype(DType dtype, Visitor&& visitor) {
+FUSEDREG_HD auto visit_dtype(DType dtype, Visitor&& visitor) {
   switch (dtype) {
     case DType::kFloat64:
       return visitor(double{});
