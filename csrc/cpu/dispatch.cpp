@@ -5,6 +5,7 @@
 #include <limits>
 #include <numeric>
 
+#include "bfloat16.h"
 #include "kernels.h"
 #include "prefetch.h"
 

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "bfloat16.h"
 #include "kernels.h"
 #include "prefetch.h"
 

@@ -92,6 +92,11 @@ FUSEDREG_TARGET void store_tile(void* to, DType dtype, const A* from, std::int64
   visit_dtype(dtype, [&](auto element) __attribute__((always_inline)) {
     using T = decltype(element);
     T* at = static_cast<T*>(to) + begin;
+#if FUSEDREG_VECTOR_BYTES == 64
+    if constexpr (std::is_same_v<T, BFloat16> && std::is_same_v<A, float>) {
+      if (rounds_to_bfloat16()) return store_all(at, from, count);
+    }
+#endif
     for (std::int64_t i = 0; i < count; ++i) store(at[i], static_cast<ArithmeticOf<T>>(from[i]));
   });
 }

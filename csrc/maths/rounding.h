@@ -27,11 +27,9 @@ FUSEDREG_HD std::uint32_t random_bits(std::uint32_t position, std::uint32_t key)
 // up is infinity, it is rounded down.
 FUSEDREG_HD void store_stochastically(BFloat16& to, float x, std::uint32_t random) {
   const std::uint32_t bits = bit_cast<std::uint32_t>(x);
-  const std::uint32_t magnitude = bits & 0x7fffffffu;
-  const std::uint32_t up = magnitude + random;
-  const std::uint32_t rounded = up < 0x7f800000u ? up : magnitude;
-  const std::uint32_t number = (bits >> 31 << 15) | (rounded >> 16);
-  to.bits = static_cast<std::uint16_t>(magnitude > 0x7f800000u ? 0x7fc0u : number);
+  const std::uint32_t largest = 0x7f7f0000u;  // of the finite ones in bfloat16
+  const std::uint32_t up = bits + ((bits & 0x7fffffffu) < largest ? random : 0u);
+  to.bits = static_cast<std::uint16_t>(x != x ? 0x7fc0u : up >> 16);
 }
 
 }  // namespace fusedreg

@@ -31,8 +31,8 @@ constexpr DType dtype_of() {  // of the arithmetic types
   return sizeof(A) == sizeof(double) ? DType::kFloat64 : DType::kFloat32;
 }
 
-// Calls visitor with a value of the type that a dtype's elements have in memory. Always inline, as what the visitor does
-// is compiled for the instruction set of the function that it is inlined into.
+// Calls visitor with a value of the type that a dtype's elements have in memory. Always inline, as what the visitor
+// does is compiled for the instruction set of the function that it is inlined into.
 template <class Visitor>
 FUSEDREG_HD auto visit_dtype(DType dtype, Visitor&& visitor) {
   switch (dtype) {
@@ -82,7 +82,7 @@ FUSEDREG_HD void store(BFloat16& to, float x) {
 #else
   const std::uint32_t bits = bit_cast<std::uint32_t>(x);
   const std::uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-  to.bits = static_cast<std::uint16_t>((bits & 0x7fffffffu) > 0x7f800000u ? 0x7fc0u : rounded);
+  to.bits = static_cast<std::uint16_t>(x != x ? 0x7fc0u : rounded);
 #endif
 }
 
