@@ -97,6 +97,24 @@ template void cpu::{isa}::score_tile<Adam, Adam::kPlain, true, float>(
     assert re.search(rf"v?sqrtps\s.*%{register}", assembly), f"no packed sqrtps on {register}"
 
 
+@needs_gcc
+@each_isa
+def test_16_bit_tiles_are_converted_with_the_loops_instructions(isa, register, tmp_path) -> None:
+    """A visitor of dtypes that is not inlined is compiled for the baseline."""
+    assembly = compile_loops(
+        isa,
+        f"""
+#include "cpu/update_loop.h"
+using namespace fusedreg;
+template void cpu::{isa}::load_tile<float>(float*, const void*, DType, std::int64_t, std::int64_t);
+template void cpu::{isa}::store_tile<float>(void*, DType, const float*, std::int64_t, std::int64_t);
+""",
+        tmp_path,
+    )
+    assert re.search(rf"v?pslld\s.*%{register}", assembly), f"no packed shift on {register}"
+    assert "visit_dtype" not in assembly
+
+
 # An editable install's finder would answer for the modules that a copy of the package lacks.
 TRAIN = """
 import sys
