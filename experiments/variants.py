@@ -3,8 +3,7 @@
     python experiments/variants.py [--quick] [--elements 50000000] [--output FILE]
 
 Builds the kernels of csrc/ once for each variant, by replacing a line, without torch around them, and times all of them
-in alternation. Then huge pages, non-temporal stores, the cost of a step's scalars, and the norm taken in the backward
-pass.
+in alternation. Then huge pages, non-temporal stores and the cost of a step's scalars.
 """
 
 from __future__ import annotations
@@ -23,7 +22,6 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from torch import nn
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 
@@ -207,47 +205,6 @@ def scalars(bench: Bench, shipped: Passes) -> None:
     bench.grids[-1].show(bench.console)
 
 
-def norm_in_backward(bench: Bench, width: int, depth: int) -> None:
-    """Backward pass and norm: the norm afterwards, or gradient by gradient as they are made, still in a cache."""
-    model = nn.Sequential(*[nn.Linear(width, width) for _ in range(depth)])
-    x = torch.randn(32, width)
-    params = list(model.parameters())
-    sums: list[torch.Tensor] = []
-    hooked = False
-
-    def add_square(param: torch.Tensor) -> None:
-        if hooked:
-            sums.append(torch.linalg.vector_norm(param.grad))
-
-    for param in params:
-        param.register_post_accumulate_grad_hook(add_square)
-
-    def backward(hook: bool) -> None:
-        nonlocal hooked
-        hooked = hook
-        model(x).square().mean().backward()
-
-    def only() -> None:
-        model.zero_grad(set_to_none=False)
-        backward(False)
-
-    def after() -> None:
-        only()
-        torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(param.grad) for param in params]))
-
-    def within() -> None:
-        sums.clear()
-        model.zero_grad(set_to_none=False)
-        backward(True)
-        torch.linalg.vector_norm(torch.stack(sums))
-
-    size = width * width * 4 / 2**20
-    bench.compare(
-        f"Norm in the backward pass, {depth} layers of {size:.0f} MiB",
-        {"no norm": only, "norm afterwards": after, "norm in post-accumulate hooks": within},
-    )
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--elements", type=int, default=50_000_000)
@@ -263,8 +220,6 @@ def main() -> None:
         shipped = kernels(bench, options.elements, Path(folder))
         pages_and_stores(bench, options.elements, shipped)
         scalars(bench, shipped)
-    for width, depth in ((512, 24), (1024, 12), (4096, 3)):
-        norm_in_backward(bench, width, depth)
     if options.output is not None:
         tables = [f"# What was tried on a CPU\n\n{about}", *(grid.markdown() for grid in bench.grids)]
         options.output.write_text("\n\n".join(tables))
