@@ -2,7 +2,8 @@
 
     python benchmarks/penalties.py [--elements 50_000_000 65_536] [--threads 2] [--seconds 10] [--instruction-sets ...]
 
-Ratios to L1 alone; in nanoseconds an element for L1 alone and for torch's fused step, which has its decay alone.
+Ratios to L1 alone; in nanoseconds an element, and in a processor's cycles where a C compiler tells how long one is, for
+L1 alone and for torch's fused step, which has its decay alone. With more threads than one, they are all threads' cycles.
 
 Bars where memory bounds the step: 3 % for a penalty on elements, 15 % for `group_l1` by rows."""
 
@@ -15,7 +16,7 @@ from typing import Any
 
 import torch
 from cases import Problem
-from measure import Step, stamp, time_in_rounds, wall_time
+from measure import Step, clock_hz, stamp, time_in_rounds, wall_time
 from peers import DECAY, L1, LR
 from report import Grid
 from rich.console import Console
@@ -84,6 +85,8 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     console = Console(width=120)
     console.print(stamp("cpu"))
+    hertz = clock_hz()
+    units = {"ns": 1.0} | ({} if hertz is None else {"cycles": hertz * 1e-9 * arguments.threads})
     for instruction_set in arguments.instruction_sets:
         _C.use_instruction_set(instruction_set)
         columns = {
@@ -91,10 +94,12 @@ def main() -> None:
             for name in OPTIMIZERS
             for elements in arguments.elements
         }
-        rows = [
-            [f"{each}, ns an element", *(f"{column[each]:.3f}" for column in columns.values())]
-            for each in (TORCH, ALONE)
-        ]
+        rows = []
+        for unit, in_units in units.items():
+            rows += [
+                [f"{each}, {unit} an element", *(f"{column[each] * in_units:.3f}" for column in columns.values())]
+                for each in (TORCH, ALONE)
+            ]
         rows += [
             [setting, *(f"{column[setting]:.2f}" for column in columns.values())]
             for setting in SETTINGS
