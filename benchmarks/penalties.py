@@ -3,7 +3,7 @@
     python benchmarks/penalties.py [--elements 50_000_000 65_536] [--threads 2] [--seconds 10] [--instruction-sets ...]
 
 Ratios to L1 alone; in nanoseconds an element, and in a processor's cycles where a C compiler tells how long one is, for
-L1 alone and for torch's fused step, which has its decay alone. With more threads than one, they are all threads' cycles.
+L1 alone and for torch's fused step, which has its decay alone. With more threads than one, the cycles of all of them.
 
 Bars where memory bounds the step: 3 % for a penalty on elements, 15 % for `group_l1` by rows."""
 
