@@ -54,16 +54,34 @@ def test_the_default_is_a_candidate() -> None:
 
 
 def test_the_fastest_is_taken_and_each_is_timed_once(monkeypatch) -> None:
-    for best in range(len(CANDIDATES)):
-        clock = Clock(*(0.5 if i == best else 1.0 for i in range(len(CANDIDATES))))
-        kernel = Kernel("sgd", (torch.float32, torch.float64, torch.float16, torch.bfloat16)[best], 1, True, False)
-        tuner = Tuner(clock)
-        assert tuner.config(kernel, CPU, capturing=False) == CANDIDATES[best]
-        assert clock.trials == len(CANDIDATES)
-        with monkeypatch.context() as patch:  # from then on it is in memory
-            patch.setattr(tuning, "read", None)
-            assert tuner.config(kernel, CPU, capturing=False) == CANDIDATES[best]
-            assert tuner.config(kernel, CPU, capturing=True) == CANDIDATES[best]
+    for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
+        possible = tuning.candidates(dtype)
+        for best, config in enumerate(possible):
+            clock = Clock(*(0.5 if i == best else 1.0 for i in range(len(possible))))
+            kernel = Kernel("sgd", dtype, 1, is_aligned=best % 2 == 0, has_stages=best < 2)
+            tuner = Tuner(clock)
+            assert tuner.config(kernel, CPU, capturing=False) == config
+            assert clock.trials == len(possible)
+            with monkeypatch.context() as patch:  # from then on it is in memory
+                patch.setattr(tuning, "read", None)
+                assert tuner.config(kernel, CPU, capturing=False) == config
+                assert tuner.config(kernel, CPU, capturing=True) == config
+
+
+def test_a_thread_has_a_widest_load_of_every_dtype() -> None:
+    for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
+        possible = tuning.candidates(dtype)
+        assert DEFAULT in possible
+        for block, warps in possible:
+            assert block * dtype.itemsize % (16 * 32 * warps) == 0
+
+
+def test_trials_are_of_normal_numbers(monkeypatch) -> None:
+    seen = []
+    monkeypatch.setattr(tuning, "run_update", lambda rule, launch, tables, *config: seen.append(tables.kept))
+    tuning.make_trial(ADAM, CPU)(DEFAULT)
+    (memory,) = seen
+    assert bool((memory.abs() > torch.finfo(memory.dtype).tiny).all())
 
 
 def test_each_kernel_is_timed_for_itself() -> None:
@@ -80,7 +98,7 @@ def test_each_kernel_is_timed_for_itself() -> None:
     for _ in range(2):
         for kernel in kernels:
             tuner.config(kernel, CPU, capturing=False)
-    assert clock.trials == len(kernels) * len(CANDIDATES)
+    assert clock.trials == sum(len(tuning.candidates(kernel.dtype)) for kernel in kernels)
 
 
 def test_each_kind_of_device_is_timed_for_itself(monkeypatch) -> None:

@@ -32,6 +32,20 @@ class Config(NamedTuple):
 
 DEFAULT = Config(1024, 4)
 CANDIDATES = (Config(512, 4), DEFAULT, Config(1024, 8), Config(2048, 8))
+THREADS_OF_WARP = 32
+WIDEST_LOAD = 16
+"""Bytes."""
+
+
+def candidates(dtype: torch.dtype) -> tuple[Config, ...]:
+    """Whose threads have a widest load or more of each tensor."""
+    return tuple(
+        config
+        for config in CANDIDATES
+        if config.block // (config.warps * THREADS_OF_WARP) * dtype.itemsize >= WIDEST_LOAD
+    )
+
+
 # The interpreter pays for each operation, whatever its size.
 INTERPRETED = Config(4096, 4)
 
@@ -73,12 +87,13 @@ class Tuner:
 
     def _search(self, kernel: Kernel, what: tuple[Any, ...], device: torch.device) -> Config:
         times: dict[Config, float] = {}
+        possible = candidates(kernel.dtype)
         waiting = torch.cuda.get_sync_debug_mode() if device.type == "cuda" else 0
         try:
             if waiting:  # this once, a step waits for the device; who forbids it means every other step
                 torch.cuda.set_sync_debug_mode("default")
             trial = make_trial(kernel, device)
-            for config in CANDIDATES:
+            for config in possible:
                 try:
                     times[config] = self._timer(lambda config=config: trial(config))  # type: ignore[misc]
                 except OutOfResources:  # a device with fewer registers or threads
@@ -88,7 +103,7 @@ class Tuner:
         finally:
             if waiting:
                 torch.cuda.set_sync_debug_mode(waiting)
-        if len(times) < len(CANDIDATES):
+        if len(times) < len(possible):
             # Good for this process; another may have the memory to time all.
             return min(times, key=times.__getitem__, default=DEFAULT)
         best = min(times, key=times.__getitem__)
@@ -108,10 +123,11 @@ def device_name(device: torch.device) -> str:
 
 
 def make_trial(kernel: Kernel, device: torch.device) -> Callable[[Config], None]:
-    """One update of memory of its own: a trial on the parameters would take steps."""
+    """One update of memory of its own: a trial on the parameters would take steps. Of normal numbers, as zeros and
+    denormals may take another path."""
     rule = RULES[kernel.rule]
     used = [tables.W, tables.G, *(tables.STATE + i for i in range(len(rule.state_names)) if kernel.states >> i & 1)]
-    memory = torch.zeros(len(used), TRIAL_CHUNKS * CHUNK, dtype=kernel.dtype, device=device)
+    memory = torch.empty(len(used), TRIAL_CHUNKS * CHUNK, dtype=kernel.dtype, device=device).uniform_(0.5, 1.5)
     row = [0] * tables.ROW_COLUMNS
     for column, tensor in zip(used, memory, strict=True):
         row[column] = tensor.data_ptr()
@@ -156,7 +172,7 @@ def read(what: tuple[Any, ...]) -> Config | None:
             config = Config(*json.load(file))
     except (OSError, ValueError, TypeError):
         return None
-    return config if config in CANDIDATES else None
+    return config if config in candidates(what[1]) else None
 
 
 def write(what: tuple[Any, ...], config: Config) -> None:
