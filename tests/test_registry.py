@@ -182,10 +182,10 @@ def test_penalties_are_options_with_an_identity_at_the_default() -> None:
 
 def test_no_import_goes_in_a_circle() -> None:
     """Each module of fusedreg imports, where it begins, only modules that do not import it in turn."""
-    package = ROOT / "fusedreg"
+    package = Path(fusedreg.__file__).parent
     modules = {}
     for path in package.rglob("*.py"):
-        name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        name = ".".join(path.relative_to(package.parent).with_suffix("").parts).removesuffix(".__init__")
         modules[name] = path
     graph: dict[str, set[str]] = {}
     for name, path in modules.items():
