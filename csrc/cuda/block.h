@@ -217,6 +217,7 @@ FUSEDREG_HD void prepare_block(const Block& block, const PrepareArgs& args, Prep
   constexpr int kScalarStates = kScalarStatesOf<Rule>;
 
   // Each by a thread of its own, all on their way at once.
+  static_assert(sizeof(shared.fields) / sizeof(double) + kStepScalars + kMaxScalarStates <= kThreads);
   block.each_thread([&](int thread) {
     double sum = 0;
     for (std::int64_t i = thread; i < args.square_count; i += kThreads) sum += args.squares[i];
@@ -245,14 +246,15 @@ FUSEDREG_HD void prepare_block(const Block& block, const PrepareArgs& args, Prep
   const bool skips = !(shared.step[kFoundInf] == 0);
   const double inv_grad_scale = 1 / shared.step[kGradScale];
   // By threads of different warps: each is long, and alone.
+  constexpr int kApart = kThreads / 4;
   block.each_thread([&](int thread) {
-    if (thread % 32 != 0 || thread > 64) return;
+    if (thread % kApart != 0 || thread > 2 * kApart) return;
     const Group<Rule> group = make_group<Rule>(shared.fields);
     const double norm = args.squares != nullptr ? sqrt(shared.sums[0]) : 0;
     const double clip_coef = args.squares != nullptr ? clip_coefficient(shared.step[kMaxGradNorm], norm) : 1;
     if (thread == 0) {
       fill_constants(prepared.in_float, group, shared.before, shared.after, inv_grad_scale, clip_coef);
-    } else if (thread == 32) {
+    } else if (thread == kApart) {
       const double tau =
           fill_constants(prepared.in_double, group, shared.before, shared.after, inv_grad_scale, clip_coef);
       prepared.units = make_unit_constants(group.common, group.penalties, Rule::kHasMetric, tau);
