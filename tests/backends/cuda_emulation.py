@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -96,6 +96,22 @@ def build_emulation(
     )
 
 
+# Small blocks and chunks, of two rules and two dtypes: there are as many threads, and they share a few processors.
+SMALL = {
+    "cuda/args.h": [(r"kThreads = 256", "kThreads = 64"), (r"kChunkElements = 16 \* 1024", "kChunkElements = 512")],
+    "maths/storage.h": [(r"case DType::kBFloat16:.+?default:", "default:")],
+    "rules/registry.h": [
+        (r"#define FUSEDREG_RULES\(RULE\).+", "#define FUSEDREG_RULES(RULE) RULE(adam, Adam) RULE(sgd, Sgd)\n")
+    ],
+}
+
+
+@functools.cache
+def build_for_thread_sanitizer() -> ModuleType:
+    """Where a block's threads are threads. ThreadSanitizer must be in this process already: see test_cuda_threads.py."""
+    return build_emulation("cuda_threads", ["at_once.cpp", "errors.cpp"], ["-O0", "-g1", "-fsanitize=thread"], SMALL)
+
+
 @functools.cache
 def build() -> ModuleType:
     """Where a block's threads go one after the other."""
@@ -111,8 +127,9 @@ class EmulatedCudaBackend:
     takes_units = True
     rounds_stochastically = False
 
-    def __init__(self, scalars_on_host: bool) -> None:
+    def __init__(self, scalars_on_host: bool, build: Callable[[], ModuleType] = build) -> None:
         self.scalars_on_host = scalars_on_host
+        self._build = build
 
     def unavailable_reason(self) -> str | None:
         return None
@@ -125,16 +142,10 @@ class EmulatedCudaBackend:
         state_dtype: torch.dtype | None = None,
         grad_dtype: torch.dtype | None = None,
     ) -> str | None:
-        if spec.name not in build().rules():
+        if spec.name not in self._build().rules():
             return f"it has no kernel for the rule {spec.name!r}"
         return rejection_of_memory(param, states, state_dtype, grad_dtype, "cpu", DTYPES)
 
     def make_plan(self, spec: RuleSpec, entries: list[Entry], differentiable: bool, state: dict[Any, Any]) -> Plan:
-        return DevicePlan(spec, entries, state, CudaKernels(build(), spec), self.scalars_on_host)
+        return DevicePlan(spec, entries, state, CudaKernels(self._build(), spec), self.scalars_on_host)
 
-
-# Small blocks and chunks, of two rules: as many threads as there are take turns on a CPU.
-SMALL = {
-    "cuda/args.h": [(r"kThreads = 256", "kThreads = 64"), (r"kChunkElements = 16 \* 1024", "kChunkElements = 512")],
-    "rules/registry.h": [(r"#define FUSEDREG_RULES\(RULE\).+", "#define FUSEDREG_RULES(RULE) RULE(adam, Adam) RULE(sgd, Sgd)\n")],
-}

@@ -1,0 +1,199 @@
+"""Steps of the CUDA backend on real threads, under ThreadSanitizer: what test_cuda_threads.py runs in a process of its
+own, and talks to line by line. A request is a scenario, and a fault to put in; each is a fork of this process, which
+ends with RACE at the first race.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import json
+import os
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path[1:1] = [str(Path(__file__).parents[1])]  # as pytest has it
+
+import torch
+from cuda_emulation import EmulatedCudaBackend, build_for_thread_sanitizer
+from helpers import assert_same_bits, set_grads, snapshot
+from torch import Tensor
+
+from fusedreg import FusedRegAdam, FusedRegSGD, backends
+from fusedreg.backends import cuda, device_plan, device_units
+from fusedreg.parity import REGULARIZED, STAGES
+
+RACE = 66  # TSAN_OPTIONS=exitcode
+LONGEST = 60.0  # seconds of a scenario
+
+CHUNK = 512  # of SMALL
+# Several chunks, a tail, and the smallest.
+SHAPES = ((3 * CHUNK + 5,), (CHUNK,), (7, 13), ())
+
+
+def make_params(dtype: torch.dtype, shapes: tuple[tuple[int, ...], ...] = SHAPES) -> list[Tensor]:
+    """And one that is not aligned to 16 bytes."""
+    generator = torch.Generator().manual_seed(1)
+    made = [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in shapes]
+    made.append(torch.randn(2 * CHUNK + 77, generator=generator, dtype=torch.float64).to(dtype)[1:])
+    return [tensor.requires_grad_() for tensor in made]
+
+
+def take_steps(cls: type, params: list[Tensor], steps: int, backend: str, **options: Any) -> list[Tensor]:
+    """In two groups, so that there are several scalar sets; the second one's parameters skip the first step."""
+    groups = [{"params": params[::2]}, {"params": params[1::2], "lr": 0.01}]
+    optimizer = cls(groups, backend=backend, **options)
+    for step in range(steps):
+        set_grads(params, step)
+        if step == 0:
+            for param in params[1::2]:
+                param.grad = None
+        optimizer.step()
+    return [*snapshot(optimizer), optimizer.grad_norm]
+
+
+def sgd(backend: str, dtype: torch.dtype) -> list[Tensor]:
+    """Whose momentum's gain is a scalar state, which prepare reads and moves on."""
+    options = dict(momentum=0.9, dampening=0.1, **REGULARIZED)
+    return take_steps(FusedRegSGD, make_params(dtype), 3, backend, **options)
+
+
+def adam(backend: str, dtype: torch.dtype) -> list[Tensor]:
+    options = {**REGULARIZED, **STAGES}
+    return take_steps(FusedRegAdam, make_params(dtype), 3, backend, amsgrad=True, **options)
+
+
+def amp(backend: str, dtype: torch.dtype) -> list[Tensor]:
+    """A step, one that found_inf skips, and one with a scale."""
+    params = make_params(dtype)
+    optimizer = FusedRegAdam(params, backend=backend, group_l1=0.3, unit="tensor", **REGULARIZED)
+    for step, found_inf in enumerate((0.0, 1.0, 0.0)):
+        set_grads(params, step)
+        before = [*snapshot(optimizer), optimizer.grad_norm]
+        optimizer.grad_scale, optimizer.found_inf = torch.tensor(4.0), torch.tensor(found_inf)
+        optimizer.step()
+        if found_inf != 0:
+            assert_same_bits(before, [*snapshot(optimizer), optimizer.grad_norm])
+    return [*snapshot(optimizer), optimizer.grad_norm]
+
+
+def take_steps_with_units(backend: str, dtype: torch.dtype, cls: type = FusedRegAdam, **sizes: Any) -> list[Tensor]:
+    """Some units are zero, some are cut to the largest norm, some only shrink. `sizes` are device_units' own."""
+    before = {name: getattr(device_units, name) for name in sizes}
+    found = []
+    try:
+        for name, size in sizes.items():
+            setattr(device_units, name, size)
+        for unit, most in (("rows", 6.0), ("columns", 4.0), ("tensor", 30.0)):
+            params = make_params(dtype, ((9, 70), (40, 3)))
+            options = dict(lr=0.02, l1=0.3, l2=0.2, group_l1=6.0, max_unit_norm=most, unit=unit)
+            found += take_steps(cls, params[:2], 2, backend, **options)[:-1]
+    finally:
+        for name, size in before.items():
+            setattr(device_units, name, size)
+    return found
+
+
+IN_PARTS = dict(PANEL=32, PART=64)
+FINISHED = dict(**IN_PARTS, IN_PARTS=(0, 1, device_units.PASSES, device_units.PASSES + 1))
+SCENARIOS: dict[str, Callable[[str, torch.dtype], list[Tensor]]] = {
+    "sgd": sgd,
+    "adam": adam,
+    "amp": amp,
+    "units": take_steps_with_units,
+    "units of sgd": functools.partial(take_steps_with_units, cls=FusedRegSGD),
+    "units, several panels an item": functools.partial(take_steps_with_units, ITEM=1024),
+    "units in parts": functools.partial(take_steps_with_units, **IN_PARTS),
+    "units that a block finishes": functools.partial(take_steps_with_units, **FINISHED),
+}
+
+
+@functools.cache
+def of_the_reference(scenario: str) -> list[Tensor]:
+    return SCENARIOS[scenario]("reference", torch.float64)
+
+
+class Fault:
+    """What a test breaks; see emulator/at_once.cpp."""
+
+    def __init__(self) -> None:
+        self._library = ctypes.CDLL(build_for_thread_sanitizer().__file__)
+
+    def draw(self, seed: int) -> None:
+        self._library.fusedreg_draw(seed)
+
+    def hide_barrier(self, kernel: str, barrier: int) -> None:
+        self._library.fusedreg_hide_barrier(kernel.encode(), barrier)
+
+    def run_twice(self, kernel: str) -> None:
+        self._library.fusedreg_run_twice(kernel.encode())
+
+    def barriers(self, kernel: str) -> int:
+        return self._library.fusedreg_barriers(kernel.encode())
+
+
+def run_scenario(scenario: str, seeds: int, faults: dict[str, Any], kernel: str) -> int:
+    """Each seed, an order of blocks, makes the same bits, and those are the reference's. How many barriers a block of
+    the kernel has passed."""
+    fault = Fault()
+    for name, what in faults.items():
+        getattr(fault, name)(*what)
+    for dtype, tolerance in ((torch.float32, 5e-7), (torch.float64, 1e-12))[2 - seeds :]:
+        results = []
+        for seed in range(seeds):
+            fault.draw(seed)
+            results.append(SCENARIOS[scenario]("cuda", dtype))
+        for result in results[1:]:
+            assert_same_bits(results[0], result)
+        for ours, truth in zip(results[0], of_the_reference(scenario), strict=True):
+            torch.testing.assert_close(ours.double(), truth.double(), rtol=tolerance, atol=tolerance)
+    return fault.barriers(kernel)
+
+
+def fork(request: dict[str, Any]) -> dict[str, Any]:
+    of_the_reference(request["scenario"])  # which the children then have
+    with tempfile.TemporaryFile() as output:
+        child = os.fork()
+        if child == 0:
+            os.dup2(output.fileno(), 1)
+            os.dup2(output.fileno(), 2)
+            status = 1
+            try:
+                print(run_scenario(**request), flush=True)
+                status = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                sys.stderr.flush()
+                os._exit(status)
+        deadline = time.monotonic() + LONGEST
+        while (ended := os.waitpid(child, os.WNOHANG))[0] == 0:
+            if time.monotonic() > deadline:
+                os.kill(child, 9)
+            time.sleep(0.01)
+        output.seek(0)
+        return {"status": os.waitstatus_to_exitcode(ended[1]), "output": output.read().decode(errors="replace")}
+
+
+def main() -> None:
+    os.environ.pop("LD_PRELOAD")  # the compiler is to run without
+    torch.set_num_threads(1)
+    extension = build_for_thread_sanitizer()
+    backends.BACKENDS["cuda"] = EmulatedCudaBackend(scalars_on_host=False, build=build_for_thread_sanitizer)
+    cuda.THREADS, device_plan.CHUNK = extension.FORMAT["THREADS"], extension.FORMAT["CHUNK"]
+    assert device_plan.CHUNK == CHUNK
+    device_plan.MAX_PARTIAL_SUMS = 4  # fewer than chunks
+    for module in ("optimizer", "hyperparameters", "penalties", "penalties.spec", "rules.spec"):
+        sys.modules[f"fusedreg.{module}"].on_gpu = lambda value: isinstance(value, Tensor)  # type: ignore[attr-defined]
+    print("ready", flush=True)
+    for line in sys.stdin:
+        print(json.dumps(fork(json.loads(line))), flush=True)
+
+
+if __name__ == "__main__":
+    main()
