@@ -1,6 +1,6 @@
 """Steps of the CUDA backend on real threads, under ThreadSanitizer: what test_cuda_threads.py runs in a process of its
-own, and talks to line by line. A request is a scenario, and a fault to put in; each is a fork of this process, which
-ends with RACE at the first race.
+own, and talks to line by line. A request is a scenario, and a fault to put in. Each runs in a fork of this process,
+which ThreadSanitizer ends at the first race.
 """
 
 from __future__ import annotations
@@ -9,16 +9,19 @@ import ctypes
 import functools
 import json
 import os
+import signal
 import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 sys.path[1:1] = [str(Path(__file__).parents[1])]  # as pytest has it
 
+import pytest
 import torch
 from cuda_emulation import EmulatedCudaBackend, build_for_thread_sanitizer
 from helpers import assert_same_bits, set_grads, snapshot
@@ -28,7 +31,6 @@ from fusedreg import FusedRegAdam, FusedRegSGD, backends
 from fusedreg.backends import cuda, device_plan, device_units
 from fusedreg.parity import REGULARIZED, STAGES
 
-RACE = 66  # TSAN_OPTIONS=exitcode
 LONGEST = 60.0  # seconds of a scenario
 
 CHUNK = 512  # of SMALL
@@ -83,33 +85,58 @@ def amp(backend: str, dtype: torch.dtype) -> list[Tensor]:
 
 
 def take_steps_with_units(backend: str, dtype: torch.dtype, cls: type = FusedRegAdam, **sizes: Any) -> list[Tensor]:
-    """Some units are zero, some are cut to the largest norm, some only shrink. `sizes` are device_units' own."""
-    before = {name: getattr(device_units, name) for name in sizes}
+    """Some units are zero, some are cut to the largest norm, some only shrink."""
     found = []
-    try:
-        for name, size in sizes.items():
-            setattr(device_units, name, size)
+    with sizes_of_units(**sizes):
         for unit, most in (("rows", 6.0), ("columns", 4.0), ("tensor", 30.0)):
-            params = make_params(dtype, ((9, 70), (40, 3)))
+            params = make_params(dtype, ((9, 70), (40, 3)))[:2]
             options = dict(lr=0.02, l1=0.3, l2=0.2, group_l1=6.0, max_unit_norm=most, unit=unit)
-            found += take_steps(cls, params[:2], 2, backend, **options)[:-1]
-    finally:
-        for name, size in before.items():
-            setattr(device_units, name, size)
+            found += take_steps(cls, params, 2, backend, **options)[:-1]
     return found
 
 
-IN_PARTS = dict(PANEL=32, PART=64)
-FINISHED = dict(**IN_PARTS, IN_PARTS=(0, 1, device_units.PASSES, device_units.PASSES + 1))
+@contextmanager
+def sizes_of_units(**sizes: Any) -> Iterator[None]:
+    """Of device_units: how much a block takes of them."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, size in sizes.items():
+            patch.setattr(device_units, name, size)
+        yield
+
+
+def take_a_step(backend: str, dtype: torch.dtype, **options: Any) -> list[Tensor]:
+    params = make_params(dtype, ((2 * CHUNK + 5,),))[:1]
+    return take_steps(FusedRegSGD, params, 1, backend, momentum=0.9, **options)
+
+
+def take_a_step_with_units(backend: str, dtype: torch.dtype, **sizes: Any) -> list[Tensor]:
+    """Four rows that are the same, of which a block takes two at a time."""
+    param = torch.linspace(-1, 1, 70, dtype=dtype).repeat(4, 1).requires_grad_()
+    with sizes_of_units(**sizes):
+        optimizer = FusedRegAdam([param], backend=backend, lr=0.1, group_l1=0.5, max_unit_norm=2.0, unit="rows")
+        param.grad = param.detach().square()
+        optimizer.step()
+    return [param.detach()]
+
+
+IN_PARTS = dict(PANEL=32, PART=256)
+# The passes after which one block finishes.
+FEW = dict(**IN_PARTS, IN_PARTS=(0, 1, device_units.PASSES, device_units.PASSES + 1))
 SCENARIOS: dict[str, Callable[[str, torch.dtype], list[Tensor]]] = {
     "sgd": sgd,
     "adam": adam,
     "amp": amp,
     "units": take_steps_with_units,
     "units of sgd": functools.partial(take_steps_with_units, cls=FusedRegSGD),
-    "units, several panels an item": functools.partial(take_steps_with_units, ITEM=1024),
+    "several panels an item": functools.partial(take_steps_with_units, ITEM=1024),
     "units in parts": functools.partial(take_steps_with_units, **IN_PARTS),
-    "units that a block finishes": functools.partial(take_steps_with_units, **FINISHED),
+    "units that one block finishes": functools.partial(take_steps_with_units, **FEW),
+    # For faults: short, and always with as many barriers.
+    "a step": functools.partial(take_a_step, max_grad_norm=1.0),
+    "a step without a norm": take_a_step,
+    "a step with units": functools.partial(take_a_step_with_units, ITEM=1),
+    "a step with two panels an item": take_a_step_with_units,
+    "a step with units in parts": functools.partial(take_a_step_with_units, PANEL=32, PART=64),
 }
 
 
@@ -118,63 +145,51 @@ def of_the_reference(scenario: str) -> list[Tensor]:
     return SCENARIOS[scenario]("reference", torch.float64)
 
 
-class Fault:
-    """What a test breaks; see emulator/at_once.cpp."""
+def run_scenario(scenario: str, kernel: str = "", hidden: Sequence[int] = (), twice: bool = False) -> int:
+    """Compares with the reference, and two orders of blocks with each other. How many barriers a block of the kernel
+    has passed.
 
-    def __init__(self) -> None:
-        self._library = ctypes.CDLL(build_for_thread_sanitizer().__file__)
-
-    def draw(self, seed: int) -> None:
-        self._library.fusedreg_draw(seed)
-
-    def hide_barrier(self, kernel: str, barrier: int) -> None:
-        self._library.fusedreg_hide_barrier(kernel.encode(), barrier)
-
-    def run_twice(self, kernel: str) -> None:
-        self._library.fusedreg_run_twice(kernel.encode())
-
-    def barriers(self, kernel: str) -> int:
-        return self._library.fusedreg_barriers(kernel.encode())
-
-
-def run_scenario(scenario: str, seeds: int, faults: dict[str, Any], kernel: str) -> int:
-    """Each seed, an order of blocks, makes the same bits, and those are the reference's. How many barriers a block of
-    the kernel has passed."""
-    fault = Fault()
-    for name, what in faults.items():
-        getattr(fault, name)(*what)
-    for dtype, tolerance in ((torch.float32, 5e-7), (torch.float64, 1e-12))[2 - seeds :]:
-        results = []
-        for seed in range(seeds):
-            fault.draw(seed)
-            results.append(SCENARIOS[scenario]("cuda", dtype))
-        for result in results[1:]:
-            assert_same_bits(results[0], result)
-        for ours, truth in zip(results[0], of_the_reference(scenario), strict=True):
+    Args:
+        kernel: the one that has a fault.
+        hidden: its barriers that nobody sees.
+        twice: whether each of its blocks runs twice at once.
+    """
+    library = ctypes.CDLL(build_for_thread_sanitizer().__file__)
+    for barrier in hidden:
+        library.fusedreg_hide_barrier(kernel.encode(), barrier)
+    if twice:
+        library.fusedreg_run_twice(kernel.encode())
+    results = []
+    for seed, dtype, tolerance in ((0, torch.float64, 1e-12), (1, torch.float64, 1e-12), (2, torch.float32, 5e-7)):
+        library.fusedreg_draw(seed)
+        results.append(SCENARIOS[scenario]("cuda", dtype))
+        for ours, truth in zip(results[-1], of_the_reference(scenario), strict=True):
             torch.testing.assert_close(ours.double(), truth.double(), rtol=tolerance, atol=tolerance)
-    return fault.barriers(kernel)
+    assert_same_bits(*results[:2])
+    return library.fusedreg_barriers(kernel.encode())
 
 
 def fork(request: dict[str, Any]) -> dict[str, Any]:
+    """Runs the scenario. Its exit status, and what it has printed: at last, what it returned."""
     of_the_reference(request["scenario"])  # which the children then have
     with tempfile.TemporaryFile() as output:
         child = os.fork()
         if child == 0:
-            os.dup2(output.fileno(), 1)
-            os.dup2(output.fileno(), 2)
             status = 1
             try:
+                os.dup2(output.fileno(), 1)
+                os.dup2(output.fileno(), 2)
                 print(run_scenario(**request), flush=True)
                 status = 0
             except BaseException:
                 traceback.print_exc()
-            finally:
                 sys.stderr.flush()
+            finally:
                 os._exit(status)
         deadline = time.monotonic() + LONGEST
         while (ended := os.waitpid(child, os.WNOHANG))[0] == 0:
-            if time.monotonic() > deadline:
-                os.kill(child, 9)
+            if time.monotonic() > deadline:  # some wait at a barrier, and others do not come
+                os.kill(child, signal.SIGKILL)
             time.sleep(0.01)
         output.seek(0)
         return {"status": os.waitstatus_to_exitcode(ended[1]), "output": output.read().decode(errors="replace")}
