@@ -109,7 +109,7 @@ SMALL = {
 @functools.cache
 def build_for_thread_sanitizer() -> ModuleType:
     """Where a block's threads are threads. ThreadSanitizer must be in this process already: see test_cuda_threads.py."""
-    return build_emulation("cuda_threads", ["at_once.cpp", "errors.cpp"], ["-O0", "-g1", "-fsanitize=thread"], SMALL)
+    return build_emulation("cuda_threads", ["at_once.cpp", "errors.cpp"], ["-O0", "-fsanitize=thread"], SMALL)
 
 
 @functools.cache

@@ -84,14 +84,21 @@ def amp(backend: str, dtype: torch.dtype) -> list[Tensor]:
     return [*snapshot(optimizer), optimizer.grad_norm]
 
 
-def take_steps_with_units(backend: str, dtype: torch.dtype, cls: type = FusedRegAdam, **sizes: Any) -> list[Tensor]:
+def take_steps_with_units(
+    backend: str,
+    dtype: torch.dtype,
+    cls: type = FusedRegAdam,
+    shapes: tuple[tuple[int, int], ...] = ((9, 70), (40, 3)),
+    **sizes: Any,
+) -> list[Tensor]:
     """Some units are zero, some are cut to the largest norm, some only shrink."""
     found = []
     with sizes_of_units(**sizes):
-        for unit, most in (("rows", 6.0), ("columns", 4.0), ("tensor", 30.0)):
-            params = make_params(dtype, ((9, 70), (40, 3)))[:2]
-            options = dict(lr=0.02, l1=0.3, l2=0.2, group_l1=6.0, max_unit_norm=most, unit=unit)
-            found += take_steps(cls, params, 2, backend, **options)[:-1]
+        for unit, most in (("rows", 0.7), ("columns", 0.7), ("tensor", 0.9)):
+            params = make_params(dtype, shapes)[: len(shapes)]
+            size = {"rows": shapes[0][1], "columns": shapes[0][0], "tensor": params[0].numel()}[unit]
+            options = dict(lr=0.02, l1=0.3, l2=0.2, group_l1=6.0, max_unit_norm=most * size**0.5, unit=unit)
+            found += take_steps(cls, params, len(shapes), backend, **options)[:-1]
     return found
 
 
@@ -119,8 +126,8 @@ def take_a_step_with_units(backend: str, dtype: torch.dtype, **sizes: Any) -> li
     return [param.detach()]
 
 
-IN_PARTS = dict(PANEL=32, PART=256)
-# The passes after which one block finishes.
+# A panel is a few parts then, for each unit; and the passes after which one block finishes.
+IN_PARTS = dict(PANEL=32, PART=32)
 FEW = dict(**IN_PARTS, IN_PARTS=(0, 1, device_units.PASSES, device_units.PASSES + 1))
 SCENARIOS: dict[str, Callable[[str, torch.dtype], list[Tensor]]] = {
     "sgd": sgd,
@@ -129,8 +136,8 @@ SCENARIOS: dict[str, Callable[[str, torch.dtype], list[Tensor]]] = {
     "units": take_steps_with_units,
     "units of sgd": functools.partial(take_steps_with_units, cls=FusedRegSGD),
     "several panels an item": functools.partial(take_steps_with_units, ITEM=1024),
-    "units in parts": functools.partial(take_steps_with_units, **IN_PARTS),
-    "units that one block finishes": functools.partial(take_steps_with_units, **FEW),
+    "units in parts": functools.partial(take_steps_with_units, shapes=((6, 24),), **IN_PARTS),
+    "units that one block finishes": functools.partial(take_steps_with_units, shapes=((6, 24),), **FEW),
     # For faults: short, and always with as many barriers.
     "a step": functools.partial(take_a_step, max_grad_norm=1.0),
     "a step without a norm": take_a_step,
