@@ -108,7 +108,7 @@ SMALL = {
 
 @functools.cache
 def build_for_thread_sanitizer() -> ModuleType:
-    """Where a block's threads are threads. ThreadSanitizer must be in this process already: see test_cuda_threads.py."""
+    """Where a block's threads are threads. The process has ThreadSanitizer already: see test_cuda_threads.py."""
     return build_emulation("cuda_threads", ["at_once.cpp", "errors.cpp"], ["-O0", "-fsanitize=thread"], SMALL)
 
 
@@ -148,4 +148,3 @@ class EmulatedCudaBackend:
 
     def make_plan(self, spec: RuleSpec, entries: list[Entry], differentiable: bool, state: dict[Any, Any]) -> Plan:
         return DevicePlan(spec, entries, state, CudaKernels(self._build(), spec), self.scalars_on_host)
-

@@ -16,10 +16,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
-
-sys.path[1:1] = [str(Path(__file__).parents[1])]  # as pytest has it
 
 import pytest
 import torch

@@ -1,6 +1,6 @@
 """The CUDA backend without a GPU: its tables, scalar sets, launches and kernels, on a CPU that emulates the GPU.
 
-What this does not show is what only a GPU has: threads that run at once, streams and graphs.
+What this does not show: threads that run at once, which test_cuda_threads.py has, streams and graphs.
 """
 
 from __future__ import annotations

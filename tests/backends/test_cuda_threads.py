@@ -1,8 +1,8 @@
 """The CUDA kernels as they are, launches and barriers included, on real threads: each thread of a block is one of the
 CPU's, and ThreadSanitizer looks for races among them (emulator/at_once.cpp).
 
-It goes by what orders two accesses, not by which of them happened to come first: a race is found whenever its code runs.
-What it does not show: a GPU's memory model where the kernels use atomics, as they use none; and warps.
+It goes by what orders two accesses, not by which of them came first: a race is found whenever its code runs. What it
+does not show is warps, and a GPU's memory model, of which kernels without atomics need no more than their barriers.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ def process_with_thread_sanitizer(names_functions: bool) -> Iterator[Run]:
     settings = {
         "LD_PRELOAD": str(thread_sanitizer()),
         "TSAN_OPTIONS": ":".join(f"{name}={value}" for name, value in options.items()),
+        "PYTHONPATH": os.pathsep.join(sys.path),
     }
     with subprocess.Popen(
         [*fixed, sys.executable, str(Path(__file__).with_name("cuda_threads.py"))],

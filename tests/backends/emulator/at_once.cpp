@@ -176,5 +176,4 @@ void fusedreg_run_twice(const char* kernel) { emulator::settings.twice = kernel;
 
 // How many barriers a block of a kernel has passed, at the most. 0 where it was not launched.
 int fusedreg_barriers(const char* kernel) { return emulator::settings.barriers[kernel]; }
-
 }
