@@ -260,6 +260,21 @@ def test_a_norm_has_the_whole_range(dtype, offset, scalars_on_device) -> None:
         torch.testing.assert_close(optimizer.grad_norm, truth, rtol=2.5e-7, atol=0, equal_nan=True)
 
 
+def test_squares_are_added_up_without_loss(scalars_on_device, monkeypatch) -> None:
+    """In fp32: a pack's of these numbers are exact, and what the sum of packs loses by rounding is kept."""
+    sums = []
+
+    def record(kernels, launch, tables, partial_sums, squares=cuda.CudaKernels.squares) -> None:
+        squares(kernels, launch, tables, partial_sums)
+        sums.append(partial_sums.sum())
+
+    monkeypatch.setattr(cuda.CudaKernels, "squares", record)
+    param = torch.nn.Parameter(torch.zeros(3 * device_plan.CHUNK))
+    param.grad = torch.randint(1024, 2048, param.shape).float()
+    FusedRegSGD([param], lr=1e-3, backend="cuda", max_grad_norm=math.inf).step()
+    assert sums == [param.grad.double().square().sum()]
+
+
 def test_a_norm_has_as_many_programs_as_a_gpu_runs_at_once(monkeypatch) -> None:
     monkeypatch.setattr(device_plan, "multiprocessors", lambda device: 132)
     assert device_plan.most_partial_sums(torch.device("cuda", 1)) == 4 * 132
