@@ -175,9 +175,9 @@ class CompensatedSum {
   float sum_ = 0, lost_ = 0;
 };
 
-// A thread's share of a chunk of gradients, after stages 1 and 2. Of fp32 and less, without double: a pack's squares are
-// added up in pairs, so that what comes is off by 5 * 2^-24 at the most, relative. Where fp32 has no room for a square,
-// which is rare, once more in double.
+// A thread's share of a chunk of gradients, after stages 1 and 2. Of fp32 and less, without double: a pack's squares
+// are added up in pairs, so that what comes is off by 5 * 2^-24 at the most, relative. Where fp32 has no room for a
+// square, which is rare, once more in double.
 template <class T>
 FUSEDREG_HD double squares_of_share(const T* g, int count, bool aligned, int thread, ArithmeticOf<T> inv_grad_scale,
                                     ArithmeticOf<T> clip_value) {
