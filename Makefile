@@ -23,7 +23,7 @@ check: test test-triton test-cuda test-frameworks sanitize lint typecheck demo e
 
 # Two tests at a time, of different files, which share fixtures.
 AT_A_TIME := -n 2 --dist loadfile --no-loadscope-reorder
-WITH_A_TARGET_OF_THEIR_OWN := tests/test_examples.py tests/backends/test_triton_*.py tests/backends/test_cuda_kernels.py tests/frameworks
+WITH_A_TARGET_OF_THEIR_OWN := tests/test_examples.py tests/backends/test_triton_*.py tests/backends/test_cuda_kernels.py tests/backends/test_cuda_threads.py tests/frameworks
 test: $(VENV)/.test ## the tests that have no target of their own; PYTEST="-k parity -x" are arguments for pytest
 	$(BIN)/python -m pytest $(AT_A_TIME) $(addprefix --ignore=,$(wildcard $(WITH_A_TARGET_OF_THEIR_OWN))) $(PYTEST)
 
@@ -33,8 +33,8 @@ test-triton: $(VENV)/.triton ## the Triton backend without a GPU, compiled and i
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest $(AT_A_TIME) tests/backends/test_triton.py tests/test_edges.py tests/test_constraints.py tests/truth/test_unit_penalties.py tests/distributed -k "triton or several-meshes" $(PYTEST)
 	$(if $(HOSTILE),TRITON_INTERPRET=1 $(BIN)/python -m pytest $(TRITON_HOSTILE) $(PYTEST))
 
-test-cuda: $(VENV)/.test ## compiles the CUDA kernels where nvcc is, without a GPU, and reads what came out
-	$(BIN)/python -m pytest tests/backends/test_cuda_kernels.py $(PYTEST)
+test-cuda: $(VENV)/.test ## the CUDA kernels without a GPU: on threads, sought for races; where nvcc is, compiled and read
+	$(BIN)/python -m pytest tests/backends/test_cuda_threads.py tests/backends/test_cuda_kernels.py $(PYTEST)
 
 FRAMEWORKS := $(VENV)/frameworks
 FRAMEWORKS_PAGE := "tests/test_docs.py::test_snippets_run[docs/frameworks.md]"

@@ -12,7 +12,7 @@ CSRC = Path(__file__).parent
 
 UNIT = """\
 // Written by csrc/rule_units.py.
-#include "{kernels}"
+#include "{backend}/rule.h"
 #include "rules/{header}.h"
 
 namespace fusedreg::{backend} {{
@@ -29,16 +29,13 @@ def rules() -> list[tuple[str, str]]:
     return re.findall(r"RULE\((\w+), (\w+)\)", (CSRC / "rules" / "registry.h").read_text())
 
 
-def write(backend: str, folder: Path, suffix: str = "cpp", kernels: str | None = None) -> list[str]:
-    """Writes the units of a backend where they have changed, and returns their paths. csrc is their include path.
-
-    ``kernels`` is the header that has ``make_rule``, if it is not the backend's own.
-    """
+def write(backend: str, folder: Path, suffix: str = "cpp") -> list[str]:
+    """Writes the units of a backend where they have changed, and returns their paths. csrc is their include path."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for header, struct in rules():
         path = folder / f"{backend}_{header}.{suffix}"
-        unit = UNIT.format(backend=backend, kernels=kernels or f"{backend}/rule.h", header=header, struct=struct)
+        unit = UNIT.format(backend=backend, header=header, struct=struct)
         if not path.exists() or path.read_text() != unit:
             path.write_text(unit)
         paths.append(str(path))

@@ -98,6 +98,13 @@ struct alignas(16) Pack {
     for (int i = 0; i < kSize; ++i) at[i * kThreads] = element[i];
   }
 
+  // 0 where each element is a zero, whatever its sign.
+  FUSEDREG_HD std::uint32_t magnitude_bits() const {
+    std::uint32_t words[4];
+    std::memcpy(words, this, sizeof(words));
+    return (words[0] | words[1] | words[2] | words[3]) & (sizeof(T) == 2 ? 0x7fff7fffu : 0x7fffffffu);
+  }
+
   // Keeps it in four registers where two ways of loading it meet, and not in one for each element.
   FUSEDREG_HD void join() {
 #if defined(__CUDA_ARCH__)
@@ -149,6 +156,77 @@ struct SquaresShared {
   double sums[kThreads];
 };
 
+// A sum of numbers >= 0 in fp32 that keeps what its roundings lose (Knuth's two-sum): many GPUs have few units for
+// double.
+class CompensatedSum {
+ public:
+  FUSEDREG_HD void add(float x) {
+    const float before = sum_;
+    sum_ = before + x;
+    const float added = sum_ - before;
+    lost_ += (before - (sum_ - added)) + (x - added);
+  }
+  FUSEDREG_HD double total() const { return static_cast<double>(sum_) + static_cast<double>(lost_); }
+
+  // Whether no square of a chunk's was too large for fp32, and none that counts was below its normal numbers.
+  FUSEDREG_HD bool has_squares() const { return 0x1p-90f < sum_ && sum_ < INFINITY; }
+
+ private:
+  float sum_ = 0, lost_ = 0;
+};
+
+// A thread's share of a chunk of gradients, after stages 1 and 2. Of fp32 and less, without double: a pack's squares
+// are added up in pairs, so that what comes is off by 5 * 2^-24 at the most, relative. Where fp32 has no room for a
+// square, which is rare, once more in double.
+template <class T>
+FUSEDREG_HD double squares_of_share(const T* g, int count, bool aligned, int thread, ArithmeticOf<T> inv_grad_scale,
+                                    ArithmeticOf<T> clip_value) {
+  using A = ArithmeticOf<T>;
+  constexpr int kPack = Pack<T>::kSize, kUnroll = 4;  // loads on their way: one does not keep the memory busy
+  const auto value_of = [&](const T& gradient) {
+    return clip_gradient_value(static_cast<A>(load(gradient)), inv_grad_scale, clip_value);
+  };
+  const auto pack_at = [&](int first) { return aligned ? Pack<T>::load(g + first) : Pack<T>::gather(g + first); };
+  if constexpr (sizeof(A) == sizeof(float)) {
+    CompensatedSum sum;
+    std::uint32_t bits = 0;
+    const auto add_pack = [&](int first) {
+      const Pack<T> pack = pack_at(first);
+      bits |= pack.magnitude_bits();
+      float squares[kPack / 2];
+#pragma unroll
+      for (int k = 0; k < kPack / 2; ++k) {
+        const float one = value_of(pack.element[2 * k]), other = value_of(pack.element[2 * k + 1]);
+        squares[k] = one * one + other * other;
+      }
+#pragma unroll
+      for (int half = kPack / 4; half > 0; half /= 2) {
+#pragma unroll
+        for (int k = 0; k < half; ++k) squares[k] += squares[k + half];
+      }
+      sum.add(squares[0]);
+    };
+    share_out<kPack, kUnroll>(count, aligned, thread, add_pack, [&](int k) {
+      const float value = value_of(g[k]);
+      bits |= bit_cast<std::uint32_t>(absolute(load(g[k])));
+      sum.add(value * value);
+    });
+    if (sum.has_squares() || bits == 0) return sum.total();
+  }
+  double sum = 0;
+  const auto add = [&](const T& gradient) {
+    const double value = value_of(gradient);
+    sum += value * value;
+  };
+  const auto add_pack = [&](int first) {
+    const Pack<T> pack = pack_at(first);
+#pragma unroll
+    for (int k = 0; k < kPack; ++k) add(pack.element[k]);
+  };
+  share_out<kPack, kUnroll>(count, aligned, thread, add_pack, [&](int k) { add(g[k]); });
+  return sum;
+}
+
 // Adds up the squares of every gradient's elements after stages 1 and 2, a partial sum for each block.
 template <class T, class Block>
 FUSEDREG_HD void squares_block(const Block& block, const SquaresArgs& args, SquaresShared& shared) {
@@ -162,17 +240,7 @@ FUSEDREG_HD void squares_block(const Block& block, const SquaresArgs& args, Squa
       const std::int64_t group = group_of(args.sets + kSetWidth * share.set());
       const A clip_value = static_cast<A>(read_scalar(args.scalars, group, args.clip_value));
       const T* const g = share.stream<const T>(kG);
-      const auto add = [&](const T& gradient) {
-        const double value = clip_gradient_value(static_cast<A>(load(gradient)), inv_grad_scale, clip_value);
-        sum += value * value;
-      };
-      const auto add_pack = [&](int first) {
-        const Pack<T> pack = args.chunks.aligned ? Pack<T>::load(g + first) : Pack<T>::gather(g + first);
-#pragma unroll
-        for (int k = 0; k < Pack<T>::kSize; ++k) add(pack.element[k]);
-      };
-      // Four loads on their way: one at a time does not keep the memory busy.
-      share_out<Pack<T>::kSize, 4>(share.count, args.chunks.aligned, thread, add_pack, [&](int k) { add(g[k]); });
+      sum += squares_of_share(g, share.count, args.chunks.aligned, thread, inv_grad_scale, clip_value);
     }
     shared.sums[thread] = sum;
   });
@@ -217,6 +285,7 @@ FUSEDREG_HD void prepare_block(const Block& block, const PrepareArgs& args, Prep
   constexpr int kScalarStates = kScalarStatesOf<Rule>;
 
   // Each by a thread of its own, all on their way at once.
+  static_assert(sizeof(shared.fields) / sizeof(double) + kStepScalars + kMaxScalarStates <= kThreads);
   block.each_thread([&](int thread) {
     double sum = 0;
     for (std::int64_t i = thread; i < args.square_count; i += kThreads) sum += args.squares[i];
@@ -245,14 +314,15 @@ FUSEDREG_HD void prepare_block(const Block& block, const PrepareArgs& args, Prep
   const bool skips = !(shared.step[kFoundInf] == 0);
   const double inv_grad_scale = 1 / shared.step[kGradScale];
   // By threads of different warps: each is long, and alone.
+  constexpr int kApart = kThreads / 4;
   block.each_thread([&](int thread) {
-    if (thread % 32 != 0 || thread > 64) return;
+    if (thread % kApart != 0 || thread > 2 * kApart) return;
     const Group<Rule> group = make_group<Rule>(shared.fields);
     const double norm = args.squares != nullptr ? sqrt(shared.sums[0]) : 0;
     const double clip_coef = args.squares != nullptr ? clip_coefficient(shared.step[kMaxGradNorm], norm) : 1;
     if (thread == 0) {
       fill_constants(prepared.in_float, group, shared.before, shared.after, inv_grad_scale, clip_coef);
-    } else if (thread == 32) {
+    } else if (thread == kApart) {
       const double tau =
           fill_constants(prepared.in_double, group, shared.before, shared.after, inv_grad_scale, clip_coef);
       prepared.units = make_unit_constants(group.common, group.penalties, Rule::kHasMetric, tau);

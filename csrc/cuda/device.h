@@ -30,13 +30,4 @@ struct DeviceBlock {
   }
 };
 
-// How many blocks are to share a multiprocessor sets the registers that a thread may take. Left alone, ptxas spills to
-// fit more. `streams` are those that the kernel has in registers at once.
-template <class T>
-constexpr int blocks_per_multiprocessor(int streams) {
-  if (sizeof(T) == 2) return streams > 4 ? 2 : 3;
-  if (sizeof(T) != 4) return 2;  // 128 registers: a pack has more elements, or larger ones
-  return streams > 4 ? 3 : 4;    // 80, 64
-}
-
 }  // namespace fusedreg::cuda

@@ -7,6 +7,15 @@
 
 namespace fusedreg::cuda {
 
+// How many blocks are to share a multiprocessor sets the registers that a thread may take. Left alone, ptxas spills to
+// fit more. `streams` are those that the kernel has in registers at once.
+template <class T>
+constexpr int blocks_per_multiprocessor(int streams) {
+  if (sizeof(T) == 2) return streams > 4 ? 2 : 3;
+  if (sizeof(T) != 4) return 2;  // 128 registers: a pack has more elements, or larger ones
+  return streams > 4 ? 3 : 4;    // 80, 64
+}
+
 // Two blocks a multiprocessor: left alone, ptxas spills to fit more.
 template <class Rule_>
 __global__ void __launch_bounds__(kThreads, 2) prepare_kernel(const __grid_constant__ PrepareArgs args) {

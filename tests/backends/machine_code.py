@@ -30,6 +30,8 @@ class Loop(tuple[Instruction, ...]):
 
 LOAD, STORE = (rf"{way}\.E(?:\.\w+)*\.128\b" for way in ("LDG", "STG"))
 
+DOUBLE = r"D(?:FMA|ADD|MUL|SETP|MNMX)\b|[FI]2F\.F64|F2F\.F32\.F64"
+
 
 @functools.cache
 def cuobjdump() -> str | None:
@@ -73,3 +75,7 @@ def loops_over_packs(body: str) -> list[Loop]:
             ends[target(each)] = each.address
     loops = [Loop(each for each in code if begin <= each.address <= end) for begin, end in sorted(ends.items())]
     return [loop for loop in loops if loop.count(LOAD)]
+
+
+def innermost(loops: list[Loop]) -> list[Loop]:
+    return [loop for loop in loops if not any(other != loop and set(other) <= set(loop) for other in loops)]

@@ -11,7 +11,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from cuda_emulation import CSRC, EMULATOR
+from cuda_emulation import BACKENDS, CSRC
 
 pytestmark = pytest.mark.skipif(shutil.which("c++") is None, reason="needs a C++ compiler")
 
@@ -20,10 +20,10 @@ pytestmark = pytest.mark.skipif(shutil.which("c++") is None, reason="needs a C++
 def proof(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("corrected") / "corrected"
     # Every operation is rounded as it stands there; a fused multiply-add is an instruction.
-    options = ["-std=c++17", "-O2", "-ffp-contract=off", f"-I{CSRC}", f"-I{EMULATOR}"]
+    options = ["-std=c++17", "-O2", "-ffp-contract=off", f"-I{CSRC}", f"-I{BACKENDS}"]
     if platform.machine() == "x86_64":
         options.append("-march=native")
-    subprocess.run(["c++", *options, str(EMULATOR / "corrected.cpp"), "-o", str(path)], check=True)
+    subprocess.run(["c++", *options, str(BACKENDS / "corrected.cpp"), "-o", str(path)], check=True)
     return path
 
 

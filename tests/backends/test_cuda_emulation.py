@@ -1,6 +1,6 @@
 """The CUDA backend without a GPU: its tables, scalar sets, launches and kernels, on a CPU that emulates the GPU.
 
-What this does not show is what only a GPU has: threads that run at once, streams and graphs.
+What this does not show: threads that run at once, which test_cuda_threads.py has, streams and graphs.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from helpers import (
     OPTIMIZERS,
     REGULARIZED,
     FusedRegAdam,
+    FusedRegSGD,
     assert_same_bits,
     known,
     make_params,
@@ -236,6 +237,42 @@ def test_more_chunks_than_partial_sums(emulated, monkeypatch) -> None:
     run(optimizer, params, 1)
     gradients = torch.cat([param.grad.flatten() for param in params])
     torch.testing.assert_close(optimizer.grad_norm, gradients.clamp(-1.5, 1.5).norm(), rtol=1e-13, atol=0)
+
+
+@pytest.mark.parametrize("offset", [0, 1])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_a_norm_has_the_whole_range(dtype, offset, scalars_on_device) -> None:
+    """Squares of gradients in fp32 overflow, or are nothing; and some of a thread's are large, others small, or all
+    zeros. Each result is as good as one in double, rounded to fp32."""
+    numel, finfo = device_plan.CHUNK + 777, torch.finfo(dtype)
+    start = torch.randn(numel + offset, dtype=torch.float64)
+    largest = finfo.max / 8
+    wide = 10 ** torch.linspace(math.log10(finfo.tiny), math.log10(largest), numel + offset, dtype=torch.float64)
+    scales = [finfo.smallest_normal, 1e-30, 1e-18, 1e-4, 1.0, 1e10, 1e19, 1e30, largest]
+    tried = [start * scale for scale in scales if finfo.smallest_normal <= scale <= largest]
+    tried += [wide, wide.flip(0), start.where(start > 2, -0.0), start.where(start > 3, 0.0) * scales[0], 0 * start]
+    for values in [*tried, start.where(start < 3, math.inf), start.where(start < 3, math.nan)]:
+        param = torch.nn.Parameter(torch.zeros(numel + offset, dtype=dtype)[offset:])
+        optimizer = FusedRegSGD([param], lr=1e-3, backend="cuda", max_grad_norm=math.inf)
+        param.grad = values.to(dtype)[offset:]
+        optimizer.step()
+        truth = param.grad.double().norm().float()
+        torch.testing.assert_close(optimizer.grad_norm, truth, rtol=2.5e-7, atol=0, equal_nan=True)
+
+
+def test_squares_are_added_up_without_loss(scalars_on_device, monkeypatch) -> None:
+    """In fp32: a pack's of these numbers are exact, and what the sum of packs loses by rounding is kept."""
+    sums = []
+
+    def record(kernels, launch, tables, partial_sums, squares=cuda.CudaKernels.squares) -> None:
+        squares(kernels, launch, tables, partial_sums)
+        sums.append(partial_sums.sum())
+
+    monkeypatch.setattr(cuda.CudaKernels, "squares", record)
+    param = torch.nn.Parameter(torch.zeros(3 * device_plan.CHUNK))
+    param.grad = torch.randint(1024, 2048, param.shape).float()
+    FusedRegSGD([param], lr=1e-3, backend="cuda", max_grad_norm=math.inf).step()
+    assert sums == [param.grad.double().square().sum()]
 
 
 def test_a_norm_has_as_many_programs_as_a_gpu_runs_at_once(monkeypatch) -> None:
