@@ -24,15 +24,16 @@ struct Arithmetic<double> {
 template <class T>
 using ArithmeticOf = typename Arithmetic<T>::type;
 
-enum class DType : std::uint8_t { kFloat32, kFloat64, kBFloat16, kFloat16 };
+// kInt8 and kUInt8: codes of states (codes.h), which are read and written by blocks.
+enum class DType : std::uint8_t { kFloat32, kFloat64, kBFloat16, kFloat16, kInt8, kUInt8 };
 
 template <class A>
 constexpr DType dtype_of() {  // of the arithmetic types
   return sizeof(A) == sizeof(double) ? DType::kFloat64 : DType::kFloat32;
 }
 
-// Calls visitor with a value of the type that a dtype's elements have in memory. Always inline, as what the visitor does
-// is compiled for the instruction set of the function that it is inlined into.
+// Calls visitor with a value of the type that a dtype's elements have in memory. Always inline, as what the visitor
+// does is compiled for the instruction set of the function that it is inlined into.
 template <class Visitor>
 FUSEDREG_HD auto visit_dtype(DType dtype, Visitor&& visitor) {
   switch (dtype) {

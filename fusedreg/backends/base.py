@@ -23,6 +23,8 @@ class Entry:
     """The optimizer's own dict of this parameter's state."""
     states: tuple[Tensor | None, ...] = ()
     """The rule's tensor states, in the spec's order; None for those that the group's options do not need."""
+    scales: tuple[Tensor | None, ...] = ()
+    """Likewise, of those that are in 8 bits (codes.py), in this process's memory; None for the others."""
     scalar_states: tuple[Tensor | None, ...] = ()
     """Likewise, 0-dim: Adam's ``step``, SGD's ``momentum_gain``."""
     rounding: tuple[int, int, tuple[int, ...]] | None = None
@@ -74,6 +76,7 @@ def make_columns(spec: RuleSpec, entries: list[Entry], state: dict[Any, Any]) ->
         [entry.group for entry in entries],
         [entry.state for entry in entries],
         [entry.states for entry in entries],
+        [entry.scales for entry in entries],
         [entry.scalar_states for entry in entries],
         [entry.rounding for entry in entries],
         state,
