@@ -306,7 +306,7 @@ def test_penalties_on_units(unit) -> None:
 
 @each_backend
 def test_a_step_is_not_divided_by_a_second_moment_that_was_lost(backend) -> None:
-    """Beside a large one: its root is less than half a code, and would be zero, and the step a million times as long."""
+    """Beside a large one: its root is less than half a code. As a zero it would make a step a million times as long."""
     w = nn.Parameter(torch.zeros(256))
     optimizer = FusedRegAdam([w], lr=0.1, backend=backend, state_dtype="int8")
     w.grad = torch.full((256,), 1e-3)
