@@ -2,8 +2,8 @@
 
     python benchmarks/mixed_precision.py [--elements 50_000_000] [--threads 2] [--seconds 10]
 
-Ratios to torch's fused step with parameters and states of the parameters' dtype, and its decay alone. Everything on: decay,
-L1 and L2. And the bytes that an element's states take.
+Ratios to torch's fused step with parameters and states of the parameters' dtype, and its decay alone. Everything on:
+decay, L1 and L2. And the bytes that an element's states take.
 
 Bars at 50M, float32 parameters with bfloat16 states: 0.80 with everything on, 1.00 with the norm clip too. bfloat16
 parameters and states: 0.95 for AdamW, 1.00 for SGD with momentum."""
@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from cases import Problem
 from measure import stamp, time_in_rounds
-from penalties import OPTIMIZERS
 from peers import L1, L2, LR
+from penalties import OPTIMIZERS
 from report import Grid
 from rich.console import Console
 
