@@ -558,20 +558,20 @@ def test_an_average_follows_where_its_block_does_not(backend) -> None:
     """To the nearest it stays where it is, as a thousandth of it is less than half a code."""
 
     def second_moment(rounds: bool) -> float:
-        w = nn.Parameter(torch.zeros(2560))
+        w = nn.Parameter(torch.zeros(1024))
         optimizer = FusedRegAdam([w], lr=0.0, backend=backend, state_dtype="int8", stochastic_rounding=rounds)
         w.grad = torch.full_like(w, 1.0)
         w.grad[::256] = 2.0
-        for beta2 in (0.0, *[0.999] * 700):
+        for beta2 in (0.0, *[0.999] * 300):
             optimizer.param_groups[0]["betas"] = (0.9, beta2)
             optimizer.step()
             w.grad = torch.where(w.grad == 1, 0.5, w.grad)
         own = optimizer.state[w]
-        return float(decode(own["exp_avg_sq"], own["exp_avg_sq_scale"]).view(10, 256)[:, 1:].mean())
+        return float(decode(own["exp_avg_sq"], own["exp_avg_sq_scale"]).view(4, 256)[:, 1:].mean())
 
-    exact = 0.25 + 0.75 * 0.999**700
-    assert second_moment(True) == pytest.approx(exact, abs=0.01)
-    assert second_moment(False) > 0.95
+    with one_thread():
+        assert second_moment(True) == pytest.approx(0.25 + 0.75 * 0.999**300, abs=0.01)
+        assert second_moment(False) > 0.95
 
 
 # -- what is refused
