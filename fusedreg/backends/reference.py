@@ -220,7 +220,7 @@ class ReferencePlan(Plan):
             return tensor.clone() if self._keeps_tensors(group) else tensor.item()
 
         states = {name: local(state) for name, state in _named(self.spec.states, entry.states).items()}
-        scales = _named(self.spec.states, entry.scales)
+        scales = _named(self.spec.states, entry.scales or (None,) * len(entry.states))
         scalars = _named(self.spec.scalar_states, entry.scalar_states)
         streams = {"w": WEIGHTS, **{each.name: FIRST_STATE + i for i, each in enumerate(self.spec.states)}}
 

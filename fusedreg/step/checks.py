@@ -102,6 +102,15 @@ def check_units(params: list[Any], unit: str | int) -> None:
             )
 
 
+def check_codes_of(param: Tensor) -> None:
+    """Raises ValueError where torch's checkpoints would not know what to do with states in 8 bits."""
+    if is_flat(param):
+        raise ValueError(
+            "Invalid state_dtype value: torch.int8 for parameters of FullyShardedDataParallel, whose flat checkpoints "
+            "ask for scales that they do not have (allowed: another dtype, or torch.distributed.fsdp.fully_shard)"
+        )
+
+
 def check_rounding(param: Tensor, dtypes: set[torch.dtype], differentiable: bool) -> None:
     """Raises where stochastic rounding cannot do what it says.
 

@@ -44,8 +44,8 @@ class Created:
     def state_of(
         self, param: Tensor, group: Group, scalars_on_device: bool
     ) -> tuple[dict[str, Any], tuple[Tensor | None, ...], tuple[Tensor | None, ...], tuple[Tensor | None, ...]]:
-        """A parameter's state, its tensor states, their scales and its scalar states in the spec's order, None where
-        not needed.
+        """A parameter's state, its tensor states, its scalar states and the tensor states' scales in the spec's order,
+        None where not needed.
 
         Scalar states that come to another device have their value only after ``copy_moved``.
 
@@ -69,7 +69,7 @@ class Created:
             None if not codes.are_codes(state) else own[codes.scale_name(declared.name)]
             for declared, state in zip(spec.states, states, strict=True)
         ]
-        return own, tuple(states), tuple(scales), tuple(scalar_states)
+        return own, tuple(states), tuple(scalar_states), tuple(scales)
 
     @staticmethod
     def _tensor_state(declared: TensorState, own: dict[str, Any], param: Tensor, group: Group) -> Tensor:

@@ -18,6 +18,7 @@ from ..penalties import MAX_GRAD_NORM, STOCHASTIC_ROUNDING, has_units, state_dty
 from ..rounding import are_rounded, place_of
 from ..rules.spec import RuleSpec
 from .checks import (
+    check_codes_of,
     check_gradient,
     check_rounding,
     check_states,
@@ -209,6 +210,8 @@ def _choose_backends(
             new_dtype = state_dtype if needed else None  # which all of them come to have
             its_scalars = [own[name] for name in scalars if isinstance(own.get(name), Tensor)]
             check_states(param, states, its_scalars)
+            if new_dtype == torch.int8:
+                check_codes_of(param)
             for name in needed:
                 if are_codes(own.get(name)):
                     check_codes(name, own[name], own.get(scale_name(name)))
