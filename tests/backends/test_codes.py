@@ -91,6 +91,8 @@ def test_decoded_and_encoded_again_they_are_the_same(n, random, dtype) -> None:
     for seed in range(5):
         codes, scales = encoded(numbers(n, dtype, seed), dtype, bits(n, seed) if random else None)
         assert scales.numel() == math.ceil(n / BLOCK)
+        exact = codes.double() * scales.double().repeat_interleave(BLOCK)[:n]  # no product is rounded
+        assert torch.equal(exact, exact.float().double())
         assert_same_bits(list(encoded(decode(codes, scales), dtype)), [codes, scales])
         # and by any bits: what is a code already stays it
         assert_same_bits(list(encoded(decode(codes, scales), dtype, bits(n, 9))), [codes, scales])

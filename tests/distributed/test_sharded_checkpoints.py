@@ -377,8 +377,8 @@ def _fsdp1() -> None:
             optimizer.zero_grad()
 
     runs = [(cls, variant_of(cls, variant)) for cls, variant, _ in (CASES[case] for case in _cases())]
-    with pytest.raises(ValueError, match="torch.int8 for parameters of FullyShardedDataParallel"):
-        model = make_fsdp1(True, 0)
+    model = make_fsdp1(True, 0)
+    with pytest.raises(ValueError, match=r"torch\.int8 for parameters of FullyShardedDataParallel"):
         train(model, FusedRegAdam(model.parameters(), state_dtype="int8"), 1)
     for cls, options in (*runs, (FusedRegAdam, {"state_dtype": torch.bfloat16})):
         for use_orig_params, form in itertools.product((True, False), FORMS):
