@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from .backends import codes
+from .backends.memory import is_dtensor
 from .hyperparameters import check_group, read_old_name
-from .penalties import OF_STORAGE, OPTIONS, REGULARIZE_MIN_NDIM, ROUNDING_SEED, STATE_DTYPE, off
+from .penalties import OF_STORAGE, OPTIONS, REGULARIZE_MIN_NDIM, ROUNDING_SEED, off, state_dtype_of
 from .rules.spec import RuleSpec
 
 if TYPE_CHECKING:
@@ -141,23 +143,45 @@ def _spread_momentum_gains(group: dict[str, Any], state: dict[Any, Any]) -> None
 def restore_states(spec: RuleSpec, state: dict[str, Any], saved: dict[str, Any]) -> None:
     """Gives states the values that they were saved with: torch has cast them to their parameters' dtypes.
 
-    Tensor states where the group has a ``state_dtype``, and all scalar states but ``step``, which torch leaves alone.
-    Where the twin has one too, float64 is what it goes on with.
+    Tensor states where the group has a ``state_dtype`` or they come in 8 bits, and all scalar states but ``step``,
+    which torch leaves alone. Where the twin has one too, float64 is what it goes on with.
+
+    Raises:
+        ValueError: states in 8 bits that are not whole, or are a process's own.
     """
     scalars = [scalar for scalar in spec.scalar_states if scalar.name != "step"]
     ids = itertools.chain.from_iterable(group["params"] for group in saved["param_groups"])
-    params = [(param, group[STATE_DTYPE.name]) for group in state["param_groups"] for param in group["params"]]
+    params = [(param, state_dtype_of(group)) for group in state["param_groups"] for param in group["params"]]
+    names = [tensor.name for tensor in spec.states]
     for key, (param, state_dtype) in zip(ids, params, strict=True):
-        own = saved["state"].get(key, {})
-        for tensor in spec.states if state_dtype is not None else ():
+        own = codes.as_loaded(saved["state"].get(key, {}), names)
+        for tensor in spec.states:
             value = own.get(tensor.name)
-            if isinstance(value, Tensor):
-                state["state"][param][tensor.name] = value.detach().to(param.device, state_dtype, copy=True)
+            if isinstance(value, Tensor) and (state_dtype is not None or codes.are_codes(value)):
+                now = state["state"][param]
+                _restore_tensor(now, own, tensor.name, param, tensor.stored_as(state_dtype) or param.dtype)
         for scalar in scalars:
             value = own.get(scalar.name)
             if isinstance(value, Tensor) and not (scalar.is_step and param.dtype == torch.float64):
                 dtype = value.dtype if scalar.is_step else torch.float64
                 state["state"][param][scalar.name] = value.detach().to(param.device, dtype, copy=True)
+
+
+def _restore_tensor(now: dict[str, Any], own: dict[str, Any], name: str, param: Tensor, dtype: torch.dtype) -> None:
+    value = own[name]
+    if not codes.are_codes(value):
+        codes.put(now, name, value.detach().to(param.device, copy=True), param, dtype)
+        return
+    if is_dtensor(param) or value.shape != param.shape:
+        raise ValueError(
+            f"Invalid state dict: its {codes.codes_name(name)!r} is of shape {tuple(value.shape)}, the parameter "
+            f"a {type(param).__name__} of {tuple(param.shape)} (allowed: a tensor of the same shape; save DTensors "
+            "without native=True)"
+        )
+    now.pop(codes.codes_name(name), None)
+    copies = {each: own[each].detach().to(param.device, copy=True) for each in (name, codes.scale_name(name))}
+    now.update(copies)
+    codes.put(now, name, copies[name], param, dtype)
 
 
 def torch_twin(optimizer: FusedRegOptimizer) -> torch.optim.Optimizer:

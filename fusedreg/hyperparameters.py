@@ -28,6 +28,7 @@ from .penalties import (
     has_units,
     off,
     on_gpu,
+    state_dtype_of,
 )
 from .rules.spec import COMMON, RuleSpec, number
 
@@ -134,10 +135,15 @@ def check_group(spec: RuleSpec, group: dict[str, Any]) -> None:
             )
 
 
-def check_params(group: dict[str, Any]) -> None:
+def check_params(spec: RuleSpec, group: dict[str, Any]) -> None:
     """Raises ValueError if an option does not go with the dtype of a parameter: a penalty that is defined on real ones
     alone meets complex ones, states would be stored in digits that no step computes, or float16 would not be rounded as
-    asked."""
+    asked. Or with how state is stored: a rule may have one that 8 bits are too few for."""
+    if state_dtype_of(group) == torch.int8:
+        spec.check_codes(group)
+        for name in ("differentiable", "capturable"):
+            if group.get(name):
+                raise ValueError(f"Invalid {name} value: True with {STATE_DTYPE.name}=torch.int8 (allowed: False)")
     if group[STOCHASTIC_ROUNDING.name] and group[STATE_DTYPE.name] == torch.float16:
         raise ValueError(
             f"Invalid {STOCHASTIC_ROUNDING.name} value: True with {STATE_DTYPE.name}=torch.float16 (allowed: False, or "
@@ -148,10 +154,10 @@ def check_params(group: dict[str, Any]) -> None:
             f"Invalid {STOCHASTIC_ROUNDING.name} value: True for a group with torch.float16 parameters (allowed: "
             "False; it rounds to bfloat16)"
         )
-    if (state_dtype := group[STATE_DTYPE.name]) is not None:
+    if (state_dtype := state_dtype_of(group)) is not None:
         for dtype in {each.dtype for each in group["params"]}:
             if dtype.is_complex or (state_dtype == torch.float64 and dtype != torch.float64):
-                narrow = "None, torch.bfloat16, torch.float16 or torch.float32"
+                narrow = "None, torch.bfloat16, torch.float16, torch.float32 or 'int8'"
                 raise ValueError(
                     f"Invalid {STATE_DTYPE.name} value: {state_dtype} for a group with {dtype} parameters (allowed: "
                     f"{'None' if dtype.is_complex else narrow}{'' if dtype.is_complex else '; steps are in float32'})"

@@ -20,6 +20,7 @@ from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimize
 
 from . import backends
 from .backends import StepScalars
+from .backends.codes import as_saved, decoded
 from .checkpoints import bring_up_to_date, regroup, restore_states
 from .hyperparameters import (
     Hyperparameters,
@@ -126,7 +127,7 @@ class FusedRegOptimizer(Optimizer):
         super().add_param_group(param_group)
         try:
             for group in spare_small(self.param_groups[-1:]):
-                check_params(group)
+                check_params(self.spec, group)
         except ValueError:
             self.param_groups.pop()
             raise
@@ -150,6 +151,29 @@ class FusedRegOptimizer(Optimizer):
             restore_states(self.spec, state, self._loading)
         super().__setstate__(state)
         self._forget()
+
+    def state_dict(self, native: bool = False) -> dict[str, Any]:
+        """As the twin's. States that are stored in 8 bits are float32 in it, so that it loads into the twin, and under
+        any ``state_dtype``.
+
+        Args:
+            native: such states as they are: codes and scales, under keys of their own, in a quarter of the memory. It
+                loads into this class alone.
+
+        Raises:
+            ValueError: native states of DTensors, whose blocks are each process's own.
+        """
+
+        def in_other_words(_: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
+            convert = as_saved if native else decoded
+            return {**state_dict, "state": {key: convert(own) for key, own in state_dict["state"].items()}}
+
+        # Before whoever else hooks in: what they see is what is saved.
+        handle = self.register_state_dict_post_hook(in_other_words, prepend=True)
+        try:
+            return super().state_dict()
+        finally:
+            handle.remove()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As the twin's, from either class. Groups that lack our keys keep the ones they have here.

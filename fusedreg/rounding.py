@@ -1,4 +1,4 @@
-"""Stochastic rounding to bfloat16: the random bits of a step, and, for the oracle, what is made of them.
+"""Stochastic rounding to bfloat16 and to codes: the random bits of a step, and, for the oracle, what is made of them.
 
 A number is rounded up with the probability of what is lost by rounding it down, so that the mean of many roundings is
 the number itself: Gupta et al., "Deep Learning with Limited Numerical Precision", https://arxiv.org/abs/1502.02551.
@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .backends.codes import DTYPES
 from .backends.memory import local, offsets_of
 
 # The streams: the weights, the weights that stage 7 stores once more, and the states, in their rule's order.
@@ -26,6 +27,11 @@ _BITS_32 = (1 << 32) - 1
 # golden ratio's bits; of 63 bits, for whoever stores it as an int64.
 _SEED_BITS = 63
 _SEED_STEP = 0x1E3779B97F4A7C15
+
+
+def are_rounded(dtypes: set[torch.dtype]) -> bool:
+    """Whether stochastic rounding acts on one of them."""
+    return not dtypes.isdisjoint((torch.bfloat16, *DTYPES))
 
 
 def hash32(x: int) -> int:
@@ -105,11 +111,11 @@ def round_stochastically(x: Tensor, random: Tensor) -> Tensor:
     return torch.where(x.isnan(), torch.nan, rounded).to(torch.bfloat16)
 
 
-def round_stream(x: Tensor, param: Tensor, place: Place, key: int, stream: int) -> Tensor:
-    """What a stream of a parameter is stored as.
+def bits_of_stream(param: Tensor, place: Place, key: int, stream: int) -> Tensor:
+    """The random bits that a stream of a parameter is rounded by.
 
     Args:
         key: of the step.
     """
-    positions = place.positions(local(param).shape, x.device)
-    return round_stochastically(x, random_bits(positions, key_of(key_of(key, place.number), stream)))
+    positions = place.positions(local(param).shape, local(param).device)
+    return random_bits(positions, key_of(key_of(key, place.number), stream))

@@ -21,6 +21,9 @@
 #define FUSEDREG_LOOPS "rounding_loop.h"
 #include "each_isa.h"
 #undef FUSEDREG_LOOPS
+#define FUSEDREG_LOOPS "codes_loop.h"
+#include "each_isa.h"
+#undef FUSEDREG_LOOPS
 
 namespace fusedreg::cpu {
 
@@ -36,12 +39,12 @@ const std::vector<InstructionSet>& instruction_sets() {
     const InstructionSet built[] = {
 #if defined(FUSEDREG_X86_64_LEVELS)
         {kX8664V4, "x86-64-v4", [] { return __builtin_cpu_supports("x86-64-v4") != 0; }, x86_64_v4::squares_kernel,
-         x86_64_v4::unit_loops, x86_64_v4::store_run},
+         x86_64_v4::unit_loops, x86_64_v4::store_run, x86_64_v4::code_loops},
         {kX8664V3, "x86-64-v3", [] { return __builtin_cpu_supports("x86-64-v3") != 0; }, x86_64_v3::squares_kernel,
-         x86_64_v3::unit_loops, x86_64_v3::store_run},
+         x86_64_v3::unit_loops, x86_64_v3::store_run, x86_64_v3::code_loops},
 #endif
         {kBaseline, "baseline", [] { return true; }, baseline::squares_kernel, baseline::unit_loops,
-         baseline::store_run},
+         baseline::store_run, baseline::code_loops},
     };
     std::vector<InstructionSet> supported;
     for (const InstructionSet& set : built) {

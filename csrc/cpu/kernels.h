@@ -10,6 +10,7 @@
 #include "../maths/units.h"
 #include "../plan/rule_info.h"
 #include "../rules/registry.h"
+#include "codes.h"
 #include "rounding.h"
 
 namespace fusedreg::cpu {
@@ -20,12 +21,14 @@ enum Isa { kBaseline, kX8664V3, kX8664V4 };
 // converted, a tile at a time.
 struct DTypes {
   DType w = DType::kFloat32, g = DType::kFloat32, state[kMaxStates] = {};
-  bool converted = false;              // one of them at least
-  const Rounding* rounding = nullptr;  // of those in bfloat16, where it is not to the nearest
+  bool converted = false;                   // one of them at least
+  const Rounding* rounding = nullptr;       // of those in bfloat16 or codes, where it is not to the nearest
+  const CodeLoops* codes[kMaxStates] = {};  // of states in 8 bits
 };
 
 // The tiles of a rule's streams fit the first-level cache together, and are long enough to pay for a call.
 constexpr std::int64_t kTileElements = 512;
+static_assert(kTileElements % kBlockOfCodes == 0);
 
 // Works on the elements [begin, begin + count). `constants` are a StepConstants<Rule, A>.
 using UpdateKernel = void (*)(const Pointers&, const DTypes&, std::int64_t begin, std::int64_t count,
@@ -104,6 +107,7 @@ struct InstructionSet {
   SquaresKernel (*sum_of_squares)(DType dtype, bool clamps);
   UnitLoops (*units)(DType arithmetic);
   StoreRun (*store_run)(DType arithmetic);
+  const CodeLoops* (*codes)(DType dtype, DType arithmetic);
 };
 
 // The instruction sets that this build has and this processor supports, the best first.

@@ -6,13 +6,8 @@ FUSEDREG_TARGET void metric_of_streams(const Pointers& at, const DTypes& dtypes,
                                        const void* constants, A* d, [[maybe_unused]] A* floor_ratio,
                                        std::index_sequence<kI...>) {
   A tiles[1 + kMaxStates][kTileElements];
-  const auto open = [&](const void* stream, DType dtype, A* tile) -> const A* {
-    if (dtype == dtype_of<A>()) return static_cast<const A*>(stream) + begin;
-    load_tile(tile, stream, dtype, begin, count);
-    return tile;
-  };
   [[maybe_unused]] const A* s[kMaxStates] = {};
-  ((s[kI] = open(at.state[kI], dtypes.state[kI], tiles[kI])), ...);
+  ((s[kI] = open_state(at, dtypes, kI, tiles[kI], begin, count)), ...);
   const auto c = static_cast<const StepConstants<Rule, A>*>(constants)->rule;  // a copy, which no store can be to
 #pragma GCC ivdep
   for (std::int64_t i = 0; i < count; ++i) {

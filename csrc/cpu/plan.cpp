@@ -41,6 +41,7 @@ void Plan::take_dtypes(std::size_t i) {
   dtypes.converted = dtypes.w != arithmetic || dtypes.g != arithmetic;
   for_each_state(entry.needed, [&](std::size_t k) {
     dtypes.state[k] = entry.state_dtypes[k];
+    dtypes.codes[k] = instruction_set().codes(dtypes.state[k], arithmetic);
     dtypes.converted |= dtypes.state[k] != arithmetic;
   });
   const bool clamps = !std::isinf(common_[entry.group].clip_value);
@@ -68,7 +69,7 @@ void Plan::make_work_list() {
 // Of the parameter where the kernels find it: a staged one is contiguous.
 UnitLayout Plan::layout_of_units(const Entry& entry) const {
   const int unit = static_cast<int>(penalties_[entry.group].unit);
-  if (!entry.staged && entry.is_dense) return unit_layout(entry.sizes, entry.strides, unit);
+  if (!entry.is_copied() && entry.is_dense) return unit_layout(entry.sizes, entry.strides, unit);
   return unit_layout(entry.sizes, contiguous_strides(entry.sizes), unit);
 }
 
@@ -104,7 +105,8 @@ void Plan::set_groups(const std::vector<std::vector<double>>& groups) {
     std::int64_t whole = 1;
     if (work_[i].has_units) {
       const UnitLayout layout = layout_of_units(entry);
-      if (layout.outer == 1 && layout.run > 0 && layout.run <= kUnitElements) whole = layout.run;
+      const bool cuts_blocks = entry.has_codes() && layout.run % kBlockOfCodes != 0;
+      if (layout.outer == 1 && layout.run > 0 && layout.run <= kUnitElements && !cuts_blocks) whole = layout.run;
     }
     is_cut_otherwise |= whole != work_[i].whole;
     work_[i].whole = whole;
@@ -188,7 +190,7 @@ void Plan::prepare_rounding(const std::vector<std::uint32_t>& keys) {
     if (!entry.active || !entry.rounds_stochastically) continue;
     Work& work = work_[i];
     const DType arithmetic = arithmetic_of(entry.dtype);
-    const bool as_stored = !entry.staged && entry.is_dense;
+    const bool as_stored = !entry.is_copied() && entry.is_dense;
     if (work.places_as_stored != as_stored) {  // it may be staged in one step and not in another
       const std::vector<std::int64_t> strides = as_stored ? entry.strides : contiguous_strides(entry.sizes);
       work.rounding.positions = Positions(entry.first_position, entry.sizes, strides, entry.position_strides);

@@ -33,16 +33,11 @@ std::int64_t Positions::of(std::int64_t place) const {
 }
 
 void Rounding::store(void* to, const void* from, std::int64_t begin, std::int64_t count, int stream) const {
-  const auto& [size, stride] = positions.dims.back();
-  const char* numbers = static_cast<const char*>(from);
-  while (count > 0) {
-    const std::int64_t run = std::min(size - begin % size, count);
-    store_run(static_cast<BFloat16*>(to) + begin, numbers, run, static_cast<std::uint32_t>(positions.of(begin)),
-              static_cast<std::uint32_t>(stride), keys[stream]);
-    numbers += run * static_cast<std::int64_t>(width);
-    begin += run;
-    count -= run;
-  }
+  for_each_run(begin, count, [&](std::int64_t done, std::int64_t run, std::uint32_t position, std::uint32_t stride) {
+    store_run(static_cast<BFloat16*>(to) + begin + done,
+              static_cast<const char*>(from) + done * static_cast<std::int64_t>(width), run, position, stride,
+              keys[stream]);
+  });
 }
 
 }  // namespace fusedreg::cpu

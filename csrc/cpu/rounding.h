@@ -1,6 +1,7 @@
 // Stochastic rounding of a parameter's streams, a tile at a time, in place of the nearest.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <utility>
 #include <vector>
@@ -37,6 +38,17 @@ struct Rounding {
   std::uint32_t keys[kStreams] = {};
 
   void store(void* to, const void* from, std::int64_t begin, std::int64_t count, int stream) const;
+
+  // Calls body(how many are before it, count, position of the first, stride of positions) for each run of elements
+  // whose positions are evenly spaced.
+  template <class Body>
+  void for_each_run(std::int64_t begin, std::int64_t count, const Body& body) const {
+    const auto& [size, stride] = positions.dims.back();
+    for (std::int64_t done = 0, run; done < count; done += run) {
+      run = std::min(size - (begin + done) % size, count - done);
+      body(done, run, static_cast<std::uint32_t>(positions.of(begin + done)), static_cast<std::uint32_t>(stride));
+    }
+  }
 };
 
 }  // namespace fusedreg::cpu

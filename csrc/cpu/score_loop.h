@@ -47,7 +47,7 @@ FUSEDREG_TARGET void score_streams(const Pointers& at, const DTypes& dtypes, std
     return tile;
   };
   const A* state[kMaxStates] = {};
-  ((state[kI] = open(at.state[kI], dtypes.state[kI], tiles[1 + kI])), ...);
+  ((state[kI] = open_state(at, dtypes, kI, tiles[1 + kI], begin, count)), ...);
   const auto& c = static_cast<const StepConstants<Rule, A>*>(constants)->rule;
   score_elements<Rule, kStates, kInMetric>(open(at.w, dtypes.w, tiles[0]), state, count, c,
                                            static_cast<KeyOf<A>*>(keys), tile, states);

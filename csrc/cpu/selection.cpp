@@ -58,7 +58,7 @@ Selection::Selection(const std::string& rule, PyObject* parameters, bool wide) :
       PyObject* const state = tuple_item(states, k);
       if (state == Py_None) continue;
       View seen;
-      if (!is_tensor(state) || !look(state, seen) || !is_supported(seen.element) || seen.dim != w.dim ||
+      if (!is_tensor(state) || !look(state, seen) || !is_supported_state(seen.element) || seen.dim != w.dim ||
           !std::equal(w.sizes, w.sizes + w.dim, seen.sizes) ||
           !std::equal(w.strides, w.strides + w.dim, seen.strides)) {
         throw std::invalid_argument("a state is not laid out as its parameter");
@@ -66,6 +66,17 @@ Selection::Selection(const std::string& rule, PyObject* parameters, bool wide) :
       parameter.states.push_back(Object::share(state));
       parameter.at.state[k] = seen.data;
       parameter.dtypes.state[k] = dtype_of(seen.element);
+      parameter.dtypes.codes[k] = instruction_set().codes(parameter.dtypes.state[k], arithmetic);
+      if (parameter.dtypes.codes[k] != nullptr) {
+        PyObject* const scales = tuple_item(tuple_item(items, 7), k);
+        View scale;
+        if (!is_tensor(scales) || !look(scales, scale) || scale.element != Element::kFloat32 ||
+            scale.numel() != scale_count(parameter.numel) || scale.dim != 1 || scale.strides[0] != 1) {
+          throw std::invalid_argument("a state in 8 bits does not come with its scales");
+        }
+        parameter.states.push_back(Object::share(scales));
+        parameter.at.scales[k] = static_cast<float*>(scale.data);
+      }
       mask |= StateMask{1} << k;
     }
     parameter.score = kernels.score(instruction_set().isa, arithmetic, mask, in_metric);

@@ -20,7 +20,8 @@ class Selection {
   //   the tensor, dense; its states, in the rule's order, None for those that it does not have; the group's fields; its
   //   scalar states after the last step; whether there was one, and it has a metric;
   //   the position of its first element, and its dimensions in the order of memory, the outermost first: for each its
-  //   size and how far apart the positions of its elements are.
+  //   size and how far apart the positions of its elements are;
+  //   the scales of its states, as they come, where these are in 8 bits.
   // `wide`: keys have 64 bits, as some parameter is float64; otherwise 32.
   Selection(const std::string& rule, PyObject* parameters, bool wide);
 

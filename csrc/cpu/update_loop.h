@@ -101,6 +101,19 @@ FUSEDREG_TARGET void store_tile(void* to, DType dtype, const A* from, std::int64
   });
 }
 
+// A state's elements where they are, or in a tile.
+template <class A>
+FUSEDREG_HD A* open_state(const Pointers& at, const DTypes& dtypes, std::size_t k, A* tile, std::int64_t begin,
+                          std::int64_t count) {
+  if (dtypes.state[k] == dtype_of<A>()) return static_cast<A*>(at.state[k]) + begin;
+  if (dtypes.codes[k] != nullptr) {
+    load_codes(*dtypes.codes[k], tile, at.state[k], at.scales[k], begin, count);
+  } else {
+    load_tile(tile, at.state[k], dtypes.state[k], begin, count);
+  }
+  return tile;
+}
+
 template <class U, class A, std::size_t... kI>
 FUSEDREG_TARGET void update_converted(const Pointers& at, const DTypes& dtypes, std::int64_t begin, std::int64_t count,
                                       const StepConstants<typename U::Rule, A>& c, std::index_sequence<kI...> states) {
@@ -120,12 +133,17 @@ FUSEDREG_TARGET void update_converted(const Pointers& at, const DTypes& dtypes, 
       store_tile(stream, dtype, tile, begin, tile_count);
     };
     A* state[kMaxStates] = {};
-    ((state[kI] = open(at.state[kI], dtypes.state[kI], tiles[2 + kI])), ...);
+    ((state[kI] = open_state(at, dtypes, kI, tiles[2 + kI], begin, tile_count)), ...);
     A* const w = open(at.w, dtypes.w, tiles[0]);
     const A* const g = open(const_cast<void*>(at.g), dtypes.g, tiles[1]);
     update_in_place<U>(w, g, state, tile_count, c, states);
     close(at.w, dtypes.w, w, Rounding::kWeights);
-    (close(at.state[kI], dtypes.state[kI], state[kI], Rounding::kFirstState + kI), ...);
+    const auto close_state = [&](std::size_t k) {
+      const int number = Rounding::kFirstState + static_cast<int>(k);
+      if (dtypes.codes[k] == nullptr) return close(at.state[k], dtypes.state[k], state[k], number);
+      store_codes(*dtypes.codes[k], at.state[k], at.scales[k], state[k], begin, tile_count, dtypes.rounding, number);
+    };
+    (close_state(kI), ...);
   }
 }
 

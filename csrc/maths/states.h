@@ -21,6 +21,7 @@ struct Pointers {
   void* w = nullptr;
   const void* g = nullptr;
   void* state[kMaxStates] = {};
+  float* scales[kMaxStates] = {};  // of states in 8 bits
 };
 
 template <class Rule>

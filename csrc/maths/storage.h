@@ -24,7 +24,8 @@ struct Arithmetic<double> {
 template <class T>
 using ArithmeticOf = typename Arithmetic<T>::type;
 
-enum class DType : std::uint8_t { kFloat32, kFloat64, kBFloat16, kFloat16 };
+// kInt8 and kUInt8: codes of states (codes.h), which are read and written by blocks.
+enum class DType : std::uint8_t { kFloat32, kFloat64, kBFloat16, kFloat16, kInt8, kUInt8 };
 
 template <class A>
 constexpr DType dtype_of() {  // of the arithmetic types

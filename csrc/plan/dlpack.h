@@ -8,7 +8,7 @@ namespace fusedreg::dlpack {
 
 constexpr std::uint32_t kMajorVersion = 1;
 
-enum Code : std::uint8_t { kInt = 0, kFloat = 2, kBfloat = 4, kComplex = 5 };
+enum Code : std::uint8_t { kInt = 0, kUInt = 1, kFloat = 2, kBfloat = 4, kComplex = 5 };
 
 struct DataType {
   std::uint8_t code, bits;

@@ -63,6 +63,17 @@ PyObject* borrow_attribute(PyObject* object, PyObject* name) {
   return Object::own(PyObject_GetAttr(object, name)).get();
 }
 
+// Where they are. False: they are not what a state of `numel` codes has.
+bool look_at_scales(const Tensor& tensor, std::int64_t numel, float*& scales) {
+  View view;
+  if (!tensor.look(view) || view.element != Element::kFloat32 || view.dim != 1 || view.sizes[0] != scale_count(numel) ||
+      (view.sizes[0] > 1 && view.strides[0] != 1)) {
+    return false;
+  }
+  scales = static_cast<float*>(view.data);
+  return true;
+}
+
 bool are_equal(PyObject* a, PyObject* b) {
   const int answer = PyObject_RichCompareBool(a, b, Py_EQ);
   if (answer < 0) throw PythonError();
@@ -87,16 +98,26 @@ bool is_dense(const View& view) {
   return true;
 }
 
+static bool is_contiguous(const View& view) {
+  std::int64_t together = 1;
+  for (std::size_t i = view.dim; i-- > 0;) {
+    if (view.sizes[i] > 1 && view.strides[i] != together) return false;
+    together *= view.sizes[i];
+  }
+  return true;
+}
+
 Columns::Columns(PyObject* columns)
     : field_names(to_vector(tuple_item(columns, 0), to_string)),
       params(tuple_item(columns, 1)),
       groups(to_vector(tuple_item(columns, 2), [](PyObject* group) { return static_cast<int>(to_int(group)); })),
       state_dicts(tuple_item(columns, 3)),
       states(tuple_item(columns, 4)),
-      scalar_states(tuple_item(columns, 5)),
-      positions(tuple_item(columns, 6)),
-      optimizer_state(tuple_item(columns, 7)),
-      sharded(to_bool(tuple_item(columns, 8))) {
+      scales(tuple_item(columns, 5)),
+      scalar_states(tuple_item(columns, 6)),
+      positions(tuple_item(columns, 7)),
+      optimizer_state(tuple_item(columns, 8)),
+      sharded(to_bool(tuple_item(columns, 9))) {
   if (PyDict_Check(optimizer_state) == 0) throw std::invalid_argument("an optimizer's state is a dict");
 }
 
@@ -156,7 +177,9 @@ Parameters::Parameters(const RuleInfo& rule, const Columns& columns, bool takes_
     entry.has_inference = is_inference(entry.param());
     entry.state_items = items_of<Items>(entry.state_dict);
     PyObject *const its_states = item(columns.states, i), *const its_scalars = item(columns.scalar_states, i);
-    if (tuple_length(its_states) != rule.states.size() || tuple_length(its_scalars) != rule.scalar_states.size()) {
+    PyObject* const its_scales = item(columns.scales, i);
+    if (tuple_length(its_states) != rule.states.size() || tuple_length(its_scales) != rule.states.size() ||
+        tuple_length(its_scalars) != rule.scalar_states.size()) {
       throw std::invalid_argument("a parameter comes with another number of states than its rule has");
     }
     for (std::size_t k = 0; k < rule.states.size(); ++k) {
@@ -170,6 +193,14 @@ Parameters::Parameters(const RuleInfo& rule, const Columns& columns, bool takes_
       entry.state_dtypes[k] = dtype_of(seen.element);
       entry.has_inference |= is_inference(entry.sharded ? local_of(state) : state);
       entry.needed |= StateMask{1} << k;
+      if (!is_code(entry.state_dtypes[k])) continue;
+      PyObject* const scales = tuple_item(its_scales, k);
+      if (!is_tensor(scales)) throw std::invalid_argument("a state in 8 bits has no scales");
+      entry.scale_objects[k] = scales;
+      entry.scales[k] = Tensor(scales);
+      if (!look_at_scales(entry.scales[k], entry.numel, entry.data.scales[k])) {
+        throw std::invalid_argument("the scales of a state in 8 bits are not as many as its blocks");
+      }
     }
     has_inference_ |= entry.has_inference;
     if (std::find(rule.variants.begin(), rule.variants.end(), entry.needed) == rule.variants.end()) {
@@ -298,24 +329,39 @@ bool Parameters::bind(Entry& entry) {
     return false;
   }
   bool fast = entry.is_dense && same_layout(entry.sizes, grad.strides, entry.strides) && entry.grad.is_as_stored(grad);
-  bool fits = true;
+  bool fits = true, all_else_fits = entry.is_dense, can_be_copied = true;
   for_each_state(entry.needed, [&](std::size_t k) {
     View state;
-    fits = fits && entry.state[k].look(state) && has_shape(state) && is_supported(state.element) &&
+    fits = fits && entry.state[k].look(state) && has_shape(state) && is_supported_state(state.element) &&
            dtype_of(state.element) == entry.state_dtypes[k] && is_complex(state.element) == is_complex(entry.element) &&
            state.data == entry.data.state[k] && (!entry.sharded || entry.state[k].is(local_of(entry.state_objects[k])));
-    fast = fast && fits && same_layout(entry.sizes, state.strides, entry.strides);
+    all_else_fits = all_else_fits && fits && same_layout(entry.sizes, state.strides, entry.strides);
+    if (!fits || !is_code(entry.state_dtypes[k])) return;
+    can_be_copied = can_be_copied && is_contiguous(state);
+    float* scales = nullptr;
+    fits = look_at_scales(entry.scales[k], entry.numel, scales) && scales == entry.data.scales[k];
   });
   if (!fits) return false;
+  fast = fast && all_else_fits;
   entry.grad_dtype = dtype_of(grad.element);
   if (fast) {
     entry.staged.reset();
     entry.pointers = entry.data;
     entry.pointers.g = grad.data;
-  } else {
+  } else if (entry.has_codes() && all_else_fits) {
+    stage_gradient(entry);
+  } else if (can_be_copied) {
     stage(entry);
+  } else {
+    return false;
   }
   return true;
+}
+
+bool Parameters::Entry::has_codes() const {
+  bool has = false;
+  for_each_state(needed, [&](std::size_t k) { has |= is_code(state_dtypes[k]); });
+  return has;
 }
 
 // By methods that torch has in C, between which Python handles no signal: a KeyboardInterrupt must not leave half a
@@ -327,21 +373,30 @@ static void copy_into(PyObject* tensor, PyObject* from) {
   Object::own(PyObject_CallMethod(there.get(), "copy_", "O", source.get()));
 }
 
+// Returns where the copy is. `like` gives it its layout; without, it is contiguous.
+static void* copy_of(PyObject* from, PyObject* like, Object& to) {
+  const Object memory = Object::own(PyImport_ImportModule("fusedreg.backends.memory"));
+  to = Object::own(PyObject_CallMethod(memory.get(), "copy_of", "OO", from, like));
+  View view;
+  if (!look(to.get(), view)) throw std::runtime_error("a copy has no memory");
+  return view.data;
+}
+
 void Parameters::stage(Entry& entry) {
-  const auto copy = [](PyObject* from, Object& to) {
-    const Object memory = Object::own(PyImport_ImportModule("fusedreg.backends.memory"));
-    to = Object::own(PyObject_CallMethod(memory.get(), "copy_of", "O", from));
-    View view;
-    if (!look(to.get(), view)) throw std::runtime_error("a copy has no memory");
-    return view.data;
-  };
   entry.staged = std::make_unique<Staged>();
-  entry.pointers.w = copy(entry.param(), entry.staged->param);
-  entry.pointers.g = copy(entry.grad.object().get(), entry.staged->grad);
+  entry.pointers = entry.data;
+  entry.pointers.w = copy_of(entry.param(), Py_None, entry.staged->param);
+  entry.pointers.g = copy_of(entry.grad.object().get(), Py_None, entry.staged->grad);
   for_each_state(entry.needed, [&](std::size_t k) {
     PyObject* const state = entry.state_objects[k];
-    entry.pointers.state[k] = copy(entry.sharded ? local_of(state) : state, entry.staged->state[k]);
+    entry.pointers.state[k] = copy_of(entry.sharded ? local_of(state) : state, Py_None, entry.staged->state[k]);
   });
+}
+
+void Parameters::stage_gradient(Entry& entry) {
+  entry.staged = std::make_unique<Staged>();
+  entry.pointers = entry.data;
+  entry.pointers.g = copy_of(entry.grad.object().get(), entry.param(), entry.staged->grad);
 }
 
 void Parameters::unstage(Entry& entry) {
@@ -360,10 +415,14 @@ void Parameters::finish_update() {
     Entry& entry = entries_[i];
     if (!entry.active) continue;
     entry.grad = Gradient();
-    if (entry.staged) {
+    for_each_state(entry.needed, [&](std::size_t k) {
+      if (entry.scales[k].is_there()) versions.change(entry.scale_objects[k], entry.scales[k]);
+    });
+    if (entry.is_copied()) {
       unstage(entry);
       continue;
     }
+    entry.staged.reset();
     // Raw pointers bypass autograd's check of in-place changes; the version counters keep it honest.
     versions.change(entry.param());
     for_each_state(entry.needed, [&](std::size_t k) {

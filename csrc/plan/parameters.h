@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "../maths/codes.h"
 #include "../maths/states.h"
 #include "rule_info.h"
 #include "tensors.h"
@@ -18,12 +19,12 @@ bool is_dense(const View& view);
 
 // What a plan is made from: one item a parameter, with or without a gradient. `state_dicts[i]` is opt.state[params[i]],
 // or None where the parameter has no gradient. `states[i]` and `scalar_states[i]` are the tensors that the rule needs
-// under the group's options, in the rule's order, with None for those that it does not need. `sharded`: parameters and
-// states are DTensors, and the plan works on the part of them that this process holds. `positions[i]` is None, or what
-// stochastic rounding knows elements by: the parameter's number, the position of its first element here in the whole
-// parameter, and the strides of that.
-// All of these objects, opt.state and its items too, are borrowed: the caller holds them as long as the plan lives. A
-// reference from here is one that Python's garbage collector cannot see, and would keep a cycle for ever.
+// under the group's options, in the rule's order, with None for those that it does not need. `scales[i]`: those of
+// states in 8 bits, likewise. `sharded`: parameters and states are DTensors, and the plan works on the part of them
+// that this process holds. `positions[i]` is None, or what stochastic rounding knows elements by: the parameter's
+// number, the position of its first element here in the whole parameter, and the strides of that. All of these objects,
+// opt.state and its items too, are borrowed: the caller holds them as long as the plan lives. A reference from here is
+// one that Python's garbage collector cannot see, and would keep a cycle for ever.
 struct Columns {
   // Of a tuple of them, in this order.
   explicit Columns(PyObject* columns);
@@ -31,7 +32,7 @@ struct Columns {
   std::vector<std::string> field_names;  // of the numbers that take_groups gets; other fields keep their defaults
   PyObject* params;
   std::vector<int> groups;
-  PyObject *state_dicts, *states, *scalar_states, *positions, *optimizer_state;
+  PyObject *state_dicts, *states, *scales, *scalar_states, *positions, *optimizer_state;
   bool sharded;
 };
 
@@ -45,7 +46,8 @@ class Parameters {
   ~Parameters();
 
  protected:
-  // Contiguous copies of what is not laid out as the kernels need it.
+  // Contiguous copies of what is not laid out as the kernels need it. Of the gradient alone, laid out as its parameter,
+  // where states are in 8 bits and all else is as it should be: blocks of them are counted in memory.
   struct Staged {
     Object param, grad, state[kMaxStates];
   };
@@ -76,8 +78,8 @@ class Parameters {
     std::int64_t first_position = 0;
     std::vector<std::int64_t> position_strides;
     StateMask needed = 0;  // which states the rule needs; the others are not there, and null pointers
-    PyObject* state_objects[kMaxStates] = {};
-    Tensor state[kMaxStates];
+    PyObject *state_objects[kMaxStates] = {}, *scale_objects[kMaxStates] = {};
+    Tensor state[kMaxStates], scales[kMaxStates];
     ScalarState scalar_states[kMaxScalarStates];
     // What it looked like when the plan was made: another place or layout in memory needs Python's checks again.
     Pointers data;  // but the gradient
@@ -93,6 +95,9 @@ class Parameters {
     Gradient grad;
     Pointers pointers;
     std::unique_ptr<Staged> staged;
+
+    bool is_copied() const { return staged && staged->param; }  // and contiguous
+    bool has_codes() const;
   };
 
   // False: something that the plan rests on has changed, nothing was touched.
@@ -129,6 +134,7 @@ class Parameters {
   bool bind(Entry& entry);
   bool takes(Element gradient, const Entry& entry) const;
   void stage(Entry& entry);
+  void stage_gradient(Entry& entry);
   void unstage(Entry& entry);
 
   std::vector<int> place_of_field_;  // in what take_groups gets; -1 for a default

@@ -8,12 +8,28 @@
 
 namespace fusedreg {
 
-enum class Element : std::uint8_t { kFloat32, kFloat64, kBFloat16, kFloat16, kComplex64, kComplex128, kInt64, kOther };
+enum class Element : std::uint8_t {
+  kFloat32,
+  kFloat64,
+  kBFloat16,
+  kFloat16,
+  kComplex64,
+  kComplex128,
+  kInt64,
+  kInt8,
+  kUInt8,
+  kOther
+};
 
 constexpr bool is_complex(Element element) { return element == Element::kComplex64 || element == Element::kComplex128; }
 
 // Floating point and complex numbers.
-constexpr bool is_supported(Element element) { return element != Element::kInt64 && element != Element::kOther; }
+constexpr bool is_supported(Element element) { return element < Element::kInt64; }
+
+// And codes.
+constexpr bool is_supported_state(Element element) {
+  return is_supported(element) || element == Element::kInt8 || element == Element::kUInt8;
+}
 
 // Of the real numbers that an element is made of.
 constexpr DType dtype_of(Element element) {
@@ -25,6 +41,10 @@ constexpr DType dtype_of(Element element) {
       return DType::kBFloat16;
     case Element::kFloat16:
       return DType::kFloat16;
+    case Element::kInt8:
+      return DType::kInt8;
+    case Element::kUInt8:
+      return DType::kUInt8;
     default:
       return DType::kFloat32;
   }

@@ -23,6 +23,10 @@ inline Element element_of(const at::Tensor& tensor) {
       return Element::kComplex128;
     case at::kLong:
       return Element::kInt64;
+    case at::kChar:
+      return Element::kInt8;
+    case at::kByte:
+      return Element::kUInt8;
     default:
       return Element::kOther;
   }

@@ -46,6 +46,8 @@ inline Element element_of(dlpack::DataType type) {
   if (is(dlpack::kComplex, 64)) return Element::kComplex64;
   if (is(dlpack::kComplex, 128)) return Element::kComplex128;
   if (is(dlpack::kInt, 64)) return Element::kInt64;
+  if (is(dlpack::kInt, 8)) return Element::kInt8;
+  if (is(dlpack::kUInt, 8)) return Element::kUInt8;
   return Element::kOther;
 }
 
@@ -223,10 +225,10 @@ inline void prepare_torch() {
   }
 
   found.cpu = aoti_torch_device_type_cpu();
-  const std::int32_t elements[] = {aoti_torch_dtype_float32(),   aoti_torch_dtype_float64(),
-                                   aoti_torch_dtype_bfloat16(),  aoti_torch_dtype_float16(),
-                                   aoti_torch_dtype_complex64(), aoti_torch_dtype_complex128(),
-                                   aoti_torch_dtype_int64()};
+  const std::int32_t elements[] = {
+      aoti_torch_dtype_float32(), aoti_torch_dtype_float64(),   aoti_torch_dtype_bfloat16(),
+      aoti_torch_dtype_float16(), aoti_torch_dtype_complex64(), aoti_torch_dtype_complex128(),
+      aoti_torch_dtype_int64(),   aoti_torch_dtype_int8(),      aoti_torch_dtype_uint8()};
   std::copy(std::begin(elements), std::end(elements), found.elements);
 }
 

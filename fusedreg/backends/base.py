@@ -25,6 +25,9 @@ class Entry:
     """The rule's tensor states, in the spec's order; None for those that the group's options do not need."""
     scalar_states: tuple[Tensor | None, ...] = ()
     """Likewise, 0-dim: Adam's ``step``, SGD's ``momentum_gain``."""
+    scales: tuple[Tensor | None, ...] = ()
+    """Of the tensor states that are in 8 bits (codes.py), in this process's memory; None for the others. Empty where
+    none are."""
     rounding: tuple[int, int, tuple[int, ...]] | None = None
     """Where stochastic rounding acts, what its random bits are a function of: a ``rounding.Place``."""
 
@@ -74,6 +77,7 @@ def make_columns(spec: RuleSpec, entries: list[Entry], state: dict[Any, Any]) ->
         [entry.group for entry in entries],
         [entry.state for entry in entries],
         [entry.states for entry in entries],
+        [entry.scales or (None,) * len(entry.states) for entry in entries],
         [entry.scalar_states for entry in entries],
         [entry.rounding for entry in entries],
         state,

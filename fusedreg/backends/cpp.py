@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..rules.spec import RuleSpec
 from .base import Entry, Plan, StepScalars, make_columns, objects_held
+from .codes import DTYPES as CODES
 from .memory import rejection_of_memory
 
 REBUILD = "rebuild it with `pip install --no-build-isolation --force-reinstall --no-deps .` in fusedreg's source folder"
@@ -65,7 +66,7 @@ def _state_dtypes(dtype: torch.dtype) -> tuple[torch.dtype, ...]:
     """What a kernel converts, without a loss, to what it computes in for parameters of ``dtype``."""
     if dtype.is_complex:
         return (dtype,)
-    narrow = (torch.float32, torch.bfloat16, torch.float16)
+    narrow = (torch.float32, torch.bfloat16, torch.float16, *CODES)
     return (torch.float64, *narrow) if dtype == torch.float64 else narrow
 
 

@@ -52,8 +52,22 @@ def has_layout_of(param: Tensor, other: Tensor) -> bool:
     return all(size == 1 or ours == theirs for size, ours, theirs in strides)
 
 
-def copy_of(tensor: Tensor) -> Tensor:
-    """A contiguous one, for kernels that a tensor is not laid out for."""
+def memory_order(tensor: Tensor) -> list[int] | None:
+    """A dense tensor's dimensions of more than one element, the outermost in memory first; None if it is not dense."""
+    dims = [dim for dim in range(tensor.ndim) if tensor.shape[dim] > 1]
+    dims.sort(key=tensor.stride, reverse=True)
+    extent = 1
+    for dim in reversed(dims):
+        if tensor.stride(dim) != extent:
+            return None
+        extent *= tensor.shape[dim]
+    return dims
+
+
+def copy_of(tensor: Tensor, like: Tensor | None = None) -> Tensor:
+    """One that is laid out as ``like``, or contiguous, for kernels that a tensor is not laid out for."""
+    if like is not None:
+        return torch.empty_like(like, dtype=tensor.dtype, requires_grad=False).copy_(tensor.detach())
     return torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device).copy_(tensor.detach())
 
 
@@ -160,7 +174,7 @@ def rejection_of_memory(
             f"{state_dtype}"
         )
     if grad_dtype is not None and grad_dtype not in allowed:
-        kinds = " or ".join(map(str, allowed))
+        kinds = " or ".join(str(each) for each in allowed if each.is_floating_point or each.is_complex)
         return f"beside {param.dtype} parameters it takes gradients of {kinds}, and one is {grad_dtype}"
     for state in states:
         is_of_dtype = state_dtype is not None or state.dtype in allowed

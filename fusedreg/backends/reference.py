@@ -20,9 +20,10 @@ from ..penalties.l1 import L1
 from ..penalties.mcp import MCP_GAMMA
 from ..penalties.spec import Group, Scalar, like, on_host
 from ..penalties.units import UnitProx, as_units, from_units, unit_prox
-from ..rounding import FIRST_STATE, WEIGHTS, WEIGHTS_OF_UNITS, Place, round_stream
+from ..rounding import FIRST_STATE, WEIGHTS, WEIGHTS_OF_UNITS, Place, bits_of_stream, round_stochastically
 from ..rules.spec import RuleSpec, Scalars, Step, number
 from .base import Entry, Plan, StepScalars
+from .codes import decode, encode
 from .memory import is_dtensor, local, widest
 
 AsStored = Callable[[str, Tensor], Tensor]
@@ -219,16 +220,24 @@ class ReferencePlan(Plan):
             return tensor.clone() if self._keeps_tensors(group) else tensor.item()
 
         states = {name: local(state) for name, state in _named(self.spec.states, entry.states).items()}
+        scales = _named(self.spec.states, entry.scales or (None,) * len(entry.states))
         scalars = _named(self.spec.scalar_states, entry.scalar_states)
         streams = {"w": WEIGHTS, **{each.name: FIRST_STATE + i for i, each in enumerate(self.spec.states)}}
 
+        def random(stream: int) -> Tensor | None:
+            if entry.rounding is None:
+                return None
+            return bits_of_stream(entry.param, Place(*entry.rounding), step.rounding_keys[entry.group], stream)
+
         def rounded(tensor: Tensor, dtype: torch.dtype, stream: int) -> Tensor:
-            if entry.rounding is None or dtype != torch.bfloat16:
-                return tensor.to(dtype)
-            key = step.rounding_keys[entry.group]
-            return round_stream(tensor, entry.param, Place(*entry.rounding), key, stream)
+            bits = random(stream) if dtype == torch.bfloat16 else None
+            return tensor.to(dtype) if bits is None else round_stochastically(tensor, bits)
 
         def as_stored(name: str, tensor: Tensor) -> Tensor:
+            if name in scales:
+                encoded = torch.empty_like(states[name]), torch.empty_like(scales[name])
+                encode(*encoded, tensor, random(streams[name]))
+                return decode(*encoded).to(tensor.dtype)
             dtype = param.dtype.to_real() if name == "w" else states[name].dtype.to_real()
             return rounded(tensor, dtype, streams[name]).to(tensor.dtype)
 
@@ -238,7 +247,10 @@ class ReferencePlan(Plan):
             self.spec,
             operand(param),
             grad,
-            {name: operand(tensor) for name, tensor in states.items()},
+            {
+                name: operand(decode(tensor, scales[name]) if name in scales else tensor)
+                for name, tensor in states.items()
+            },
             Scalars(before, after),
             group,
             step.inv_grad_scale,
@@ -251,7 +263,10 @@ class ReferencePlan(Plan):
         target = param if self.differentiable else param.detach()
         _real_view(target).copy_(rounded(result.w, param.dtype.to_real(), stream))
         for name, tensor in result.state.items():
-            _real_view(states[name]).copy_(rounded(tensor, states[name].dtype.to_real(), streams[name]))
+            if name in scales:
+                encode(states[name], scales[name], tensor, random(streams[name]))
+            else:
+                _real_view(states[name]).copy_(rounded(tensor, states[name].dtype.to_real(), streams[name]))
         if is_dtensor(entry.param):  # it counts in-place changes for itself, too
             torch.autograd.graph.increment_version([entry.param, *_named(self.spec.states, entry.states).values()])
         for name, value in after.items():

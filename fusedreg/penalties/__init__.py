@@ -45,6 +45,7 @@ __all__ = [
     "of_the_weights",
     "off",
     "on_gpu",
+    "state_dtype_of",
 ]
 
 # In the order in which their proxes are applied. The L0 penalty is behind the box: what it weighs against zero is what
@@ -132,20 +133,21 @@ REGULARIZE_MIN_NDIM = Option(
 STATE_DTYPE = Option(
     "state_dtype",
     None,
-    "torch.dtype, optional",
+    "torch.dtype or str, optional",
     """the dtype that tensor states (``exp_avg``, ``momentum_buffer``) are made in, and kept in when they are loaded;
     step counts and other numbers are not meant. A step is computed in float32, in float64 for float64 parameters,
-    and rounds a state once. None (default): the parameter's dtype, as torch.""",
-    "None, torch.bfloat16, torch.float16, torch.float32 or torch.float64",
-    lambda value: value in (None, torch.bfloat16, torch.float16, torch.float32, torch.float64),
+    and rounds a state once. ``"int8"``: 8 bits, and a scale for each 256 elements. None (default): the parameter's
+    dtype, as torch.""",
+    "None, torch.bfloat16, torch.float16, torch.float32, torch.float64 or 'int8'",
+    lambda value: value in (None, torch.bfloat16, torch.float16, torch.float32, torch.float64, torch.int8, "int8"),
 )
 STOCHASTIC_ROUNDING = Option(
     "stochastic_rounding",
     False,
     "bool",
-    """rounds parameters and tensor states that are stored in bfloat16 up or down at random, so that small changes are
-    kept in the mean; to the nearest, they are lost. Exact zeros stay. float32 and float64 are stored as they are;
-    float16 is refused. Default: False, to the nearest.""",
+    """rounds parameters and tensor states that are stored in bfloat16, and states in 8 bits, up or down at random, so
+    that small changes are kept in the mean; to the nearest, they are lost. Exact zeros stay. float32 and float64 are
+    stored as they are; float16 is refused. Default: False, to the nearest.""",
     "True or False",
     lambda value: isinstance(value, bool),
 )
@@ -196,11 +198,17 @@ class Regularizers(TypedDict, total=False):
     sparsity: float | None
     sparsity_unit: str | int | None
     regularize_min_ndim: int
-    state_dtype: torch.dtype | None
+    state_dtype: torch.dtype | Literal["int8"] | None
     stochastic_rounding: bool
     rounding_seed: int
     backend: str
     norm_group: torch.distributed.ProcessGroup | None
+
+
+def state_dtype_of(group: Group) -> torch.dtype | None:
+    """A group's ``state_dtype`` as a dtype."""
+    value = group[STATE_DTYPE.name]
+    return torch.int8 if value == "int8" else value
 
 
 def check_together(group: Group) -> None:

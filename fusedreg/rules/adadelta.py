@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
+from ..backends.codes import ROOTS
 from ..optimizer import FusedRegOptimizer
 from ..penalties import Regularizers
 from .spec import Group, Hyperparameter, RuleSpec, Scalar, Scalars, ScalarState, Step, TensorState
@@ -48,7 +49,7 @@ class FusedRegAdadelta(FusedRegOptimizer, torch.optim.Adadelta):
         "adadelta",
         adadelta,
         metric=adadelta_metric,
-        states=(TensorState("square_avg"), TensorState("acc_delta")),
+        states=(TensorState("square_avg", codes=ROOTS), TensorState("acc_delta", codes=ROOTS)),
         scalar_states=(ScalarState("step"),),
         hyperparameters=(Hyperparameter("rho"), Hyperparameter("eps")),
         twin=torch.optim.Adadelta,

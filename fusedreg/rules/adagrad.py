@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
+from ..backends.codes import ROOTS
 from ..optimizer import FusedRegOptimizer
 from ..penalties import Regularizers
 from .spec import Group, Hyperparameter, RuleSpec, Scalar, Scalars, ScalarState, Step, TensorState
@@ -37,7 +38,7 @@ class FusedRegAdagrad(FusedRegOptimizer, torch.optim.Adagrad):
         "adagrad",
         adagrad,
         metric=adagrad_metric,
-        states=(TensorState("sum", initial=lambda group: group["initial_accumulator_value"]),),
+        states=(TensorState("sum", initial=lambda group: group["initial_accumulator_value"], codes=ROOTS),),
         scalar_states=(ScalarState("step"),),
         hyperparameters=(
             Hyperparameter("lr_decay"),

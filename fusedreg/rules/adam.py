@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
+from ..backends.codes import LINEAR, ROOTS
 from ..optimizer import FusedRegOptimizer
 from ..penalties import Regularizers
 from .spec import Group, Hyperparameter, RuleSpec, Scalar, Scalars, ScalarState, Step, TensorState
@@ -39,9 +40,9 @@ ADAM = RuleSpec(
     adam,
     metric=adam_metric,
     states=(
-        TensorState("exp_avg"),
-        TensorState("exp_avg_sq"),
-        TensorState("max_exp_avg_sq", needed=lambda group: group["amsgrad"]),
+        TensorState("exp_avg", codes=LINEAR),
+        TensorState("exp_avg_sq", codes=ROOTS),
+        TensorState("max_exp_avg_sq", needed=lambda group: group["amsgrad"], codes=ROOTS),
     ),
     scalar_states=(ScalarState("step"),),
     hyperparameters=(

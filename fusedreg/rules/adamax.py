@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
+from ..backends.codes import LINEAR, ROOTS
 from ..optimizer import FusedRegOptimizer
 from ..penalties import Regularizers
 from .spec import Group, Hyperparameter, RuleSpec, Scalar, Scalars, ScalarState, Step, TensorState
@@ -41,7 +42,7 @@ class FusedRegAdamax(FusedRegOptimizer, torch.optim.Adamax):
         "adamax",
         adamax,
         metric=adamax_metric,
-        states=(TensorState("exp_avg"), TensorState("exp_inf")),
+        states=(TensorState("exp_avg", codes=LINEAR), TensorState("exp_inf", codes=ROOTS)),
         scalar_states=(ScalarState("step"),),
         hyperparameters=(Hyperparameter("betas", fields=("beta1", "beta2")), Hyperparameter("eps")),
         twin=torch.optim.Adamax,

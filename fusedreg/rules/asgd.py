@@ -56,7 +56,7 @@ class FusedRegASGD(FusedRegOptimizer, torch.optim.ASGD):
     spec = RuleSpec(
         "asgd",
         asgd,
-        states=(TensorState("ax"),),
+        states=(TensorState("ax", why_no_codes="the average is the weights that it is used for"),),
         scalar_states=(
             ScalarState("step", is_beside=True),
             ScalarState("eta", initial=lambda group: on_host(group["lr"]), next=next_eta, is_beside=True),

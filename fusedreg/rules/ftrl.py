@@ -67,6 +67,9 @@ BETA = Option(
 INITIAL_SUM = strength("initial_accumulator_value", "what the sum of squares begins with. Default: 0.")
 
 
+WHY_NO_CODES = "what wakes a weight is a sum of small gradients, and rounding would lose or invent it"
+
+
 class FusedRegFTRL(FusedRegOptimizer):
     """
     Follow the regularized leader, per coordinate: for sparse linear models on a stream of examples. A weight that is
@@ -92,8 +95,8 @@ class FusedRegFTRL(FusedRegOptimizer):
         ftrl,
         metric=ftrl_metric,
         states=(
-            TensorState("held_back"),
-            TensorState("sum", initial=lambda group: group["initial_accumulator_value"]),
+            TensorState("held_back", why_no_codes=WHY_NO_CODES),
+            TensorState("sum", initial=lambda group: group["initial_accumulator_value"], why_no_codes=WHY_NO_CODES),
         ),
         scalar_states=(ScalarState("l1_sum", next=next_l1_sum, is_step=False),),
         hyperparameters=(

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
+from ..backends.codes import LINEAR
 from ..optimizer import FusedRegOptimizer
 from ..penalties import Option, Regularizers
 from .spec import Group, Hyperparameter, RuleSpec, Scalars, Step, TensorState
@@ -55,7 +56,7 @@ class FusedRegLion(FusedRegOptimizer):
     spec = RuleSpec(
         "lion",
         lion,
-        states=(TensorState("exp_avg"),),
+        states=(TensorState("exp_avg", codes=LINEAR),),
         hyperparameters=(Hyperparameter("betas", fields=("beta1", "beta2"), option=BETAS),),
         variants={
             "plain": {},

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
+from ..backends.codes import LINEAR, ROOTS
 from ..optimizer import FusedRegOptimizer
 from ..penalties import Regularizers
 from .spec import AsStored, Group, Hyperparameter, RuleSpec, Scalar, Scalars, ScalarState, Step, TensorState
@@ -62,7 +63,7 @@ class FusedRegNAdam(FusedRegOptimizer, torch.optim.NAdam):
         "nadam",
         nadam,
         metric=nadam_metric,
-        states=(TensorState("exp_avg"), TensorState("exp_avg_sq")),
+        states=(TensorState("exp_avg", codes=LINEAR), TensorState("exp_avg_sq", codes=ROOTS)),
         scalar_states=(
             ScalarState("step"),
             ScalarState(

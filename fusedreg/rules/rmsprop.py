@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
+from ..backends.codes import LINEAR, ROOTS
 from ..optimizer import FusedRegOptimizer
 from ..penalties import Regularizers
 from .spec import (
@@ -67,9 +68,13 @@ class FusedRegRMSprop(FusedRegOptimizer, torch.optim.RMSprop):
         rmsprop,
         metric=rmsprop_metric,
         states=(
-            TensorState("square_avg"),
-            TensorState("momentum_buffer", needed=has_momentum),
-            TensorState("grad_avg", needed=lambda group: group["centered"]),
+            TensorState("square_avg", codes=ROOTS),
+            TensorState("momentum_buffer", needed=has_momentum, codes=LINEAR),
+            TensorState(
+                "grad_avg",
+                needed=lambda group: group["centered"],
+                why_no_codes="centered, it divides by one average less another, of which codes may leave 0",
+            ),
         ),
         scalar_states=(
             ScalarState("step"),

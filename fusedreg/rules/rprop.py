@@ -26,6 +26,9 @@ def rprop(w: Tensor, g: Tensor, state: Mapping[str, Tensor], scalars: Scalars, g
     return Step(w - size * direction, {"prev": g, "step_size": size}, tau=group["lr"])
 
 
+WHY_NO_CODES = "its step sizes grow and shrink by factors, over more orders of magnitude than a block of codes has"
+
+
 class FusedRegRprop(FusedRegOptimizer, torch.optim.Rprop):
     """
     For full batches: it goes by the signs of gradients, which the noise of small batches turns. Every weight has a step
@@ -39,7 +42,10 @@ class FusedRegRprop(FusedRegOptimizer, torch.optim.Rprop):
     spec = RuleSpec(
         "rprop",
         rprop,
-        states=(TensorState("prev"), TensorState("step_size", initial=lambda group: on_host(group["lr"]))),
+        states=(
+            TensorState("prev", why_no_codes=WHY_NO_CODES),
+            TensorState("step_size", initial=lambda group: on_host(group["lr"]), why_no_codes=WHY_NO_CODES),
+        ),
         scalar_states=(ScalarState("step"),),
         hyperparameters=(
             Hyperparameter("etas", fields=("etaminus", "etaplus")),

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
+from ..backends.codes import LINEAR
 from ..optimizer import FusedRegOptimizer
 from ..penalties import Regularizers
 from .spec import (
@@ -49,7 +50,7 @@ class FusedRegSGD(FusedRegOptimizer, torch.optim.SGD):
     spec = RuleSpec(
         "sgd",
         sgd,
-        states=(TensorState("momentum_buffer", needed=has_momentum),),
+        states=(TensorState("momentum_buffer", needed=has_momentum, codes=LINEAR),),
         scalar_states=(
             ScalarState(
                 "momentum_gain",

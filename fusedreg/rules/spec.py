@@ -80,6 +80,15 @@ class TensorState:
     name: str
     needed: Callable[[Group], bool] = always
     initial: Callable[[Group], float] = lambda group: 0.0
+    codes: torch.dtype | None = None
+    """What it is in 8 bits (backends/codes.py): ``LINEAR`` where it has a sign, ``ROOTS`` where it is never negative.
+    None: it is not allowed in them."""
+    why_no_codes: str = "its rule does not say how"
+    """Why not, for an error."""
+
+    def stored_as(self, state_dtype: torch.dtype | None) -> torch.dtype | None:
+        """Its own dtype under a group's ``state_dtype``."""
+        return self.codes if state_dtype == torch.int8 else state_dtype
 
 
 AsStored = Callable[[str, Scalar], Scalar]
@@ -187,6 +196,15 @@ class RuleSpec:
     def needed_states(self, group: Group) -> tuple[str, ...]:
         """The names of the tensor states that the group's options need, in the rule's order."""
         return tuple(state.name for state in self.states if state.needed(group))
+
+    def check_codes(self, group: Group) -> None:
+        """Raises ValueError for a state that cannot be stored in 8 bits."""
+        for state in self.states:
+            if state.needed(group) and state.codes is None:
+                raise ValueError(
+                    f"Invalid state_dtype value: torch.int8 for the rule {self.name!r}, whose {state.name!r} cannot be "
+                    f"in 8 bits (allowed: None or a floating point dtype; {state.why_no_codes})"
+                )
 
     def needed_scalar_states(self, group: Group) -> tuple[str, ...]:
         return tuple(state.name for state in self.scalar_states if state.needed(group))

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from ..backends.cpp import CppBackend, load_extension
+from ..backends.memory import memory_order
 from ..backends.reference import arithmetic_dtype
 from ..hyperparameters import read_numbers
-from .weights import Weights, flat, memory_order, position_layout
+from .weights import Weights, flat, position_layout
 
 BINS = 1 << 16
 
@@ -77,7 +78,7 @@ class CppScores(Scores):
 
     @staticmethod
     def takes(weights: Weights) -> bool:
-        states = list(weights.states.values())
+        states = list(weights.stored.values())
         backend = CppBackend()
         return (
             backend.unavailable_reason() is None
@@ -94,12 +95,13 @@ class CppScores(Scores):
         begin, layout = position_layout(weights, dims)
         return (
             weights.tensor,
-            tuple(weights.states.get(state.name) for state in spec.states),
+            tuple(weights.stored.get(state.name) for state in spec.states),
             [float(number) for number in read_numbers(spec, group)],
             [weights.scalars.get(each.name, 0.0) for each in spec.scalar_states],
             weights.in_metric,
             first + begin,
             layout,
+            tuple(weights.scales.get(state.name) for state in spec.states),
         )
 
     def count(self, shift: int, prefix: int, end: int, counts: Tensor) -> list[int]:

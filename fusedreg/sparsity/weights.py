@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..backends.codes import are_codes, decode, scale_name
 from ..backends.memory import local, offsets_of
 from ..backends.reference import arithmetic_dtype
 from ..flat_parameters import is_flat
@@ -23,7 +24,7 @@ from ..step.partition import Partition, partition_of
 
 @dataclass(frozen=True, eq=False)
 class Weights:
-    """A parameter with a target, between two steps. Nothing in it is copied."""
+    """A parameter with a target, between two steps. Nothing in it is copied, unless ``states`` is asked for."""
 
     name: str
     """For a message."""
@@ -49,10 +50,22 @@ class Weights:
         return all(self.scalars[name] > 0 for name in counts)
 
     @functools.cached_property
-    def states(self) -> dict[str, Tensor]:
+    def stored(self) -> dict[str, Tensor]:
         """What the metric is computed from, as far as this process holds it; nothing where there is none."""
         names = self.spec.needed_states(self.group) if self.in_metric else ()
         return {name: local(self.state[name]).detach() for name in names}
+
+    @property
+    def scales(self) -> dict[str, Tensor]:
+        """Of those that are in 8 bits."""
+        return {name: self.state[scale_name(name)] for name, state in self.stored.items() if are_codes(state)}
+
+    @functools.cached_property
+    def states(self) -> dict[str, Tensor]:
+        """The same as numbers; those that are in 8 bits are decoded."""
+        return {
+            name: decode(each, self.scales[name]) if are_codes(each) else each for name, each in self.stored.items()
+        }
 
     @functools.cached_property
     def scalars(self) -> dict[str, float]:
@@ -105,18 +118,6 @@ def weights_of(optimizer: FusedRegOptimizer, groups: list[dict[str, Any]]) -> It
                     numbers,
                     optimizer.state.get(param, {}),
                 )
-
-
-def memory_order(tensor: Tensor) -> list[int] | None:
-    """A dense tensor's dimensions of more than one element, the outermost in memory first; None if it is not dense."""
-    dims = [dim for dim in range(tensor.ndim) if tensor.shape[dim] > 1]
-    dims.sort(key=tensor.stride, reverse=True)
-    extent = 1
-    for dim in reversed(dims):
-        if tensor.stride(dim) != extent:
-            return None
-        extent *= tensor.shape[dim]
-    return dims
 
 
 def position_layout(weights: Weights, dims: list[int]) -> tuple[int, list[tuple[int, int]]]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..backends.memory import has_freed_memory, is_dtensor, local
 from ..flat_parameters import is_flat
 from ..penalties.units import count_units
+from ..rounding import are_rounded
 
 # Steps on parameters of these are in float32, which holds gradients of all of them.
 NARROW = (torch.float32, torch.bfloat16, torch.float16)
@@ -101,6 +102,15 @@ def check_units(params: list[Any], unit: str | int) -> None:
             )
 
 
+def check_codes_of(param: Tensor) -> None:
+    """Raises ValueError where torch's checkpoints would not know what to do with states in 8 bits."""
+    if is_flat(param):
+        raise ValueError(
+            "Invalid state_dtype value: torch.int8 for parameters of FullyShardedDataParallel, whose flat checkpoints "
+            "ask for scales that they do not have (allowed: another dtype, or torch.distributed.fsdp.fully_shard)"
+        )
+
+
 def check_rounding(param: Tensor, dtypes: set[torch.dtype], differentiable: bool) -> None:
     """Raises where stochastic rounding cannot do what it says.
 
@@ -114,7 +124,7 @@ def check_rounding(param: Tensor, dtypes: set[torch.dtype], differentiable: bool
             "Invalid stochastic_rounding value: True beside a state in torch.float16 (allowed: False; it rounds to "
             "bfloat16)"
         )
-    if torch.bfloat16 in dtypes and is_flat(param):
+    if are_rounded(dtypes) and is_flat(param):
         raise ValueError(
             "Invalid stochastic_rounding value: True for parameters of FullyShardedDataParallel, which are flat: each "
             "rank would round by another number of each element (allowed: False, or torch.distributed.fsdp.fully_shard)"

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..backends import codes
 from ..backends.memory import widest
-from ..penalties import STATE_DTYPE
+from ..penalties import state_dtype_of
 from ..rules.spec import Group, RuleSpec, ScalarState, TensorState
 
 
@@ -42,8 +43,9 @@ class Created:
 
     def state_of(
         self, param: Tensor, group: Group, scalars_on_device: bool
-    ) -> tuple[dict[str, Any], tuple[Tensor | None, ...], tuple[Tensor | None, ...]]:
-        """A parameter's state, its tensor states and its scalar states in the spec's order, None where not needed.
+    ) -> tuple[dict[str, Any], tuple[Tensor | None, ...], tuple[Tensor | None, ...], tuple[Tensor | None, ...]]:
+        """A parameter's state, its tensor states, its scalar states and the tensor states' scales in the spec's order,
+        None where not needed.
 
         Scalar states that come to another device have their value only after ``copy_moved``.
 
@@ -63,20 +65,26 @@ class Created:
         states = [
             self._tensor_state(state, own, param, group) if state.needed(group) else None for state in spec.states
         ]
-        return own, tuple(states), tuple(scalar_states)
+        scales = [
+            None if not codes.are_codes(state) else own[codes.scale_name(declared.name)]
+            for declared, state in zip(spec.states, states, strict=True)
+        ]
+        return own, tuple(states), tuple(scalar_states), tuple(scales)
 
     @staticmethod
     def _tensor_state(declared: TensorState, own: dict[str, Any], param: Tensor, group: Group) -> Tensor:
-        dtype = group[STATE_DTYPE.name]
-        if own.get(declared.name) is None:
+        name, dtype = declared.name, declared.stored_as(state_dtype_of(group))
+        now, initial = own.get(name), declared.initial(group)
+        if now is None and dtype in codes.DTYPES:
+            own[name], own[codes.scale_name(name)] = codes.make_codes(param, dtype, initial)
+        elif now is None:
             tensor = torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format)
-            initial = declared.initial(group)
             if initial != 0:
                 (torch.view_as_real(tensor) if tensor.is_complex() else tensor).fill_(initial)
-            own[declared.name] = tensor
-        elif dtype is not None:  # out of a checkpoint that went round load_state_dict, or the option has just been set
-            own[declared.name] = own[declared.name].to(dtype)
-        return own[declared.name]
+            own[name] = tensor
+        else:  # out of a checkpoint that went round load_state_dict, or the option has just been set, or a layout
+            codes.put(own, name, now, param, dtype)
+        return own[name]
 
     @torch.no_grad()
     def copy_moved(self) -> None:

@@ -11,12 +11,14 @@ from torch import Tensor
 
 from .. import backends
 from ..backends import Entry, Plan
+from ..backends.codes import are_codes, check_codes, scale_name
 from ..backends.memory import is_dtensor, needs_reading, read_gradient
 from ..hyperparameters import Hyperparameters, check_params
-from ..penalties import MAX_GRAD_NORM, STATE_DTYPE, STOCHASTIC_ROUNDING, has_units
-from ..rounding import place_of
+from ..penalties import MAX_GRAD_NORM, STOCHASTIC_ROUNDING, has_units, state_dtype_of
+from ..rounding import are_rounded, place_of
 from ..rules.spec import RuleSpec
 from .checks import (
+    check_codes_of,
     check_gradient,
     check_rounding,
     check_states,
@@ -139,7 +141,7 @@ def make_plans(
         for param in group["params"]:
             if param in chosen:
                 entry = Entry(param, index, *created.state_of(param, group, scalars_on_device))
-                if group[STOCHASTIC_ROUNDING.name] and torch.bfloat16 in _dtypes(param, entry.states):
+                if group[STOCHASTIC_ROUNDING.name] and are_rounded(_dtypes(param, entry.states)):
                     entry.rounding = place_of(param, numbers[param])
                 key = (chosen[param], param.device, partitions[param], id(param) in gradients)
                 entries.setdefault(key, []).append(entry)
@@ -184,12 +186,14 @@ def _choose_backends(
     chosen: dict[Tensor, str] = {}
     scalar_states: list[tuple[Tensor, Tensor]] = []
     for index, group in enumerate(groups):
-        check_params(group)
+        check_params(spec, group)
         if with_units := has_units(group):
             check_units(group["params"], group["unit"])
             if differentiable:
                 raise RuntimeError("differentiable=True does not work with group_l1 and max_unit_norm")
-        state_dtype = group[STATE_DTYPE.name]
+        state_dtype = state_dtype_of(group)
+        if differentiable and state_dtype == torch.int8:
+            raise RuntimeError("differentiable=True does not work with state_dtype=torch.int8")
         needed, scalars = spec.needed_states(group), spec.needed_scalar_states(group)
         for param in group["params"]:
             grad = gradients.get(id(param), param.grad)
@@ -206,10 +210,15 @@ def _choose_backends(
             new_dtype = state_dtype if needed else None  # which all of them come to have
             its_scalars = [own[name] for name in scalars if isinstance(own.get(name), Tensor)]
             check_states(param, states, its_scalars)
+            if new_dtype == torch.int8:
+                check_codes_of(param)
+            for name in needed:
+                if are_codes(own.get(name)):
+                    check_codes(name, own[name], own.get(scale_name(name)))
             dtypes = _dtypes(param, states) if new_dtype is None else {param.dtype, new_dtype}
             if group[STOCHASTIC_ROUNDING.name]:
                 check_rounding(param, dtypes, differentiable)
-            with_rounding = group[STOCHASTIC_ROUNDING.name] and torch.bfloat16 in dtypes
+            with_rounding = group[STOCHASTIC_ROUNDING.name] and are_rounded(dtypes)
             its_backend = backends.choose(
                 backend, spec, param, states, differentiable, with_units, with_rounding, new_dtype, grad.dtype
             )

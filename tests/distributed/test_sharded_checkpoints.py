@@ -331,6 +331,32 @@ def test_into_another_state_dtype() -> None:
     worlds.run(2, _into_another_state_dtype)
 
 
+def _states_in_8_bits() -> None:
+    """Saved as float32, and loaded into the very codes, which are a process's own; and by neither as they are."""
+    options = {"state_dtype": "int8", "stochastic_rounding": True}
+    for form in FORMS:
+        model = Net(torch.float32, seed=0)
+        optimizer = FusedRegAdam(model.parameters(), lr=0.05, l1=0.02, **options)
+        go_on(model, optimizer, 0)
+        saved = copy.deepcopy(saved_by(model, optimizer, [form]))
+        resumed_model = Net(torch.float32, seed=1)
+        resumed = FusedRegAdam(resumed_model.parameters(), **options)
+        set_model_state_dict(resumed_model, saved["model"])
+        set_optimizer_state_dict(resumed_model, resumed, saved[form], options=FORMS[form])
+        go_on(model, optimizer, STEPS)
+        go_on(resumed_model, resumed, STEPS)
+        expected = contents(model, optimizer)
+        for name, own in contents(resumed_model, resumed).items():
+            assert_same_bits([own[key] for key in expected[name]], list(expected[name].values()))
+            assert own["exp_avg_sq"].dtype == torch.uint8
+    with pytest.raises(ValueError, match="Invalid native value: True with states of DTensors"):
+        optimizer.state_dict(native=True)
+
+
+def test_states_in_8_bits() -> None:
+    worlds.run(2, _states_in_8_bits)
+
+
 # -- FSDP1: a scalar state of a FlatParameter is that of all parameters in it
 
 
@@ -351,6 +377,9 @@ def _fsdp1() -> None:
             optimizer.zero_grad()
 
     runs = [(cls, variant_of(cls, variant)) for cls, variant, _ in (CASES[case] for case in _cases())]
+    model = make_fsdp1(True, 0)
+    with pytest.raises(ValueError, match=r"torch\.int8 for parameters of FullyShardedDataParallel"):
+        train(model, FusedRegAdam(model.parameters(), state_dtype="int8"), 1)
     for cls, options in (*runs, (FusedRegAdam, {"state_dtype": torch.bfloat16})):
         for use_orig_params, form in itertools.product((True, False), FORMS):
             model = make_fsdp1(use_orig_params, 0)

@@ -31,7 +31,10 @@ CONFIGURATIONS = {
     "sgd": (FusedRegSGD, {"momentum": 0.9, "dampening": 0.5}),
 }
 # With a seed that must move with the step.
-ROUNDED = {"rounded": (FusedRegSGD, {"momentum": 0.9, "state_dtype": torch.bfloat16, "stochastic_rounding": True})}
+ROUNDED = {
+    "rounded": (FusedRegSGD, {"momentum": 0.9, "state_dtype": torch.bfloat16, "stochastic_rounding": True}),
+    "codes": (FusedRegSGD, {"momentum": 0.9, "state_dtype": "int8", "stochastic_rounding": True}),
+}
 PLANS = {"cpp": CppPlan, "cuda": DevicePlan, "triton": DevicePlan, "reference": ReferencePlan}
 
 every_rule = pytest.mark.parametrize("rule", CONFIGURATIONS)

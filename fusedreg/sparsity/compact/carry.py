@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ...backends.codes import decoded
 from ...hyperparameters import spare_small
 from ...optimizer import FusedRegOptimizer
 from .dead import Plan
@@ -38,7 +39,7 @@ def prepare(optimizer: Optimizer, model: nn.Module, small: nn.Module, plan: Plan
     state: dict[Any, Any] = defaultdict(dict)
     for owner, values in optimizer.state.items():
         if owner in twin:
-            state[twin[owner]] = {key: _cut(key, value, owner, masks[owner]) for key, value in values.items()}
+            state[twin[owner]] = {key: _cut(key, value, owner, masks[owner]) for key, value in decoded(values).items()}
         else:
             state[owner] = values
     grads = [(twin[each], take(each.grad, masks[each])) for each in owned if each in twin and each.grad is not None]

@@ -1,4 +1,5 @@
-"""What is lost where states, or all of a model, are kept in bfloat16, and what stochastic rounding keeps of it."""
+"""What is lost where states are kept in bfloat16 or in 8 bits, or all of a model in bfloat16, and what stochastic
+rounding keeps of it."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ BF16 = torch.bfloat16
 
 @needs_cpp
 @pytest.mark.parametrize("solver", ["adam", "nadam"])
-def test_the_lasso_s_support_from_states_in_bfloat16(solver) -> None:
+def test_the_lasso_s_support_from_narrow_states(solver) -> None:
     """Of scikit-learn, under all strengths, as in float32. To the nearest, the averages stall: what is left of
     the gradient is then as large as what the penalty pulls by, and weights stay where none should be."""
     problem = diabetes()
@@ -35,13 +36,14 @@ def test_the_lasso_s_support_from_states_in_bfloat16(solver) -> None:
         return int(right), float((violations(problem, found, strengths) / [l1 for l1, _ in strengths]).max())
 
     assert fit()[0] == 12
-    for seed in range(2):
-        right, violation = fit(state_dtype=BF16, stochastic_rounding=True, rounding_seed=seed)
-        assert right == 12
-        at_most(1e-2, violation, "Lasso, states in bfloat16, stochastic rounding: optimality, in units of l1")
-    right, violation = fit(state_dtype=BF16)
-    assert right < 12
-    assert violation > 0.1
+    for state_dtype in (BF16, "int8"):
+        for seed in range(2):
+            right, violation = fit(state_dtype=state_dtype, stochastic_rounding=True, rounding_seed=seed)
+            assert right == 12
+            at_most(1e-2, violation, f"Lasso, states in {state_dtype}, stochastic rounding: optimality, in units of l1")
+        right, violation = fit(state_dtype=state_dtype)
+        assert right < 12
+        assert violation > 0.1
 
 
 def digits(seed: int, dtype: torch.dtype, lr: float, **options: Any) -> float:
@@ -71,7 +73,8 @@ def test_digits_in_bfloat16() -> None:
     with one_thread():
         for lr in (1e-3, 1e-4):
             wide = mean(torch.float32, lr)
-            for dtype, options in [(torch.float32, {**states, **rounds}), (BF16, rounds)]:
+            codes: dict[str, Any] = {"state_dtype": "int8"}
+            for dtype, options in [(torch.float32, states | rounds), (BF16, rounds), (torch.float32, codes | rounds)]:
                 # 1800 answers: their mean is known to half a point
-                at_most(1.5, abs(mean(dtype, lr, **options) - wide), "digits, bfloat16, stochastic rounding: points")
+                at_most(1.5, abs(mean(dtype, lr, **options) - wide), "digits, narrow, stochastic rounding: points")
         assert mean(BF16, 1e-4) < wide - 30
