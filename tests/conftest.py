@@ -10,6 +10,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+# Before torch is loaded. Threads that wait by spinning take the cores of the other test, and of themselves where the
+# machine is busy: what shares its work out is ten times as long then.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 import hypothesis
 import pytest
 import torch

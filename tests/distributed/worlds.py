@@ -17,10 +17,13 @@ from typing import Any
 import torch
 from torch import distributed
 
-# Every world has new processes. They are forks of a server that has torch loaded: half a second, not five.
+# Every world has new processes. They are forks of a server that has loaded what most of them need: half a second, not
+# five. torch loads its compiler when an optimizer is made or a DTensor met, which alone is three seconds.
 _START = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 _CONTEXT = multiprocessing.get_context(_START)
-_CONTEXT.set_forkserver_preload(["torch.distributed.fsdp", "torch.distributed.checkpoint.state_dict"])
+_CONTEXT.set_forkserver_preload(
+    ["torch._dynamo", "torch.distributed.fsdp", "torch.distributed.checkpoint.state_dict", "fusedreg"]
+)
 
 
 class RankError(AssertionError):

@@ -84,9 +84,17 @@ class Logistic:
 
 
 @cache
-def diabetes() -> LeastSquares:
+def all_of_diabetes() -> LeastSquares:
     X, y = load_diabetes(return_X_y=True)
     return LeastSquares(standardise(X), y - y.mean())
+
+
+@cache
+def diabetes() -> LeastSquares:
+    """Without s1, which s2 to s5 almost give: curvatures between 0.078 and 3.6, where with it they start at 0.0086. A
+    descent is there in a quarter of the steps."""
+    X, y = load_diabetes(return_X_y=True)
+    return LeastSquares(standardise(np.delete(X, 4, axis=1)), y - y.mean())
 
 
 @cache
@@ -106,7 +114,7 @@ class Solver:
     lr_decay: bool = False
     """Adam's normalised steps come to rest only where its lr does; amsgrad's metric settles, and SGD has none."""
     falls_to: float = 1.0
-    """The lr's share that is left at the end. It falls by the same factor in every step."""
+    """The lr's share that is left at the end. It falls by the same factor, fifty times."""
     forgets: bool = True
     """Whether it comes to the end of one problem with the state of another. Adagrad's metric never gets smaller."""
 
@@ -124,44 +132,45 @@ class Solver:
 
 
 # Every rule that can be exact has a line here, or more: test_elastic_net.py says so. The least squares problems here
-# have curvatures between 0.0086 and 4. At a solution an adaptive rule's metric is about l1 + l2 |w|, which goes over
+# have curvatures between 0.078 and 4. At a solution an adaptive rule's metric is about l1 + l2 |w|, which goes over
 # three decades, and lr over the metric must be below 1/2: a falling lr comes by there, and an eps shortens the way. A
 # centered metric goes down with the lr. With momentum it must settle, because the buffer adds up steps in the metrics
 # of their days, and a variance is a difference that rounding leaves at 1e-16 of its terms, its root at 1e-8: a large
 # eps.
 SOLVERS = {
-    "adam": Solver(FusedRegAdam, {"lr": 2.0}, 6000, lr_decay=True),
+    "adam": Solver(FusedRegAdam, {"lr": 2.0}, 2000, lr_decay=True),
     # An eps that is a fair part of the metric: the prox must have it too.
-    "adam-eps": Solver(FusedRegAdam, {"lr": 2.0, "eps": 0.1}, 6000, lr_decay=True),
-    "amsgrad": Solver(FusedRegAdam, {"lr": 2.0, "amsgrad": True}, 4000),
-    "adamw-no-decay": Solver(FusedRegAdamW, {"lr": 2.0, "weight_decay": 0.0}, 6000, lr_decay=True),
-    "sgd": Solver(FusedRegSGD, {"lr": 0.45}, 8000),
-    "momentum": Solver(FusedRegSGD, {"lr": 0.2, "momentum": 0.9}, 3000),
-    "dampening": Solver(FusedRegSGD, {"lr": 0.45, "momentum": 0.9, "dampening": 0.5}, 3000),
-    "nesterov": Solver(FusedRegSGD, {"lr": 0.1, "momentum": 0.9, "nesterov": True}, 3000),
-    "asgd": Solver(FusedRegASGD, {"lr": 0.45, "lambd": 0.0}, 8000),
-    "rmsprop": Solver(FusedRegRMSprop, {"lr": 25.0, "eps": 10.0}, 24_000, falls_to=0.12),
-    "rmsprop-momentum": Solver(FusedRegRMSprop, {"lr": 5.0, "momentum": 0.95, "eps": 0.01}, 12_000, falls_to=1e-4),
-    "rmsprop-centered": Solver(FusedRegRMSprop, {"lr": 1.0, "centered": True, "eps": 0.01}, 18_000, falls_to=1e-3),
+    "adam-eps": Solver(FusedRegAdam, {"lr": 2.0, "eps": 0.1}, 2000, lr_decay=True),
+    "amsgrad": Solver(FusedRegAdam, {"lr": 2.0, "amsgrad": True}, 1000),
+    "adamw-no-decay": Solver(FusedRegAdamW, {"lr": 2.0, "weight_decay": 0.0}, 2000, lr_decay=True),
+    "sgd": Solver(FusedRegSGD, {"lr": 0.45}, 1500),
+    "momentum": Solver(FusedRegSGD, {"lr": 0.2, "momentum": 0.9}, 1000),
+    "dampening": Solver(FusedRegSGD, {"lr": 0.45, "momentum": 0.9, "dampening": 0.5}, 1000),
+    "nesterov": Solver(FusedRegSGD, {"lr": 0.1, "momentum": 0.9, "nesterov": True}, 1000),
+    "asgd": Solver(FusedRegASGD, {"lr": 0.45, "lambd": 0.0}, 1500),
+    "rmsprop": Solver(FusedRegRMSprop, {"lr": 25.0, "eps": 10.0}, 4000, falls_to=0.12),
+    "rmsprop-momentum": Solver(FusedRegRMSprop, {"lr": 5.0, "momentum": 0.95, "eps": 0.01}, 5000, falls_to=1e-4),
+    "rmsprop-centered": Solver(FusedRegRMSprop, {"lr": 1.0, "centered": True, "eps": 0.01}, 3000, falls_to=1e-3),
     "rmsprop-centered-momentum": Solver(
-        FusedRegRMSprop, {"lr": 500.0, "centered": True, "momentum": 0.9, "eps": 1000.0}, 10_000, falls_to=1e-3
+        FusedRegRMSprop,
+        {"lr": 500.0, "alpha": 0.95, "centered": True, "momentum": 0.9, "eps": 1000.0},
+        8000,
+        falls_to=1e-3,
     ),
-    "adagrad": Solver(FusedRegAdagrad, {"lr": 15.0}, 12_000, forgets=False),
+    "adagrad": Solver(FusedRegAdagrad, {"lr": 15.0}, 4000, forgets=False),
     "adagrad-lr_decay": Solver(
-        FusedRegAdagrad, {"lr": 12.0, "lr_decay": 1e-4, "initial_accumulator_value": 0.3}, 16_000, forgets=False
+        FusedRegAdagrad, {"lr": 20.0, "lr_decay": 1e-4, "initial_accumulator_value": 0.3}, 4000, forgets=False
     ),
-    "ftrl": Solver(FusedRegFTRL, {"lr": 15.0, "beta": 0.1}, 12_000, forgets=False),
-    "nadam": Solver(FusedRegNAdam, {"lr": 2.0}, 5000, lr_decay=True),
+    "ftrl": Solver(FusedRegFTRL, {"lr": 15.0, "beta": 0.1}, 4000, forgets=False),
+    "nadam": Solver(FusedRegNAdam, {"lr": 2.0}, 3000, lr_decay=True),
     "nadamw-no-decay": Solver(
-        FusedRegNAdam, {"lr": 2.0, "momentum_decay": 0.1, "decoupled_weight_decay": True}, 5000, lr_decay=True
+        FusedRegNAdam, {"lr": 2.0, "momentum_decay": 0.1, "decoupled_weight_decay": True}, 3000, lr_decay=True
     ),
     # Its steps are rectified for as long as the second moment remembers.
-    "radam": Solver(FusedRegRAdam, {"lr": 2.0, "betas": (0.9, 0.99)}, 5000, lr_decay=True, falls_to=0.1),
-    "adamax": Solver(FusedRegAdamax, {"lr": 2.0, "eps": 0.1}, 6000, lr_decay=True),
+    "radam": Solver(FusedRegRAdam, {"lr": 2.0, "betas": (0.9, 0.99)}, 2500, lr_decay=True),
+    "adamax": Solver(FusedRegAdamax, {"lr": 2.0, "eps": 0.1}, 3000, lr_decay=True),
     # Its steps grow while the gradients stand still: by what eps and rho make of that, over the run five times.
-    "adadelta": Solver(
-        FusedRegAdadelta, {"lr": 2.5, "rho": 0.999, "eps": 100.0}, 16_000, falls_to=0.024, forgets=False
-    ),
+    "adadelta": Solver(FusedRegAdadelta, {"lr": 2.5, "rho": 0.999, "eps": 100.0}, 4000, falls_to=0.024, forgets=False),
 }
 
 
@@ -193,8 +202,10 @@ class Descent:
     def run(self, steps: int | None = None) -> Array:
         """Takes the solver's steps, the lr falling anew, and returns the weights."""
         steps = self.solver.steps if steps is None else steps
+        # Seldom: for an optimizer, to read a group anew is as much as forty steps.
+        every = max(10, steps // 50)
         for i in range(steps):
-            if i % 10 == 0 and self.solver.lr_falls:
+            if i % every == 0 and self.solver.lr_falls:
                 lr = self.solver.lr(i, steps)
                 for group in self.optimizer.param_groups:
                     group["lr"] = lr

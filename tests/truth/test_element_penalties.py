@@ -77,7 +77,7 @@ def test_least_squares_in_a_box_are_scipys(solver, backend) -> None:
     truth = np.array([in_a_box(diabetes(), l2, **box) for _, l2 in strengths])
     assert np.isclose(truth, -3).any()
     assert np.isclose(truth, 11).any()
-    fit = minimise(diabetes(), strengths, SOLVERS[solver], steps=3000, backend=backend, **box)
+    fit = minimise(diabetes(), strengths, SOLVERS[solver], steps=1500, backend=backend, **box)
     np.testing.assert_allclose(fit, truth, rtol=0, atol=1e-8)
     assert ((fit >= -3) & (fit <= 11)).all()
     assert distances(fit, strengths, **box).max() < 1e-8
@@ -93,15 +93,15 @@ def test_a_box_without_zero() -> None:
 # -- the minimax concave penalty
 
 # With the first the objective has more stationary points than one; the second is above the inverse of the least
-# curvature, 116, and it is convex.
+# curvature, 13, and it is convex.
 GAMMAS = (3.0, 150.0)
 # A metric must come to hold the penalty's concavity, and a momentum must not overshoot what it makes of a step: an lr
 # that falls.
 MCP_SOLVERS = {
     **{name: SOLVERS[name] for name in ("adam", "sgd", "adagrad", "rmsprop-centered")},
-    "amsgrad": Solver(FusedRegAdam, {"lr": 2.0, "amsgrad": True}, 6000, falls_to=0.03),
-    "momentum": Solver(FusedRegSGD, {"lr": 0.2, "momentum": 0.9}, 6000, falls_to=0.05),
-    "nesterov": Solver(FusedRegSGD, {"lr": 0.1, "momentum": 0.9, "nesterov": True}, 6000, falls_to=0.05),
+    "amsgrad": Solver(FusedRegAdam, {"lr": 2.0, "amsgrad": True}, 3000, falls_to=0.03),
+    "momentum": Solver(FusedRegSGD, {"lr": 0.2, "momentum": 0.9}, 3000, falls_to=0.05),
+    "nesterov": Solver(FusedRegSGD, {"lr": 0.1, "momentum": 0.9, "nesterov": True}, 3000, falls_to=0.05),
     "rmsprop-momentum": Solver(FusedRegRMSprop, {"lr": 5.0, "momentum": 0.9, "eps": 0.1}, 12_000, falls_to=1e-4),
 }
 MCP_STRENGTHS: list[Strength] = [(20.0, 0.0), (5.0, 0.0), (1.0, 0.0), (5.0, 0.3)]
@@ -160,11 +160,11 @@ def test_minimax_concave_is_skglms() -> None:
 # missing here. A momentum remembers weights that are gone, and settles as the lr falls.
 L0_SOLVERS = {
     "sgd": SOLVERS["sgd"],
-    "momentum": Solver(FusedRegSGD, {"lr": 0.2, "momentum": 0.9}, 8000, falls_to=0.03),
-    "nesterov": Solver(FusedRegSGD, {"lr": 0.1, "momentum": 0.9, "nesterov": True}, 8000, falls_to=0.03),
-    "amsgrad": Solver(FusedRegAdam, {"lr": 2.0, "amsgrad": True}, 6000),
-    "adagrad": Solver(FusedRegAdagrad, {"lr": 15.0}, 12_000),
-    "decoupled": Solver(FusedRegSGD, {"lr": 0.45, "penalty_mode": "decoupled"}, 8000),
+    "momentum": Solver(FusedRegSGD, {"lr": 0.2, "momentum": 0.9}, 3000, falls_to=0.03),
+    "nesterov": Solver(FusedRegSGD, {"lr": 0.1, "momentum": 0.9, "nesterov": True}, 3000, falls_to=0.03),
+    "amsgrad": Solver(FusedRegAdam, {"lr": 2.0, "amsgrad": True}, 2000),
+    "adagrad": Solver(FusedRegAdagrad, {"lr": 15.0}, 4000),
+    "decoupled": Solver(FusedRegSGD, {"lr": 0.45, "penalty_mode": "decoupled"}, 2000),
 }
 
 
@@ -177,8 +177,8 @@ def test_l0_ends_at_the_least_squares_of_its_support(solver) -> None:
         at_most(1e-8, distances(fit, [(0.0, 0.0)], l0=l0).max(), "L0 penalty: gradient on the support")
         sizes.append(int((fit != 0).sum()))
     assert sizes == sorted(sizes)
-    assert sizes[-1] == 10
-    assert len({size for size in sizes if 0 < size < 10}) >= 2
+    assert sizes[-1] == 9
+    assert len({size for size in sizes if 0 < size < 9}) >= 2
 
 
 def test_frozen_zeros_refit_on_a_support() -> None:

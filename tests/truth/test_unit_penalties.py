@@ -6,6 +6,7 @@ features of a problem with many targets; with l1 besides, and with a largest nor
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from functools import cache
 
@@ -69,7 +70,7 @@ def minimise(solver: Solver, shape: tuple[int, int], is_transposed: bool, **opti
     gram, correlation = X.T @ X / len(X), Y.T @ X / len(X)
     optimizer = solver.make([{"params": [param], **options}])
     for i in range(solver.steps):
-        if i % 10 == 0 and solver.lr_falls:
+        if i % max(10, solver.steps // 50) == 0 and solver.lr_falls:
             optimizer.param_groups[0]["lr"] = solver.lr(i, solver.steps)
         found = W @ gram - correlation
         param.grad = found.T.contiguous() if is_transposed else found
@@ -108,7 +109,9 @@ def distance(W: Array, units: str, group_l1: float, l1: float = 0.0, l2: float =
 @pytest.mark.parametrize("solver", [name for name, solver in SOLVERS.items() if solver.cls in WITH_UNITS])
 def test_group_lasso_is_scikit_learns(solver) -> None:
     """By columns, and by rows of the transposed problem. Adadelta's stage 7 sees steps that its stage 5 did not."""
-    bar = 1e-3 if solver == "adadelta" else 1e-8
+    bar, chosen = 1e-8, SOLVERS[solver]
+    if solver == "adadelta":
+        bar, chosen = 1e-3, dataclasses.replace(chosen, steps=16_000)
     shape = scikit_learns(*STRENGTHS[0]).shape
     for i, (group_l1, l2) in enumerate(STRENGTHS[:2] if solver not in ("adam", "momentum") else STRENGTHS):
         truth = scikit_learns(group_l1, l2)
@@ -116,7 +119,7 @@ def test_group_lasso_is_scikit_learns(solver) -> None:
         assert distance(truth, "columns", group_l1, l2=l2) < 1e-10
         is_transposed = i % 2 == 1
         unit = "rows" if is_transposed else "columns"
-        fit = minimise(SOLVERS[solver], shape, is_transposed, group_l1=group_l1, l2=l2, unit=unit)
+        fit = minimise(chosen, shape, is_transposed, group_l1=group_l1, l2=l2, unit=unit)
         at_most(bar, np.abs(fit - truth).max(), f"group lasso{', Adadelta' * (bar > 1e-8)}: beside scikit-learn's")
         np.testing.assert_array_equal(fit != 0, truth != 0)
 
@@ -134,7 +137,7 @@ CONDITIONS = {
 def test_the_conditions_of_optimality_hold(solver, name) -> None:
     options = CONDITIONS[name]
     unit = "tensor" if name == "one unit" else "columns"
-    fit = minimise(SOLVERS[solver], (4, 10), False, unit=unit, **options)
+    fit = minimise(SOLVERS[solver], (4, 9), False, unit=unit, **options)
     most = options.get("max_unit_norm", math.inf)
     at_most(
         1e-8,
@@ -147,7 +150,7 @@ def test_the_conditions_of_optimality_hold(solver, name) -> None:
 def test_the_loop_of_the_tutorials_ends_at_the_same_weights() -> None:
     """``cost = loss + c * torch.norm(weight, p=2)`` by gradient descent, which never meets the corner at 0."""
     X, Y = torch.from_numpy(diabetes().X), torch.from_numpy(targets())
-    theirs = torch.nn.Parameter(torch.zeros(4, 10, dtype=torch.float64))
+    theirs = torch.nn.Parameter(torch.zeros(4, 9, dtype=torch.float64))
     loop = torch.optim.LBFGS(
         [theirs], max_iter=3000, tolerance_grad=1e-12, tolerance_change=0, line_search_fn="strong_wolfe"
     )
@@ -161,7 +164,7 @@ def test_the_loop_of_the_tutorials_ends_at_the_same_weights() -> None:
     with torch.no_grad():
         theirs.fill_(0.1)  # at 0 the norm has no gradient
     loop.step(closure)
-    ours = minimise(SOLVERS["momentum"], (4, 10), False, group_l1=15.0, unit="tensor")
+    ours = minimise(SOLVERS["momentum"], (4, 9), False, group_l1=15.0, unit="tensor")
     at_most(1e-6, np.abs(ours - theirs.detach().numpy()).max(), "c * torch.norm(weight): weights beside the loop's")
 
 
