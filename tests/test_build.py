@@ -84,10 +84,7 @@ def test_the_scores_are_vectorised(isa, register, tmp_path) -> None:
     assembly = compile_loops(
         isa,
         f"""
-namespace fusedreg::cpu::{isa} {{
-template <class A>
-void load_tile(A*, const void*, DType, std::int64_t, std::int64_t);
-}}
+#include "cpu/update_loop.h"
 #include "cpu/score_loop.h"
 using namespace fusedreg;
 template void cpu::{isa}::score_tile<Adam, Adam::kPlain, true, float>(

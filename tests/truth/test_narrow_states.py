@@ -43,7 +43,7 @@ def test_the_lasso_s_support_from_narrow_states(solver) -> None:
             at_most(1e-2, violation, f"Lasso, states in {state_dtype}, stochastic rounding: optimality, in units of l1")
         right, violation = fit(state_dtype=state_dtype)
         assert right < 12
-        assert violation > 0.1
+        assert violation > 0.03  # where the others are below 0.01
 
 
 def digits(seed: int, dtype: torch.dtype, lr: float, **options: Any) -> float:
