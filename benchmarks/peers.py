@@ -205,7 +205,9 @@ OURS = {
 
 
 def twin(rule: Rule, params: list[Tensor], weight_decay: float = DECAY, **options: Any) -> torch.optim.Optimizer:
-    return rule.twin(params, lr=LR, weight_decay=weight_decay, **rule.options, **options)
+    knows_decay = "weight_decay" in inspect.signature(rule.twin).parameters
+    decay = {"weight_decay": weight_decay} if knows_decay else {}
+    return rule.twin(params, lr=LR, **decay, **rule.options, **options)
 
 
 def our_optimizer(

@@ -70,14 +70,15 @@ def build_hooks(folder: str) -> Any:
 def training_steps(
     make: Callable[[], tuple[nn.Module, torch.Tensor, torch.Tensor]], hooks: Any, passes: int
 ) -> dict[str, Step]:
+    """Of one model, as two would have their gradients in memory of different luck."""
+    torch.manual_seed(0)
+    model, x, y = make()
+    params = list(model.parameters())
+    hooks.add_hooks(params)
+    options: dict[str, Any] = {"lr": LR * 1e-3, "weight_decay": DECAY, "l1": L1, "l2": L2, "backend": "cpp"}
+
     def step_of(max_norm: float | None, is_hooked: bool) -> Step:
-        torch.manual_seed(0)
-        model, x, y = make()
-        params = list(model.parameters())
-        options: dict[str, Any] = {"lr": LR, "weight_decay": DECAY, "l1": L1, "l2": L2, "backend": "cpp"}
         optimizer = FusedRegAdamW(params, max_grad_norm=max_norm, **options)
-        if is_hooked:
-            hooks.add_hooks(params)
 
         def step() -> None:
             hooks.switch(is_hooked)

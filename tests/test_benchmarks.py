@@ -39,6 +39,21 @@ def test_the_gate_lets_through_what_is_right(rule, dtype) -> None:
 
 @needs_cpp
 @pytest.mark.parametrize("rule", peers.RULES)
+def test_every_contender_of_a_rule_takes_a_step(rule) -> None:
+    problem = cases.Problem.random([(3, 5), (7,)])
+    before = [param.detach().clone() for param in problem.params]
+    for contender in (
+        *peers.the_best_two(peers.RULES[rule], problem),
+        *peers.our_contenders(peers.RULES[rule], problem, "cpp"),
+    ):
+        contender.step()
+        for param, old in zip(problem.params, before, strict=True):
+            assert not param.equal(old)
+            with torch.no_grad():
+                param.copy_(old)
+
+
+@pytest.mark.parametrize("rule", peers.RULES)
 def test_nothing_is_timed_that_is_wrong(rule, monkeypatch) -> None:
     """A prox that is off by 1 % in the reference, as if the kernel were: each setting with a penalty is named."""
     right = reference.prox
