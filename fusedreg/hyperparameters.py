@@ -32,6 +32,9 @@ from .penalties import (
 )
 from .rules.spec import COMMON, RuleSpec, number
 
+LR_KEY = COMMON[0].name
+"""The first of a group's numbers, which schedulers change before every step."""
+
 OLD_NAME = "l1_mode"
 
 
@@ -209,12 +212,14 @@ class Hyperparameters:
     def __init__(self, spec: RuleSpec, defaults: dict[str, Any]) -> None:
         self._spec = spec
         keys = (
-            *(key for key in spec.keys if key in defaults),
+            LR_KEY,
+            *(key for key in spec.keys if key in defaults and key != LR_KEY),
             *(each.name for each in OPTIONS if each is not ROUNDING_SEED),
         )
         # What a group says to a rule that does not know it, nobody reads: Rprop has no weight_decay.
         self._unknown = {each.name for each in COMMON if each.name not in defaults}
         self._read: Callable[[dict[str, Any]], tuple[Any, ...]] = operator.itemgetter(*keys)
+        self._lr_options = [option for option in spec.options if option.name == LR_KEY]
         self._raw: list[tuple[Any, ...]] | None = None
         self._is_constant = False
         self._has_tensors = False
@@ -251,6 +256,8 @@ class Hyperparameters:
             and all(map(_same_objects, raw, self._raw))
         ):
             return False
+        if self._has_followed_lr(raw):
+            return True
         has_tensors = any(isinstance(value, Tensor) for value in _flatten(raw))  # equal to a number that it rounds to
         if self._raw is not None and not has_tensors and not self._has_tensors and raw == self._raw:
             return False
@@ -274,6 +281,21 @@ class Hyperparameters:
         self._is_constant = all(map(_is_constant, raw))
         # lists copied: they can be written in place
         self._raw = [tuple(list(value) if isinstance(value, list) else value for value in group) for group in raw]
+        return True
+
+    def _has_followed_lr(self, raw: list[tuple[Any, ...]]) -> bool:
+        """What a scheduler does before every step: floats in the place of floats, and nothing else is new. Nothing else
+        is then checked or read again."""
+        if not self._is_constant or self._raw is None or len(raw) != len(self._raw):
+            return False
+        for now, before in zip(raw, self._raw, strict=True):
+            if not (type(now[0]) is type(before[0]) is float and _same_objects(now[1:], before[1:])):
+                return False
+        for option in self._lr_options:
+            for lr, *_ in raw:
+                option.check(lr)
+        self.numbers = [(lr, *numbers[1:]) for (lr, *_), numbers in zip(raw, self.numbers, strict=True)]
+        self._raw = raw
         return True
 
 

@@ -16,9 +16,9 @@ from conftest import EXTENSION, needs_cpp
 from helpers import IDS, OPTIMIZER_VARIANTS, OPTIMIZERS, make_params, run, set_grads, variant_of
 
 import fusedreg
-from fusedreg import backends
+from fusedreg import backends, hyperparameters
 from fusedreg.backends.triton import why_not_triton
-from fusedreg.hyperparameters import compiled_field_names, read_numbers
+from fusedreg.hyperparameters import Hyperparameters, compiled_field_names, read_numbers
 from fusedreg.optimizer import FusedRegOptimizer
 from fusedreg.penalties import OPTIONS, PENALTIES, PENALTY_MODES
 from fusedreg.rules.spec import COMMON, Scalars
@@ -293,3 +293,49 @@ def test_a_state_that_came_from_elsewhere_keeps_its_dtype() -> None:
     assert (gain.dtype, gain.item()) == (torch.float64, 1 + 0.9 + 0.81)
     set_grads(params, 9)
     resumed.step()
+
+
+@pytest.mark.parametrize("cls", OPTIMIZERS, ids=lambda cls: cls.__name__)
+def test_a_learning_rate_is_followed_without_all_else(cls, monkeypatch) -> None:
+    """As schedulers change it; together with anything else, everything is checked and read again."""
+    opt = cls([{"params": make_params()}, {"params": make_params(), "lr": 0.25}], l1=0.1)
+    followed = Hyperparameters(opt.spec, opt.defaults)
+    checked = []
+    monkeypatch.setattr(hyperparameters, "check_group", lambda spec, group: checked.append(group))
+    first, second = opt.param_groups
+
+    def refresh() -> tuple[bool, int]:
+        checked.clear()
+        changed = followed.refresh(opt.param_groups)
+        assert followed.numbers == [read_numbers(opt.spec, group) for group in followed.as_read(opt.param_groups)]
+        return changed, len(checked)
+
+    assert refresh() == (True, 2)
+    assert refresh() == (False, 0)
+    first["lr"] = 0.125
+    assert refresh() == (True, 0)
+    first["lr"], second["lr"] = 0.5, 0.75
+    assert refresh() == (True, 0)
+    assert refresh() == (False, 0)
+    first["lr"], second["l1"] = 0.25, 0.2
+    assert refresh() == (True, 2)
+    first["lr"] = torch.tensor(0.5)
+    assert refresh() == (True, 2)
+    first["lr"] = 0.5
+    assert refresh() == (True, 2)  # a tensor may have been written to
+    first["lr"] = 1
+    assert refresh() == (True, 2)
+    assert followed.numbers[0][0] == 1.0
+
+
+def test_a_learning_rate_that_is_not_allowed_is_not_followed() -> None:
+    (cls,) = [each for each in OPTIMIZERS if each.spec.name == "lion"]
+    opt = cls([torch.nn.Parameter(torch.ones(3))], lr=0.1)
+    opt.param_groups[0]["params"][0].grad = torch.ones(3)
+    opt.step()
+    before = opt.param_groups[0]["params"][0].detach().clone()
+    opt.param_groups[0]["lr"] = -0.1
+    for _ in range(2):
+        with pytest.raises(ValueError, match="lr"):
+            opt.step()
+        assert opt.param_groups[0]["params"][0].equal(before)
