@@ -20,7 +20,7 @@ from .spec import Group, Option, Penalty, Prox, like
 def minimax_concave(w: Tensor, group: Group) -> Tensor:
     l1, gamma = group["l1"], group["mcp_gamma"]
     size, height = w.abs(), like(w, gamma * l1 * l1 / 2)
-    return torch.where(size / gamma > l1, height, l1 * size - size.square() / (2 * gamma))
+    return torch.where(size / gamma > l1, height, l1 * size - size * (size / (2 * gamma)))
 
 
 def gain(x: Tensor, problem: Prox) -> Tensor:

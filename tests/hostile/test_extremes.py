@@ -10,6 +10,7 @@ import torch
 from conftest import EXTENSION, FAST
 from helpers import OPTIMIZERS, FusedRegAdam, FusedRegSGD, known
 
+import fusedreg
 from fusedreg.penalties import PENALTY_MODES
 
 LOST = [math.inf, -math.inf, math.nan]
@@ -200,3 +201,22 @@ def test_a_metric_of_nothing_is_the_same_on_every_backend(cls, strength) -> None
         cls([param], lr=0.1, eps=0.0, weight_decay=0.0, backend=backend, **{strength: 1e-4}).step()
         results.append(param.detach())
     torch.testing.assert_close(*results, equal_nan=True)
+
+
+def test_the_square_of_a_weight_that_is_weighed_may_underflow(backend) -> None:
+    """x = z / (1 + 3e37), near 6e-39, gains z * x / 2 / 0.1, near 5.8e-39: less than it costs."""
+    param = weights_and_gradients(weights=[0.0863699], gradients=[-0.65])
+    options = {"l2": 3e38, "l0": 1e-38, "penalty_mode": "decoupled"}
+    FusedRegAdam([param], lr=0.1, betas=(0.0, 0.0), **options, backend=backend).step()
+    assert param[0] == 0
+
+
+def test_a_value_counts_weights_whose_square_underflows() -> None:
+    """Against the same in float64, where no square does."""
+    w = torch.tensor([1e-30, -3e-25, 0.0], dtype=torch.float32)
+    for options in ({"l2": 1e35}, {"l1": 1e-3, "mcp_gamma": 1e-21}):
+        values = []
+        for dtype in (torch.float32, torch.float64):
+            param = torch.nn.Parameter(w.to(dtype))
+            values.append(fusedreg.penalty(FusedRegSGD([param], lr=0.1, **options)).double())
+        torch.testing.assert_close(*values, rtol=4 * torch.finfo(torch.float32).eps, atol=0)
