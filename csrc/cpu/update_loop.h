@@ -26,7 +26,9 @@ FUSEDREG_HD void update_in_two_loops(A* w, const A* g, A* const (&state)[kMaxSta
                                      const StepConstants<typename U::Rule, A>& c, std::index_sequence<kI...>) {
   [[maybe_unused]] A* s[kMaxStates] = {};
   ((s[kI] = state[kI]), ...);
-  A numerator[kBlockBytes / sizeof(A)], d[kBlockBytes / sizeof(A)], floor_ratio[kBlockBytes / sizeof(A)];
+  constexpr bool kHasFloorRatio = has_floor_ratio<typename U::Rule, U::kStates>(0);
+  A numerator[kBlockBytes / sizeof(A)], d[kBlockBytes / sizeof(A)];
+  [[maybe_unused]] A floor_ratio[kHasFloorRatio ? kBlockBytes / sizeof(A) : 1];
 #pragma GCC ivdep
   for (std::int64_t i = 0; i < count; ++i) {
     A weight = w[i], values[kMaxStates] = {};
@@ -35,11 +37,13 @@ FUSEDREG_HD void update_in_two_loops(A* w, const A* g, A* const (&state)[kMaxSta
     ((s[kI][i] = values[kI]), ...);
     numerator[i] = step.numerator;
     d[i] = step.metric.d;
-    floor_ratio[i] = step.metric.floor_ratio;
+    if constexpr (kHasFloorRatio) floor_ratio[i] = step.metric.floor_ratio;
   }
 #pragma GCC ivdep
   for (std::int64_t i = 0; i < count; ++i) {
-    w[i] = U::move(w[i], Quotient<A>{numerator[i], {d[i], floor_ratio[i]}}, c);
+    Quotient<A> step{numerator[i], {d[i]}};
+    if constexpr (kHasFloorRatio) step.metric.floor_ratio = floor_ratio[i];
+    w[i] = U::move(w[i], step, c);
   }
 }
 
