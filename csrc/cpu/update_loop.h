@@ -1,6 +1,20 @@
 // The update's loop over a chunk. Included once per instruction set, by each_isa.h.
 namespace fusedreg::cpu::FUSEDREG_ISA {
 
+// The stages 1 to 3. Most steps have neither a scale nor a value clip, and many no norm clip: a block's gradients are
+// then where they are, and else in `clipped`.
+template <class A>
+FUSEDREG_HD const A* clip_block(const A* g, A* clipped, std::int64_t count, const GradientConstants<A>& c) {
+  if (c.inv_grad_scale != A(1) || c.clip_value != A(INFINITY)) {
+    for (std::int64_t i = 0; i < count; ++i) clipped[i] = clip_gradient(g[i], c);
+  } else if (c.clip_coef != A(1)) {
+    for (std::int64_t i = 0; i < count; ++i) clipped[i] = g[i] * c.clip_coef;
+  } else {
+    return g;
+  }
+  return clipped;
+}
+
 // The loop is left to the compiler's vectoriser. `ivdep`, not `restrict`: a gradient may share its parameter's memory
 // element by element.
 template <class U, class A, std::size_t... kI>
@@ -67,18 +81,19 @@ FUSEDREG_TARGET void update_in_place(A* w, const A* g, A* const (&its_state)[kMa
   const bool prefetches = !looks_ahead_by_itself();
   A* state[kMaxStates] = {};
   ((state[kI] = its_state[kI]), ...);
+  A clipped[kBlock];
   for (; count >= kBlock; count -= kBlock) {
     if (prefetches) {
       prefetch(w, kAheadBytes, kBlockBytes);
       prefetch(g, kAheadBytes, kBlockBytes);
       (prefetch(state[kI], kAheadBytes, kBlockBytes), ...);
     }
-    update_block<U>(w, g, state, kBlock, c, states);
+    update_block<U>(w, clip_block(g, clipped, kBlock, c.gradient), state, kBlock, c, states);
     w += kBlock;
     g += kBlock;
     ((state[kI] += kBlock), ...);
   }
-  update_block<U>(w, g, state, count, c, states);
+  update_block<U>(w, clip_block(g, clipped, count, c.gradient), state, count, c, states);
 }
 
 template <class A>

@@ -346,7 +346,7 @@ FUSEDREG_HD void update_element(T& w, const T& g, const StepConstants<typename U
   A weight = load(w);
   A values[kMaxStates] = {};
   ((values[kI] = load(state)), ...);
-  U::apply(weight, static_cast<A>(load(g)), values, c);
+  U::apply(weight, clip_gradient(static_cast<A>(load(g)), c.gradient), values, c);
   store(w, weight);
   (store(state, values[kI]), ...);
 }

@@ -17,16 +17,18 @@ FUSEDREG_HD A clip_gradient_value(A g, A inv_grad_scale, A clip_value) {
   return clamp(g * inv_grad_scale, -clip_value, clip_value);
 }
 
-// 3. norm clip, 4. the penalties that enter through the gradient: coupled decay and penalty_mode="subgradient".
-// Neither is added where it is zero: 0 * w would turn an infinite weight into a NaN.
-template <bool kPenalized, class A>
-FUSEDREG_HD A transform_gradient(A g, A w, const GradientConstants<A>& c) {
-  g = clip_gradient_value(g, c.inv_grad_scale, c.clip_value) * c.clip_coef;
-  if constexpr (kPenalized) {
-    const A l2 = fetch(c.l2_gradient);
-    g = g + (l2 != A(0) ? l2 * w : A(0)) + fetch(c.l1_gradient) * sign(w);
-  }
-  return g;
+// 1 to 3, the norm clip.
+template <class A>
+FUSEDREG_HD A clip_gradient(A g, const GradientConstants<A>& c) {
+  return clip_gradient_value(g, c.inv_grad_scale, c.clip_value) * c.clip_coef;
+}
+
+// 4. the penalties that enter through the gradient: coupled decay and penalty_mode="subgradient". Neither is added
+// where it is zero: 0 * w would turn an infinite weight into a NaN.
+template <class A>
+FUSEDREG_HD A penalize_gradient(A g, A w, const GradientConstants<A>& c) {
+  const A l2 = fetch(c.l2_gradient);
+  return g + (l2 != A(0) ? l2 * w : A(0)) + fetch(c.l1_gradient) * sign(w);
 }
 
 FUSEDREG_HD bool penalizes_gradient(const CommonHyperparameters& common, const Penalties& penalties) {

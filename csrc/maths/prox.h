@@ -5,10 +5,11 @@
 
 namespace fusedreg {
 
-// What a kernel's prox can do. Which ones freeze zeros: kFreezes.
+// What a kernel's prox can do. Those from kFreeze on freeze zeros.
 enum class ProxStages {
   kNone,             // no penalty, or one that enters through the gradient
   kShrink,           // l1, l2
+  kFreeze,           // and zeros that stay zero
   kSelect,           // the box, and whether a weight is worth l0: no weight is shrunk
   kShrinkAndSelect,  // both
   kFade,             // and the minimax concave penalty
@@ -44,21 +45,27 @@ struct Quotient {
 template <class A>
 struct ProxConstants {
   A tau, l1, l2, shrink;
-  A frozen;  // a weight that is equal to it stays zero: 0, or a NaN
+  A half_l1, half_l2;  // of the floor
+  A frozen;            // a weight that is equal to it stays zero: 0, or a NaN
   // Of the further stages. Objectives are multiplied by 2 * tau, and in a metric by d.
-  A inv_gamma, tau_over_gamma, least_d;  // 1 / gamma, tau / gamma, the least d that leaves the problem convex
-  A knee, height;                        // gamma * l1, from where on the minimax concave penalty is flat; how high
-  A firm_up_to, firm_shrink;             // as knee and shrink, for the candidate
-  A l0;                                  // what a weight costs that is not zero
+  A half_inv_gamma, tau_over_gamma, least_d;  // 1 / (2 gamma), tau / gamma, the least d that leaves it convex
+  A knee, height;                             // gamma * l1, from where on the minimax concave penalty is flat; how high
+  A firm_up_to, firm_shrink;                  // as knee and shrink, for the candidate
+  A l0;                                       // what a weight costs that is not zero
   A lower, upper;
 };
 
-// On a GPU, whose threads have few registers, frozen zeros are one of the further stages.
-#if defined(__CUDA_ARCH__)
-constexpr ProxStages kFreezes = ProxStages::kSelect;
+// On a GPU, whose threads have few registers, the further stages see to frozen zeros.
+#if defined(__CUDACC__)
+constexpr bool kHasFreeze = false;
 #else
-constexpr ProxStages kFreezes = ProxStages::kShrink;
+constexpr bool kHasFreeze = true;
 #endif
+
+// Of which x is a quotient.
+constexpr bool shrinks(ProxStages stages) {
+  return stages == ProxStages::kShrink || stages == ProxStages::kFreeze || stages == ProxStages::kShrinkAndSelect;
+}
 
 // The problem of one weight, argmin over x of d (x - z)^2 / (2 tau) + l1, l2 and l0, times a number > 0.
 template <class A>
@@ -72,12 +79,12 @@ struct ProxProblem {
 template <ProxStages kStages, class A>
 FUSEDREG_HD A prox_metric(const Metric<A>& metric, A w_old, const ProxConstants<A>& c) {
   const A size = absolute(w_old);
-  A slope = fetch(c.l1);
+  A slope = fetch(c.half_l1);
   if constexpr (kStages == ProxStages::kFade) {
-    slope = slope - fetch(c.inv_gamma) * size;
+    slope = slope - fetch(c.half_inv_gamma) * size;
     slope = slope > A(0) ? slope : A(0);
   }
-  const A floor = A(0.5) * (slope + fetch(c.l2) * size) * metric.floor_ratio;
+  const A floor = (slope + fetch(c.half_l2) * size) * metric.floor_ratio;
   // A floor is a NaN where the weight is infinite. Where d is one, so is z.
   const A d = max_keeping_nan_of_second(metric.d, floor);
   // The metric that keeps the problem convex.
@@ -133,7 +140,7 @@ FUSEDREG_HD A select(A z, A d, const ProxConstants<A>& c) {
 
 template <ProxStages kStages, class A>
 FUSEDREG_HD A keep_frozen(A x, A w_old, A z, const ProxConstants<A>& c) {
-  if constexpr (kStages < kFreezes) return x;
+  if constexpr (kStages < ProxStages::kFreeze) return x;
   const bool is_frozen = (w_old == fetch(c.frozen)) & (z == z);  // a NaN is to be seen
   return is_frozen ? A(0) : x;
 }
@@ -162,7 +169,7 @@ FUSEDREG_HD A prox(A z, A w_old, const Metric<A>& metric, const ProxConstants<A>
 // decay.
 template <ProxStages kStages, bool kInMetric, class A>
 FUSEDREG_HD A prox_of_quotient(A w, const Quotient<A>& by, A w_old, const ProxConstants<A>& c) {
-  if constexpr (!kInMetric || (kStages != ProxStages::kShrink && kStages != ProxStages::kShrinkAndSelect)) {
+  if constexpr (!kInMetric || !shrinks(kStages)) {
     const A z = w - divide(by.numerator, by.metric.d);
     return prox<kStages, kInMetric>(z, w_old, by.metric, c);
   } else {
@@ -181,11 +188,8 @@ FUSEDREG_HD ProxKind prox_kind(const CommonHyperparameters& common, const Penalt
   const bool in_metric = acts && penalties.any() && rule_has_metric && penalties.mode() == PenaltyMode::kProximal;
   const bool freezes = penalties.freeze_zeros != 0;
   if (acts && penalties.fades()) return {ProxStages::kFade, in_metric};
-  if (shrinks && (selects || (freezes && kFreezes > ProxStages::kShrink))) {
-    return {ProxStages::kShrinkAndSelect, in_metric};
-  }
-  if (selects) return {ProxStages::kSelect, in_metric};
-  if (freezes) return {kFreezes, in_metric};
+  if (freezes && !selects && kHasFreeze) return {ProxStages::kFreeze, in_metric};
+  if (selects || freezes) return {shrinks ? ProxStages::kShrinkAndSelect : ProxStages::kSelect, in_metric};
   return {shrinks ? ProxStages::kShrink : ProxStages::kNone, in_metric};
 }
 
@@ -200,11 +204,13 @@ FUSEDREG_HD void fill_prox(ProxConstants<A>& c, const CommonHyperparameters& com
   c.tau = static_cast<A>(tau);
   c.l1 = static_cast<A>(l1);
   c.l2 = static_cast<A>(l2);
+  c.half_l1 = static_cast<A>(l1 / 2);
+  c.half_l2 = static_cast<A>(l2 / 2);
   c.shrink = static_cast<A>(1 / (1 + tau * l2));  // one division a step, not one an element
 
   const bool fades = shrinks && penalties.fades();
   const double inv_gamma = fades ? 1 / penalties.mcp_gamma : 0, knee = fades ? penalties.mcp_gamma * l1 : INFINITY;
-  c.inv_gamma = static_cast<A>(inv_gamma);
+  c.half_inv_gamma = static_cast<A>(inv_gamma / 2);
   c.tau_over_gamma = static_cast<A>(tau * inv_gamma);
   c.least_d = static_cast<A>(2 * tau * inv_gamma);
   c.knee = static_cast<A>(knee);

@@ -79,7 +79,7 @@ struct Update {
   template <class A>
   static constexpr bool kIsQuotient = std::is_same_v<Step<A>, Quotient<A>>;
 
-  // w, g and state[0 .. kStatesOf<Rule>), those of the mask, in the arithmetic type A.
+  // w, g after the stages 1 to 3, and state[0 .. kStatesOf<Rule>), those of the mask, in the arithmetic type A.
   template <class A>
   FUSEDREG_HD static void apply(A& w, A g, A* state, const StepConstants<Rule, A>& c) {
     A z = w;
@@ -92,12 +92,12 @@ struct Update {
     }
   }
 
-  // Stages 1 to 5.
+  // Stages 4 and 5.
   template <class A>
   FUSEDREG_HD static Step<A> step(A& w, A g, A* state, const StepConstants<Rule, A>& c) {
-    g = transform_gradient<kPenalized>(g, w, c.gradient);       // 1 to 4
-    w = w * c.gradient.w_scale;                                 // 4, decoupled decay
-    return Rule::template step<kStates_>(w, g, state, c.rule);  // 5
+    if constexpr (kPenalized) g = penalize_gradient(g, w, c.gradient);
+    w = w * c.gradient.w_scale;  // decoupled decay
+    return Rule::template step<kStates_>(w, g, state, c.rule);
   }
 
   // What a quotient leaves to do, and stage 6.
@@ -133,6 +133,9 @@ FUSEDREG_HD bool visit_update(const UpdateChoice& choice, StateMask states, Visi
     }
     if (kind.stages == ProxStages::kShrink) visitor(Update<Rule, kMask, ProxStages::kShrink, kInMetric, kPenalized>{});
     if constexpr (kPenalized) {
+      if constexpr (kHasFreeze) {
+        if (kind.stages == ProxStages::kFreeze) visitor(Update<Rule, kMask, ProxStages::kFreeze, kInMetric, true>{});
+      }
       if (kind.stages == ProxStages::kSelect) visitor(Update<Rule, kMask, ProxStages::kSelect, kInMetric, true>{});
       if (kind.stages == ProxStages::kShrinkAndSelect) {
         visitor(Update<Rule, kMask, ProxStages::kShrinkAndSelect, kInMetric, true>{});
