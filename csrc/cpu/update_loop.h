@@ -19,29 +19,38 @@ FUSEDREG_HD void update_elements(A* w, const A* g, A* const (&state)[kMaxStates]
   }
 }
 
-// The same for at most kBlockBytes of w. The chain of a root, a metric and a division is long; the instructions that
-// wait for it leave a processor no room to work on the elements behind. In two loops, there is.
+// The same for at most kBlockBytes of w. The chain through a root, a metric, a division and what selects is long; the
+// instructions that wait for it leave a processor no room to work on the elements behind. In two loops, there is.
 template <class U, class A, std::size_t... kI>
 FUSEDREG_HD void update_in_two_loops(A* w, const A* g, A* const (&state)[kMaxStates], std::int64_t count,
                                      const StepConstants<typename U::Rule, A>& c, A* d, A* floor_ratio,
                                      std::index_sequence<kI...>) {
+  constexpr bool kIsQuotient = U::template kIsQuotient<A>;
   constexpr bool kHasFloorRatio = has_floor_ratio<typename U::Rule, U::kStates>(0);
   [[maybe_unused]] A* s[kMaxStates] = {};
   ((s[kI] = state[kI]), ...);
-  A numerator[kBlockBytes / sizeof(A)];
+  A left[kBlockBytes / sizeof(A)];  // of the step: the quotient's numerator, or where it has moved w to
 #pragma GCC ivdep
   for (std::int64_t i = 0; i < count; ++i) {
     A weight = w[i], values[kMaxStates] = {};
     ((values[kI] = s[kI][i]), ...);
-    const Quotient<A> step = U::step(weight, g[i], values, c);
+    [[maybe_unused]] const auto step = U::step(weight, g[i], values, c);
     ((s[kI][i] = values[kI]), ...);
-    numerator[i] = step.numerator;
-    d[i] = step.metric.d;
-    if constexpr (kHasFloorRatio) floor_ratio[i] = step.metric.floor_ratio;
+    if constexpr (kIsQuotient) {
+      left[i] = step.numerator;
+      d[i] = step.metric.d;
+      if constexpr (kHasFloorRatio) floor_ratio[i] = step.metric.floor_ratio;
+    } else {
+      left[i] = weight;
+    }
   }
 #pragma GCC ivdep
   for (std::int64_t i = 0; i < count; ++i) {
-    w[i] = U::move(w[i], Quotient<A>{numerator[i], {d[i], kHasFloorRatio ? floor_ratio[i] : A(1)}}, c);
+    if constexpr (kIsQuotient) {
+      w[i] = U::move(w[i], Quotient<A>{left[i], {d[i], kHasFloorRatio ? floor_ratio[i] : A(1)}}, c);
+    } else {
+      w[i] = U::take_prox(left[i], w[i], no_metric<A>(), c);
+    }
   }
 }
 
@@ -67,7 +76,7 @@ template <class U, class A, std::size_t... kI>
 FUSEDREG_HD void update_block(A* w, const A* g, A* const (&state)[kMaxStates], std::int64_t count,
                               const StepConstants<typename U::Rule, A>& c, A* d, A* floor_ratio,
                               std::index_sequence<kI...> states) {
-  if constexpr (U::kInMetric && U::template kIsQuotient<A>) {
+  if constexpr (U::template kIsLong<A>) {
     A own_d[kBlockBytes / sizeof(A)], own_floor_ratio[kBlockBytes / sizeof(A)];
     const bool leaves = d != nullptr;
     update_in_two_loops<U>(w, g, state, count, c, leaves ? d : own_d, leaves ? floor_ratio : own_floor_ratio, states);

@@ -18,13 +18,14 @@ FUSEDREG_HD A clip_gradient_value(A g, A inv_grad_scale, A clip_value) {
 }
 
 // 3. norm clip, 4. the penalties that enter through the gradient: coupled decay and penalty_mode="subgradient".
-// Neither is added where it is zero: 0 * w would turn an infinite weight into a NaN.
-template <bool kPenalized, class A>
+// Neither is added where it is zero: 0 * w would turn an infinite weight into a NaN. kByL1: whether L1 may be one.
+template <bool kPenalized, bool kByL1, class A>
 FUSEDREG_HD A transform_gradient(A g, A w, const GradientConstants<A>& c) {
   g = clip_gradient_value(g, c.inv_grad_scale, c.clip_value) * c.clip_coef;
   if constexpr (kPenalized) {
     const A l2 = fetch(c.l2_gradient);
-    g = g + (l2 != A(0) ? l2 * w : A(0)) + fetch(c.l1_gradient) * sign(w);
+    g = g + (l2 != A(0) ? l2 * w : A(0));
+    if constexpr (kByL1) g = g + fetch(c.l1_gradient) * sign(w);
   }
   return g;
 }
