@@ -57,7 +57,7 @@ class Panel {
     }
     if (std::all_of(roots_.begin(), roots_.end(), [](const UnitRoot& root) { return root.is_identity; })) return;
     for_each_piece([&](std::int64_t piece, UnitScratch& scratch) {
-      prepare(piece, pass, scratch);
+      if (!keeps_) prepare(piece, pass, scratch);
       apply(piece, scratch);
     });
   }
@@ -71,8 +71,15 @@ class Panel {
   bool shrinks() const { return work_.constants.threshold != 0; }
   bool has_floor_ratio() const { return in_metric() && work_.has_floor_ratio; }
 
-  // The first pass over units in a metric looks at their norms alone where that will do for most.
-  int first_in_metric() const { return shrinks() ? 0 : 1; }
+  // Whether stages 1 to 6 leave the ridges of a piece behind, for the first pass, in the place of the first piece: what
+  // is written again and again stays in the nearest cache.
+  bool leaves_ridges() const {
+    return work_.update != nullptr && in_metric() && shrinks() && is_in_place() && !work_.dtypes.converted;
+  }
+
+  // The first pass whose ridges stay, or are read at all. Most units are done before, where it looks at norms alone or
+  // at what is left behind.
+  int first_with_ridges() const { return shrinks() && !(leaves_ridges() && pieces() > 1) ? 0 : 1; }
 
   // The inverses are kept for what is applied in the end, so only where they stay.
   bool wants_series() const { return in_metric() && shrinks() && keeps_; }
@@ -112,23 +119,20 @@ class Panel {
   void prepare(std::int64_t piece, int pass, UnitScratch& scratch) const {
     const std::size_t most = kStreams * count_ * (keeps_ ? size_ : piece_);
     if (scratch.size() < most) scratch.resize(most);
-    const bool wants_ridges = in_metric() && (keeps_ ? pass == first_in_metric() : pass >= first_in_metric());
-    if (pass == 0 && work_.update != nullptr && update(piece, wants_ridges, scratch)) return;
+    if (pass == 0 && work_.update != nullptr) {
+      update(piece, scratch);
+      if (leaves_ridges()) return;
+    }
+    const bool wants_ridges = in_metric() && (keeps_ ? pass == first_with_ridges() : pass >= first_with_ridges());
     if (pass == 0 || !keeps_ || wants_ridges) gather(piece, wants_ridges, scratch);
   }
 
-  // Whether it has left the ridges.
-  bool update(std::int64_t piece, bool wants_ridges, UnitScratch& scratch) const {
+  void update(std::int64_t piece, UnitScratch& scratch) const {
     const std::int64_t begin = first_ * size_ + begin_of(piece), count = count_ * size_of(piece);
-    const bool leaves_ridges = wants_ridges && is_in_place() && !work_.dtypes.converted;
-    void *ridges = nullptr, *floor_ratios = nullptr;
-    if (leaves_ridges) {
-      ridges = at(scratch, kRidges, 0, piece);
-      floor_ratios = at(scratch, kFloorRatios, 0, piece);
-    }
+    void* const ridges = leaves_ridges() ? at(scratch, kRidges, 0, 0) : nullptr;
+    void* const floor_ratios = leaves_ridges() ? at(scratch, kFloorRatios, 0, 0) : nullptr;
     work_.update(work_.at, work_.dtypes, begin, count, work_.step_constants, ridges, floor_ratios);
-    if (leaves_ridges) add_ridge(ridges, count);
-    return leaves_ridges;
+    if (leaves_ridges()) add_ridge(ridges, count);
   }
 
   void gather(std::int64_t piece, bool wants_ridges, UnitScratch& scratch) const {
@@ -204,10 +208,10 @@ class Panel {
   }
 
   void add_up(std::int64_t piece, int pass, UnitScratch& scratch) {
-    const std::int64_t size = size_of(piece);
+    const std::int64_t size = size_of(piece), with_ridges = pass == 0 && leaves_ridges() ? 0 : piece;
     for (std::int64_t unit = 0; unit < count_; ++unit) {
-      const void *y = at(scratch, kWeights, unit, piece), *e = at(scratch, kRidges, unit, piece);
-      const void* f = at(scratch, kFloorRatios, unit, piece);
+      const void *y = at(scratch, kWeights, unit, piece), *e = at(scratch, kRidges, unit, with_ridges);
+      const void* f = at(scratch, kFloorRatios, unit, with_ridges);
       const UnitRoot& root = roots_[unit];
       double* const sums = &partial_[(piece * count_ + unit) * kSums];
       if (pass == 0 && !(in_metric() && shrinks())) {

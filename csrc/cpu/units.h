@@ -48,9 +48,8 @@ struct UnitMemory {
 // A unit of so many elements is worked on in a cache; a larger one in passes over memory, by all threads.
 constexpr std::int64_t kUnitElements = 16 * 1024;
 
-// So many elements go through stage 6 before stage 7 looks at them: what was written is still in the nearest cache, and
-// a processor does not stop for long to ask memory for the next.
-constexpr std::int64_t kUnitTile = kTileElements;
+// So many elements go through stage 6 before stage 7 looks at them: what was written is still in the nearest cache.
+constexpr std::int64_t kUnitTile = 1024;
 
 // The units [first, first + count), which are of at most kUnitElements elements together, or one.
 void prox_of_units(const UnitWork& work, std::int64_t first, std::int64_t count, UnitMemory& memory);
