@@ -68,9 +68,9 @@ def test_the_update_loop_is_vectorised(isa, register, stages, tmp_path) -> None:
 #include "cpu/update_loop.h"
 using namespace fusedreg;
 template void cpu::{isa}::update_chunk<Update<Adam, Adam::kAmsgrad, ProxStages::{stages}, true, true>, float>(
-    const Pointers&, const cpu::DTypes&, std::int64_t, std::int64_t, const void*);
+    const Pointers&, const cpu::DTypes&, std::int64_t, std::int64_t, const void*, void*, void*);
 template void cpu::{isa}::update_chunk<Update<Sgd, Sgd::kMomentum, ProxStages::{stages}, false, true>, float>(
-    const Pointers&, const cpu::DTypes&, std::int64_t, std::int64_t, const void*);
+    const Pointers&, const cpu::DTypes&, std::int64_t, std::int64_t, const void*, void*, void*);
 """,
         tmp_path,
     )

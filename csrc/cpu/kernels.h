@@ -30,9 +30,10 @@ struct DTypes {
 constexpr std::int64_t kTileElements = 512;
 static_assert(kTileElements % kBlockOfCodes == 0);
 
-// Works on the elements [begin, begin + count). `constants` are a StepConstants<Rule, A>.
+// Works on the elements [begin, begin + count). `constants` are a StepConstants<Rule, A>. Where `d` is not nullptr, and
+// nothing is converted, it also leaves what MetricKernel would say.
 using UpdateKernel = void (*)(const Pointers&, const DTypes&, std::int64_t begin, std::int64_t count,
-                              const void* constants);
+                              const void* constants, void* d, void* floor_ratio);
 
 // The sum of squares of a gradient's elements after stages 1 and 2.
 using SquaresKernel = double (*)(const void* g, std::int64_t begin, std::int64_t count, double inv_grad_scale,
@@ -58,20 +59,21 @@ using MetricKernel = void (*)(const Pointers& at, const DTypes&, std::int64_t be
                               const void* constants, void* d, void* floor_ratio);
 
 // What a loop adds up over a unit's weights: UnitRoot's sums, and what is largest.
-constexpr int kUnitLoopSums = 6;
+constexpr int kUnitLoopSums = kUnitSums + 2;
 
 // Loops over the weights y of one unit, their ridges e and floor_ratios f, in the arithmetic type; see maths/units.h. f
 // is nullptr where it is 1.
 struct UnitLoops {
+  void (*squares)(const void* y, std::int64_t count, double* sums);
   void (*first)(const void* y, const void* e, std::int64_t count, double* sums);
-  // And the inverses of e, with the sums that the series wants.
-  void (*first_and_inverse)(const void* y, const void* e, const void* f, void* inverse, std::int64_t count,
-                            double* sums);
+  // What the series wants, and the inverses of e. The first sum is a NaN where one left the range.
+  void (*series)(const void* y, const void* e, const void* f, void* inverse, std::int64_t count, double* sums);
   void (*newton)(const void* y, const void* e, const void* f, std::int64_t count, const UnitRoot& root, double* sums);
   void (*norm)(const void* y, const void* e, const void* f, std::int64_t count, const UnitRoot& root, double furthest,
                double* sums);
   void (*apply)(void* y, const void* e, const void* f, std::int64_t count, const UnitRoot& root, double furthest);
   void (*apply_series)(void* y, const void* inverse, std::int64_t count, const UnitRoot& root);
+  void (*scale)(void* y, std::int64_t count, double lost);
   // e of d, in place.
   void (*add_ridge)(void* d, std::int64_t count, double ridge);
   // Weights from memory and back, at most kTileElements.

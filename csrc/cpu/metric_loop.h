@@ -3,20 +3,12 @@ namespace fusedreg::cpu::FUSEDREG_ISA {
 
 template <class Rule, StateMask kStates, class A, std::size_t... kI>
 FUSEDREG_TARGET void metric_of_streams(const Pointers& at, const DTypes& dtypes, std::int64_t begin, std::int64_t count,
-                                       const void* constants, A* d, [[maybe_unused]] A* floor_ratio,
-                                       std::index_sequence<kI...>) {
+                                       const void* constants, A* d, A* floor_ratio, std::index_sequence<kI...> states) {
   A tiles[1 + kMaxStates][kTileElements];
-  [[maybe_unused]] const A* s[kMaxStates] = {};
-  ((s[kI] = open_state(at, dtypes, kI, tiles[kI], begin, count)), ...);
+  const A* state[kMaxStates] = {};
+  ((state[kI] = open_state(at, dtypes, kI, tiles[kI], begin, count)), ...);
   const auto c = static_cast<const StepConstants<Rule, A>*>(constants)->rule;  // a copy, which no store can be to
-#pragma GCC ivdep
-  for (std::int64_t i = 0; i < count; ++i) {
-    A values[kMaxStates] = {};
-    ((values[kI] = s[kI][i]), ...);
-    const Metric<A> metric = Rule::template metric<kStates>(values, c);
-    d[i] = metric.d;
-    if constexpr (has_floor_ratio<Rule, kStates>(0)) floor_ratio[i] = metric.floor_ratio;
-  }
+  metric_of_elements<Rule, kStates>(state, count, c, d, floor_ratio, states);
 }
 
 template <class Rule, StateMask kStates, class A>

@@ -82,6 +82,7 @@ UnitWork Plan::unit_work(std::size_t i) const {
           layout_of_units(entry),
           make_unit_constants(common_[entry.group], penalties_[entry.group], kernels_.has_metric, work_[i].tau),
           work_[i].constants,
+          nullptr,
           kernels_.metric(instruction_set().isa, arithmetic, entry.needed),
           kernels_.has_floor_ratio(entry.needed),
           instruction_set().units(arithmetic)};
@@ -168,19 +169,20 @@ static bool are_whole_in_chunks(const UnitLayout& layout, std::int64_t whole) {
   return layout.outer == 1 && layout.run == whole;
 }
 
-void Plan::update_chunk(const Chunk& chunk, UnitScratch& scratch) const {
+void Plan::update_chunk(const Chunk& chunk, UnitMemory& memory) const {
   const Work& work = work_[chunk.tensor];
   const Entry& entry = entries_[chunk.tensor];
-  if (!work.has_units) return work.update(entry.pointers, work.dtypes, chunk.begin, chunk.count, work.constants);
-  // Little enough for what stage 6 leaves to be in the cache in stage 7.
-  constexpr std::int64_t kTogether = 4 * 1024;
-  const UnitWork units = unit_work(chunk.tensor);
-  const bool is_whole = are_whole_in_chunks(units.layout, work.whole);
-  const std::int64_t step = std::max<std::int64_t>(kTogether / work.whole, 1) * work.whole;
-  for (std::int64_t done = 0; done < chunk.count; done += step) {
-    const std::int64_t begin = chunk.begin + done, count = std::min(step, chunk.count - done);
-    work.update(entry.pointers, work.dtypes, begin, count, work.constants);
-    if (is_whole) prox_of_units(units, begin / work.whole, count / work.whole, scratch);
+  const auto update = [&] {
+    work.update(entry.pointers, work.dtypes, chunk.begin, chunk.count, work.constants, nullptr, nullptr);
+  };
+  if (!work.has_units) return update();
+  UnitWork units = unit_work(chunk.tensor);
+  if (!are_whole_in_chunks(units.layout, work.whole)) return update();
+  units.update = work.update;
+  const std::int64_t first = chunk.begin / work.whole, count = chunk.count / work.whole;
+  const std::int64_t together = std::max<std::int64_t>(kUnitTile / work.whole, 1);
+  for (std::int64_t done = 0; done < count; done += together) {
+    prox_of_units(units, first + done, std::min(together, count - done), memory);
   }
 }
 
@@ -213,12 +215,12 @@ void Plan::update(double inv_grad_scale, double clip_coef, const std::vector<std
   const std::vector<Chunk>& chunks = work_list_.chunks();
   {
     const WithoutGil no_gil;
-    scratch_.resize(thread_count());
+    unit_memory_.resize(thread_count());
     // The gradients that a norm pass has read last are still in the cache.
     const Order order = has_read_gradients_ ? Order::kBackward : Order::kForward;
     has_read_gradients_ = false;
-    for_each_chunk_of_worker(work_list_, order,
-                             [&](std::int64_t i, std::int64_t worker) { update_chunk(chunks[i], scratch_[worker]); });
+    for_each_chunk_of_worker(
+        work_list_, order, [&](std::int64_t i, std::int64_t worker) { update_chunk(chunks[i], unit_memory_[worker]); });
     for (std::size_t i = 0; i < entries_.size(); ++i) {
       if (!entries_[i].active || !work_[i].has_units) continue;
       const UnitWork units = unit_work(i);

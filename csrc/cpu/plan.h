@@ -50,7 +50,7 @@ class Plan : public Parameters {
   UnitWork unit_work(std::size_t entry) const;
 
   // Stages 1 to 6 of a chunk, and stage 7 where its units are in it whole, a cache's worth at a time.
-  void update_chunk(const Chunk& chunk, UnitScratch& scratch) const;
+  void update_chunk(const Chunk& chunk, UnitMemory& memory) const;
 
   // Fills the constants of every parameter with a gradient, and moves its scalar states on.
   void prepare(double inv_grad_scale, double clip_coef);
@@ -65,8 +65,8 @@ class Plan : public Parameters {
   std::size_t constants_stride_;
   std::vector<std::max_align_t> constants_;  // a scalar set after the other
   std::vector<double> partial_sums_;
-  bool has_read_gradients_ = false;   // since the last update
-  std::vector<UnitScratch> scratch_;  // of the threads
+  bool has_read_gradients_ = false;      // since the last update
+  std::vector<UnitMemory> unit_memory_;  // of the threads
 };
 
 }  // namespace fusedreg::cpu

@@ -2,9 +2,9 @@
 namespace fusedreg::cpu::FUSEDREG_ISA {
 
 // A vector that the instruction set has registers for: wider ones, and arrays of lanes, gcc keeps in memory.
-template <class A>
+template <class A, int kBytes = FUSEDREG_VECTOR_BYTES>
 struct VectorOf {
-  typedef A Type __attribute__((vector_size(FUSEDREG_VECTOR_BYTES)));
+  typedef A Type __attribute__((vector_size(kBytes)));
 };
 template <class A>
 using Vector = typename VectorOf<A>::Type;
@@ -24,7 +24,7 @@ FUSEDREG_HD A larger(A a, A b) {
 // |x|, of vectors too.
 template <class A>
 FUSEDREG_HD A size_of(A x) {
-  return x < 0 ? -x : x;
+  return larger(x, -x);
 }
 
 // Sums in a fixed number of lanes, each in double over blocks: the same to the bit for any number of threads, and as
@@ -33,10 +33,12 @@ constexpr int kUnitLanes = 16, kUnitBlock = 8 * kUnitLanes;
 
 template <class A, int kSums, int kLargest = 0>
 struct LaneSums {
+  using Doubles = Vector<double>;
   static constexpr int kWidth = sizeof(Vector<A>) / sizeof(A), kVectors = kUnitLanes / kWidth;
+  static constexpr int kDoubles = kWidth * sizeof(double) / sizeof(Doubles);  // to a vector of A
 
-  double sums[kSums][kUnitLanes] = {};
-  A largest[kLargest + 1] = {};
+  Doubles sums[kSums][kVectors][kDoubles] = {};
+  A largest[kLargest + 1][kUnitLanes] = {};
 
   // Calls body(i, A or a vector of A, sums, largest) for each element or vector of elements, which adds to sums[0] to
   // sums[kSums - 1]. The type is told by a value of it.
@@ -50,27 +52,47 @@ struct LaneSums {
         for (int v = 0; v < kVectors; ++v) body(i + v * kWidth, Vector<A>{}, block[v], largest_of_lanes[v]);
       }
       for (int sum = 0; sum < kSums; ++sum) {
-        for (int lane = 0; lane < kUnitLanes; ++lane) sums[sum][lane] += block[lane / kWidth][sum][lane % kWidth];
+        for (int v = 0; v < kVectors; ++v) add_in_double(sums[sum][v], block[v][sum]);
+      }
+    }
+    for (int which = 0; which < kLargest; ++which) {
+      for (int v = 0; v < kVectors; ++v) {
+        std::memcpy(&largest[which][v * kWidth], &largest_of_lanes[v][which], sizeof(Vector<A>));
       }
     }
     for (int lane = 0; i < count; ++lane, ++i) {
-      A terms[kSums] = {};
-      body(i, A(), terms, largest);
-      for (int sum = 0; sum < kSums; ++sum) sums[sum][lane] += terms[sum];
-    }
-    for (int which = 0; which < kLargest; ++which) {
-      for (int lane = 0; lane < kUnitLanes; ++lane) {
-        largest[which] = larger(largest[which], largest_of_lanes[lane / kWidth][which][lane % kWidth]);
+      A terms[kSums] = {}, largest_of_lane[kLargest + 1] = {};
+      body(i, A(), terms, largest_of_lane);
+      for (int sum = 0; sum < kSums; ++sum) lanes(sum)[lane] += terms[sum];
+      for (int which = 0; which < kLargest; ++which) {
+        largest[which][lane] = larger(largest[which][lane], largest_of_lane[which]);
       }
     }
   }
 
   FUSEDREG_HD double total(int sum) {
-    double* const lanes = sums[sum];
+    return down_to_one(lanes(sum), [](double a, double b) { return a + b; });
+  }
+  FUSEDREG_HD A largest_of(int which) {
+    return down_to_one(largest[which], [](A a, A b) { return larger(a, b); });
+  }
+
+ private:
+  FUSEDREG_HD double* lanes(int sum) { return reinterpret_cast<double*>(&sums[sum]); }
+
+  FUSEDREG_HD static void add_in_double(Doubles (&to)[kDoubles], Vector<A> vector) {
+    using Part = typename VectorOf<A, sizeof(Vector<A>) / kDoubles>::Type;
+    Part parts[kDoubles];
+    std::memcpy(parts, &vector, sizeof(vector));
+    for (int i = 0; i < kDoubles; ++i) to[i] += __builtin_convertvector(parts[i], Doubles);
+  }
+
+  template <class T, class Join>
+  FUSEDREG_HD static T down_to_one(T* of_lanes, const Join& join) {
     for (int width = kUnitLanes / 2; width > 0; width /= 2) {
-      for (int lane = 0; lane < width; ++lane) lanes[lane] += lanes[lane + width];
+      for (int lane = 0; lane < width; ++lane) of_lanes[lane] = join(of_lanes[lane], of_lanes[lane + width]);
     }
-    return lanes[0];
+    return of_lanes[0];
   }
 };
 
@@ -80,11 +102,18 @@ inline bool is_in_range(double sum_of_squares) {
   return sum_of_squares > static_cast<double>(std::numeric_limits<A>::min()) * 0x1p64 && sum_of_squares < INFINITY;
 }
 
-// Where they did: one after the other, in double.
 template <class A>
-inline void first_sums_in_double(const A* y, const A* e, std::int64_t count, double* sums) {
-  sums[0] = sums[1] = 0;
-  for (std::int64_t i = 0; i < count; ++i) add_first_sums<double, double>(y[i], e[i], sums[0], sums[1]);
+FUSEDREG_TARGET void squares(const void* weights, std::int64_t count, double* sums) {
+  const A* y = static_cast<const A*>(weights);
+  LaneSums<A, 1> lanes;
+  lanes.add(count, [&](std::int64_t i, auto kind, auto* sum, auto*) __attribute__((always_inline)) {
+    const auto y_i = load_vector<decltype(kind)>(y + i);
+    sum[0] += y_i * y_i;
+  });
+  sums[0] = lanes.total(0);
+  if (sizeof(A) == sizeof(double) || is_in_range<A>(sums[0])) return;
+  sums[0] = 0;
+  for (std::int64_t i = 0; i < count; ++i) sums[0] += static_cast<double>(y[i]) * y[i];
 }
 
 template <class A>
@@ -96,41 +125,37 @@ FUSEDREG_TARGET void first_sums(const void* weights, const void* ridges, std::in
     add_first_sums(load_vector<V>(y + i), load_vector<V>(e + i), sum[0], sum[1]);
   });
   for (int sum = 0; sum < 2; ++sum) sums[sum] = lanes.total(sum);
-  if (sizeof(A) < sizeof(double) && !(is_in_range<A>(sums[0]) && is_in_range<A>(sums[1]))) {
-    first_sums_in_double(y, e, count, sums);
-  }
+  if (sizeof(A) == sizeof(double) || (is_in_range<A>(sums[0]) && is_in_range<A>(sums[1]))) return;
+  sums[0] = sums[1] = 0;
+  for (std::int64_t i = 0; i < count; ++i) add_first_sums<double, double>(y[i], e[i], sums[0], sums[1]);
 }
 
 template <class A, bool kFloors>
-FUSEDREG_HD void first_sums_and_inverse(const A* y, const A* e, const A* f, A* inverse, std::int64_t count,
-                                        double* sums) {
-  LaneSums<A, 4, 2> lanes;
+FUSEDREG_HD void series_sums(const A* y, const A* e, const A* f, A* inverse, std::int64_t count, double* sums) {
+  LaneSums<A, kUnitSums, 2> lanes;
   lanes.add(count, [&](std::int64_t i, auto kind, auto* sum, auto* largest) __attribute__((always_inline)) {
     using V = decltype(kind);
-    const V y_i = load_vector<V>(y + i), e_i = load_vector<V>(e + i);
-    add_first_sums(y_i, e_i, sum[0], sum[1]);
-    const V inverse_i = add_series_sums(y_i, e_i, sum[2], sum[3]);
+    const V y_i = load_vector<V>(y + i), inverse_i = 1 / load_vector<V>(e + i), moved = y_i * inverse_i;
     std::memcpy(inverse + i, &inverse_i, sizeof(V));
-    V moved = size_of(y_i) * inverse_i;
-    if constexpr (kFloors) moved = moved * load_vector<V>(f + i);
+    add_series_sums(y_i, moved, sum[0], sum[1], sum[2]);
+    V size = size_of(moved);
+    if constexpr (kFloors) size = size * load_vector<V>(f + i);
     largest[0] = larger(largest[0], inverse_i);
-    largest[1] = larger(largest[1], moved);
+    largest[1] = larger(largest[1], size);
   });
-  for (int sum = 0; sum < 4; ++sum) sums[sum] = lanes.total(sum);
-  for (int which = 0; which < 2; ++which) sums[4 + which] = lanes.largest[which];
+  for (int sum = 0; sum < kUnitSums; ++sum) sums[sum] = lanes.total(sum);
+  for (int which = 0; which < 2; ++which) sums[kUnitSums + which] = lanes.largest_of(which);
 }
 
 template <class A>
-FUSEDREG_TARGET void first_and_inverse(const void* weights, const void* ridges, const void* floor_ratios,
-                                       void* inverses, std::int64_t count, double* sums) {
+FUSEDREG_TARGET void series(const void* weights, const void* ridges, const void* floor_ratios, void* inverses,
+                            std::int64_t count, double* sums) {
   const A *y = static_cast<const A*>(weights), *e = static_cast<const A*>(ridges);
   const A* f = static_cast<const A*>(floor_ratios);
   A* inverse = static_cast<A*>(inverses);
-  f == nullptr ? first_sums_and_inverse<A, false>(y, e, f, inverse, count, sums)
-               : first_sums_and_inverse<A, true>(y, e, f, inverse, count, sums);
-  if (sizeof(A) < sizeof(double) && !(is_in_range<A>(sums[0]) && is_in_range<A>(sums[1]))) {
-    first_sums_in_double(y, e, count, sums);
-  }
+  f == nullptr ? series_sums<A, false>(y, e, f, inverse, count, sums)
+               : series_sums<A, true>(y, e, f, inverse, count, sums);
+  if (sizeof(A) < sizeof(double) && !std::all_of(sums, sums + kUnitSums, is_in_range<A>)) sums[0] = NAN;
 }
 
 template <class A, bool kFloors>
@@ -144,7 +169,7 @@ FUSEDREG_HD void newton_sums(const A* y, const A* e, const A* f, std::int64_t co
     largest[0] = larger(largest[0], moved);
   });
   for (int sum = 0; sum < kUnitSums; ++sum) sums[sum] = lanes.total(sum);
-  sums[kUnitSums] = lanes.largest[0];
+  sums[kUnitSums] = lanes.largest_of(0);
 }
 
 template <class A>
@@ -203,6 +228,15 @@ FUSEDREG_TARGET void apply_series(void* weights, const void* inverses, std::int6
 }
 
 template <class A>
+FUSEDREG_TARGET void scale(void* weights, std::int64_t count, double lost) {
+  A* y = static_cast<A*>(weights);
+  // Of what loses little, the loss is rounded, not the share that is kept: it would be the same for all.
+  const bool is_little = lost <= 0.5;
+  const A kept = is_little ? A(1) : A(0), taken = static_cast<A>(is_little ? lost : lost - 1);
+  for (std::int64_t i = 0; i < count; ++i) y[i] = (kept * y[i] - taken * y[i]) + A(0);  // zeros are +0.0
+}
+
+template <class A>
 FUSEDREG_TARGET void add_ridge(void* d, std::int64_t count, double ridge) {
   A* e = static_cast<A*>(d);
   const A added = static_cast<A>(ridge);
@@ -221,8 +255,8 @@ FUSEDREG_TARGET void store_weights(void* to, DType dtype, const void* from, std:
 
 template <class A>
 UnitLoops unit_loops_in() {
-  return {first_sums<A>,   first_and_inverse<A>, newton<A>,       norm_of_result<A>, apply_root<A>,
-          apply_series<A>, add_ridge<A>,         load_weights<A>, store_weights<A>};
+  return {squares<A>,      first_sums<A>, series<A>,    newton<A>,       norm_of_result<A>, apply_root<A>,
+          apply_series<A>, scale<A>,      add_ridge<A>, load_weights<A>, store_weights<A>};
 }
 
 inline UnitLoops unit_loops(DType arithmetic) {

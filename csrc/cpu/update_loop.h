@@ -33,48 +33,82 @@ FUSEDREG_HD void update_elements(A* w, const A* g, A* const (&state)[kMaxStates]
   }
 }
 
-// The same for at most kBlockBytes of w. The chain of a root, a metric and a division is long; the instructions that
-// wait for it leave a processor no room to work on the elements behind. In two loops, there is.
+// The same for at most kBlockBytes of w. The chain through a root, a metric, a division and what selects is long; the
+// instructions that wait for it leave a processor no room to work on the elements behind. In two loops, there is.
 template <class U, class A, std::size_t... kI>
 FUSEDREG_HD void update_in_two_loops(A* w, const A* g, A* const (&state)[kMaxStates], std::int64_t count,
-                                     const StepConstants<typename U::Rule, A>& c, std::index_sequence<kI...>) {
+                                     const StepConstants<typename U::Rule, A>& c, A* d, A* floor_ratio,
+                                     std::index_sequence<kI...>) {
+  constexpr bool kIsQuotient = U::template kIsQuotient<A>;
+  constexpr bool kHasFloorRatio = has_floor_ratio<typename U::Rule, U::kStates>(0);
   [[maybe_unused]] A* s[kMaxStates] = {};
   ((s[kI] = state[kI]), ...);
-  constexpr bool kHasFloorRatio = has_floor_ratio<typename U::Rule, U::kStates>(0);
-  A numerator[kBlockBytes / sizeof(A)], d[kBlockBytes / sizeof(A)];
-  [[maybe_unused]] A floor_ratio[kHasFloorRatio ? kBlockBytes / sizeof(A) : 1];
+  A left[kBlockBytes / sizeof(A)];  // of the step: the quotient's numerator, or where it has moved w to
 #pragma GCC ivdep
   for (std::int64_t i = 0; i < count; ++i) {
     A weight = w[i], values[kMaxStates] = {};
     ((values[kI] = s[kI][i]), ...);
-    const Quotient<A> step = U::step(weight, g[i], values, c);
+    [[maybe_unused]] const auto step = U::step(weight, g[i], values, c);
     ((s[kI][i] = values[kI]), ...);
-    numerator[i] = step.numerator;
-    d[i] = step.metric.d;
-    if constexpr (kHasFloorRatio) floor_ratio[i] = step.metric.floor_ratio;
+    if constexpr (kIsQuotient) {
+      left[i] = step.numerator;
+      d[i] = step.metric.d;
+      if constexpr (kHasFloorRatio) floor_ratio[i] = step.metric.floor_ratio;
+    } else {
+      left[i] = weight;
+    }
   }
 #pragma GCC ivdep
   for (std::int64_t i = 0; i < count; ++i) {
-    Quotient<A> step{numerator[i], {d[i]}};
-    if constexpr (kHasFloorRatio) step.metric.floor_ratio = floor_ratio[i];
-    w[i] = U::move(w[i], step, c);
+    if constexpr (kIsQuotient) {
+      w[i] = U::move(w[i], Quotient<A>{left[i], {d[i], kHasFloorRatio ? floor_ratio[i] : A(1)}}, c);
+    } else {
+      w[i] = U::take_prox(left[i], w[i], no_metric<A>(), c);
+    }
   }
 }
 
+// Of weights that have made their step.
+template <class Rule, StateMask kStates, class A, std::size_t... kI>
+FUSEDREG_HD void metric_of_elements(const A* const (&state)[kMaxStates], std::int64_t count,
+                                    const typename Rule::template Constants<A>& c, A* d,
+                                    [[maybe_unused]] A* floor_ratio, std::index_sequence<kI...>) {
+  [[maybe_unused]] const A* s[kMaxStates] = {};
+  ((s[kI] = state[kI]), ...);
+#pragma GCC ivdep
+  for (std::int64_t i = 0; i < count; ++i) {
+    A values[kMaxStates] = {};
+    ((values[kI] = s[kI][i]), ...);
+    const Metric<A> metric = Rule::template metric<kStates>(values, c);
+    d[i] = metric.d;
+    if constexpr (has_floor_ratio<Rule, kStates>(0)) floor_ratio[i] = metric.floor_ratio;
+  }
+}
+
+// Where `d` is not nullptr, the metric is left there.
 template <class U, class A, std::size_t... kI>
 FUSEDREG_HD void update_block(A* w, const A* g, A* const (&state)[kMaxStates], std::int64_t count,
-                              const StepConstants<typename U::Rule, A>& c, std::index_sequence<kI...> states) {
-  if constexpr (U::kInMetric && U::template kIsQuotient<A>) {
-    update_in_two_loops<U>(w, g, state, count, c, states);
+                              const StepConstants<typename U::Rule, A>& c, A* d, A* floor_ratio,
+                              std::index_sequence<kI...> states) {
+  if constexpr (U::template kIsLong<A>) {
+    A own_d[kBlockBytes / sizeof(A)], own_floor_ratio[kBlockBytes / sizeof(A)];
+    const bool leaves = d != nullptr;
+    update_in_two_loops<U>(w, g, state, count, c, leaves ? d : own_d, leaves ? floor_ratio : own_floor_ratio, states);
   } else {
     update_elements<U>(w, g, state, count, c, states);
+    if constexpr (U::Rule::kHasMetric) {
+      if (d != nullptr) {
+        const A* const moved[kMaxStates] = {state[0], state[1], state[2]};
+        metric_of_elements<typename U::Rule, U::kStates>(moved, count, c.rule, d, floor_ratio, states);
+      }
+    }
   }
 }
 
 // Elements of the arithmetic type, where they are.
 template <class U, class A, std::size_t... kI>
 FUSEDREG_TARGET void update_in_place(A* w, const A* g, A* const (&its_state)[kMaxStates], std::int64_t count,
-                                     const StepConstants<typename U::Rule, A>& constants,
+                                     const StepConstants<typename U::Rule, A>& constants, A* d, A* floor_ratio,
                                      std::index_sequence<kI...> states) {
   constexpr std::int64_t kBlock = kBlockBytes / sizeof(A);
   const auto c = constants;  // a copy, which no store can be to
@@ -88,12 +122,14 @@ FUSEDREG_TARGET void update_in_place(A* w, const A* g, A* const (&its_state)[kMa
       prefetch(g, kAheadBytes, kBlockBytes);
       (prefetch(state[kI], kAheadBytes, kBlockBytes), ...);
     }
-    update_block<U>(w, clip_block(g, clipped, kBlock, c.gradient), state, kBlock, c, states);
+    update_block<U>(w, clip_block(g, clipped, kBlock, c.gradient), state, kBlock, c, d, floor_ratio, states);
     w += kBlock;
     g += kBlock;
     ((state[kI] += kBlock), ...);
+    if (d != nullptr) d += kBlock;
+    if (floor_ratio != nullptr) floor_ratio += kBlock;
   }
-  update_block<U>(w, clip_block(g, clipped, count, c.gradient), state, count, c, states);
+  update_block<U>(w, clip_block(g, clipped, count, c.gradient), state, count, c, d, floor_ratio, states);
 }
 
 template <class A>
@@ -155,7 +191,7 @@ FUSEDREG_TARGET void update_converted(const Pointers& at, const DTypes& dtypes, 
     ((state[kI] = open_state(at, dtypes, kI, tiles[2 + kI], begin, tile_count)), ...);
     A* const w = open(at.w, dtypes.w, tiles[0]);
     const A* const g = open(const_cast<void*>(at.g), dtypes.g, tiles[1]);
-    update_in_place<U>(w, g, state, tile_count, c, states);
+    update_in_place<U, A>(w, g, state, tile_count, c, nullptr, nullptr, states);
     close(at.w, dtypes.w, w, Rounding::kWeights);
     const auto close_state = [&](std::size_t k) {
       const int number = Rounding::kFirstState + static_cast<int>(k);
@@ -168,18 +204,21 @@ FUSEDREG_TARGET void update_converted(const Pointers& at, const DTypes& dtypes, 
 
 template <class U, class A, std::size_t... kI>
 FUSEDREG_HD void update_streams(const Pointers& at, const DTypes& dtypes, std::int64_t begin, std::int64_t count,
-                                const StepConstants<typename U::Rule, A>& c, std::index_sequence<kI...> states) {
+                                const StepConstants<typename U::Rule, A>& c, A* d, A* floor_ratio,
+                                std::index_sequence<kI...> states) {
   if (dtypes.converted) return update_converted<U>(at, dtypes, begin, count, c, states);
   A* state[kMaxStates] = {};
   ((state[kI] = static_cast<A*>(at.state[kI]) + begin), ...);
-  update_in_place<U>(static_cast<A*>(at.w) + begin, static_cast<const A*>(at.g) + begin, state, count, c, states);
+  update_in_place<U>(static_cast<A*>(at.w) + begin, static_cast<const A*>(at.g) + begin, state, count, c, d,
+                     floor_ratio, states);
 }
 
 template <class U, class A>
 void update_chunk(const Pointers& at, const DTypes& dtypes, std::int64_t begin, std::int64_t count,
-                  const void* constants) {
+                  const void* constants, void* d, void* floor_ratio) {
   const auto& c = *static_cast<const StepConstants<typename U::Rule, A>*>(constants);
-  update_streams<U>(at, dtypes, begin, count, c, states_in<U::kStates>());
+  update_streams<U>(at, dtypes, begin, count, c, static_cast<A*>(d), static_cast<A*>(floor_ratio),
+                    states_in<U::kStates>());
 }
 
 template <class Rule, class A>

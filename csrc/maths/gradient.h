@@ -24,11 +24,13 @@ FUSEDREG_HD A clip_gradient(A g, const GradientConstants<A>& c) {
 }
 
 // 4. the penalties that enter through the gradient: coupled decay and penalty_mode="subgradient". Neither is added
-// where it is zero: 0 * w would turn an infinite weight into a NaN.
-template <class A>
+// where it is zero: 0 * w would turn an infinite weight into a NaN. kByL1: whether L1 may be one.
+template <bool kByL1, class A>
 FUSEDREG_HD A penalize_gradient(A g, A w, const GradientConstants<A>& c) {
   const A l2 = fetch(c.l2_gradient);
-  return g + (l2 != A(0) ? l2 * w : A(0)) + fetch(c.l1_gradient) * sign(w);
+  g = g + (l2 != A(0) ? l2 * w : A(0));
+  if constexpr (kByL1) g = g + fetch(c.l1_gradient) * sign(w);
+  return g;
 }
 
 FUSEDREG_HD bool penalizes_gradient(const CommonHyperparameters& common, const Penalties& penalties) {

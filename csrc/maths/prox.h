@@ -106,8 +106,8 @@ FUSEDREG_HD A shrink(const ProxProblem<A>& of, const ProxConstants<A>& c) {
 template <bool kInMetric, class A>
 FUSEDREG_HD A shrink_and_select(const ProxProblem<A>& of, const ProxConstants<A>& c) {
   const A pulled = soft_threshold(of.scaled, fetch(c.tau) * fetch(c.l1) * of.unit);
-  const A x = clamp(shrink<kInMetric>(of, pulled, c), fetch(c.lower), fetch(c.upper)), size = absolute(x);
-  const A gain = size * (A(2) * absolute(pulled) - size * of.ridge);
+  const A x = clamp(shrink<kInMetric>(of, pulled, c), fetch(c.lower), fetch(c.upper));
+  const A gain = x * (A(2) * pulled - x * of.ridge);  // both have one sign: where l0 acts, a box has zero in it
   return gain <= fetch(c.l0) * of.unit ? A(0) : x;
 }
 
@@ -133,8 +133,8 @@ FUSEDREG_HD A fade(A z, A d, const ProxConstants<A>& c) {
 // Without l1 and l2: x is z to the bit, or a bound, or zero.
 template <class A>
 FUSEDREG_HD A select(A z, A d, const ProxConstants<A>& c) {
-  const A x = clamp(z, fetch(c.lower), fetch(c.upper)), size = absolute(x);
-  const A gain = d * (size * (A(2) * absolute(z) - size));
+  const A x = clamp(z, fetch(c.lower), fetch(c.upper));
+  const A gain = d * (x * (A(2) * z - x));  // both have one sign: where l0 acts, a box has zero in it
   return gain <= fetch(c.l0) ? A(0) : x;
 }
 

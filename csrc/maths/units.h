@@ -7,7 +7,8 @@
 //   where
 //                                            ||e y|| <= tau * group_l1; Yuan and Lin, 10.1111/j.1467-9868.2005.00532.x
 //   y_i * e_i / (e_i + mu)                   where that is too long, with the mu that makes the norm right.
-// Both are y_i * e_i * r * t_i with t_i = 1 / (e_i r + m), and one of r and m is sought. As in More and Sorensen's
+// Both are y_i * e_i * r * t_i with t_i = 1 / (e_i r + m), and one of r and m is sought. Without a metric e is the same
+// everywhere, and both are closed forms of ||y||. Else, as in More and Sorensen's
 // "Computing a trust region step" (10.1137/0904038), the norm's inverse is concave in it: Newton's steps come to the
 // root from below after the first, and need few.
 #pragma once
@@ -62,8 +63,7 @@ FUSEDREG_HD A unit_prox(A y, A e, A furthest, A r, A m) {
 constexpr int kUnitSums = 3;
 
 // What one weight adds to the sums that a root wants. A is a number, or a vector of them. kFirst: the squares of ||y||
-// and
-// ||e y||.
+// and ||e y||.
 template <class A, class Sum>
 FUSEDREG_HD void add_first_sums(A y, A e, Sum& squares, Sum& scaled_squares) {
   const Sum weight = y, scaled = weight * static_cast<Sum>(e);
@@ -71,13 +71,12 @@ FUSEDREG_HD void add_first_sums(A y, A e, Sum& squares, Sum& scaled_squares) {
   scaled_squares += scaled * scaled;
 }
 
-// For take_series: sums of y^2 / e and of (y / e)^2. Returns 1 / e.
+// For take_series: sums of y^2, y^2 / e and (y / e)^2. `moved` is y / e.
 template <class A>
-FUSEDREG_HD A add_series_sums(A y, A e, A& by_inverse, A& by_inverse_square) {
-  const A inverse = 1 / e, moved = y * inverse;
+FUSEDREG_HD void add_series_sums(A y, A moved, A& squares, A& by_inverse, A& by_inverse_square) {
+  squares += y * y;
   by_inverse += y * moved;
   by_inverse_square += moved * moved;
-  return inverse;
 }
 
 // kSums: with t = 1 / (e r + m) and q = e y t what Newton's steps are made of: q^2; q^2 e t, minus half of its
@@ -130,6 +129,9 @@ class UnitRoot {
   bool is_series = false;    // x by unit_series
   Wants wants = Wants::kFirst;
 
+  // What each weight loses of itself where e is the same everywhere.
+  FUSEDREG_HD double lost(double e) const { return m / (e * r + m); }
+
   // `furthest`, beside kSums: the largest |y| m t floor_ratio, which is how far a weight moves beside what the
   // safeguard allows; infinite where that is not known.
   FUSEDREG_HD void take(const UnitConstants& c, double precision, double sum, double second, double third,
@@ -144,21 +146,39 @@ class UnitRoot {
     }
   }
 
-  // After kFirst, where the inverses of e are at hand: if the penalty moves each weight little, ||x||^2 is a series in
-  // m / r, and what is left out moves x by 2 u^4 at most. `furthest`: the largest |y| / e * floor_ratio.
+  // In place of kFirst: where e is the same everywhere, and ||y|| is all there is to know.
+  FUSEDREG_HD void take_norm(const UnitConstants& c, double y_squares) {
+    norm_ = square_root(y_squares);
+    if (!(norm_ < INFINITY) || norm_ == 0) return finish_as_identity();  // a NaN is to be seen
+    const double e = 1 + c.ridge;
+    m = c.threshold;
+    r = norm_ - m / e;
+    if (!(r > 0)) r = 0;
+    if (r > c.max_norm) {
+      m = e * (norm_ / c.max_norm - 1);
+      r = 1;
+    }
+    is_identity = m == 0;
+    finish();
+  }
+
+  // Before kFirst, where there is a largest norm alone: most units keep to it.
+  FUSEDREG_HD void take_norm_alone(const UnitConstants& c, double y_squares) {
+    if (square_root(y_squares) <= c.max_norm) finish_as_identity();
+  }
+
+  // Before kFirst: if the penalty moves each weight little, r is a series in u = m / (e ||y||), and what is left out of
+  // it and of unit_series moves x by 3 u^4 at most. `furthest`: the largest |y| / e * floor_ratio.
   FUSEDREG_HD void take_series(const UnitConstants& c, double limit, double y_squares, double by_inverse,
                                double by_inverse_square, double largest_inverse, double furthest) {
-    if (wants != Wants::kSums || is_projecting_ || norm_ > c.max_norm) return;
-    double root = norm_ * (1 - m * by_inverse / (y_squares * norm_));
-    for (int step = 0; step < 2; ++step) {  // each gains a factor of u
-      const double strength = m / root;
-      root = square_root(y_squares - strength * (2 * by_inverse - 3 * strength * by_inverse_square));
-    }
-    const double strength = m / root;
-    // Not where one is a NaN.
-    if (!(strength * largest_inverse <= limit && strength * furthest <= c.furthest)) return;
+    const double norm = square_root(y_squares), scale = c.threshold / y_squares;
+    const double first = scale * by_inverse / norm, second = scale * scale * by_inverse_square;
+    const double root = norm * (1 - first + 1.5 * (second - first * first)), strength = c.threshold / root;
+    // Not where one is a NaN, or norm is infinite. A root above norm is none, of a series that does not converge.
+    const bool is_small = strength * largest_inverse <= limit && strength * furthest <= c.furthest;
+    if (!is_small || !(root > 0 && root <= norm) || !(norm < INFINITY) || norm > c.max_norm) return;
     r = root;
-    is_guarded = false;
+    m = c.threshold;
     is_series = true;
     finish();
   }
@@ -167,6 +187,7 @@ class UnitRoot {
   static constexpr int kMostSteps = 64;
 
   FUSEDREG_HD void take_first(const UnitConstants& c, double y_squares, double scaled_squares) {
+    if (!c.in_metric) return take_norm(c, y_squares);
     norm_ = square_root(y_squares);
     const double scaled = square_root(scaled_squares);
     if (!(norm_ < INFINITY) || !(scaled < INFINITY) || norm_ == 0) return finish_as_identity();  // a NaN is to be seen
@@ -180,7 +201,7 @@ class UnitRoot {
       r = 0;
       return look_at_norm(c);
     }
-    r = norm_ - c.threshold * norm_ / scaled;  // exact where e is the same everywhere
+    r = norm_ - c.threshold * norm_ / scaled;  // it, where e is the same everywhere
     if (!(r > 0)) r = 0;
     wants = Wants::kSums;
   }

@@ -57,6 +57,19 @@ constexpr bool has_floor_ratio(long) {
   return false;
 }
 
+template <class Rule, StateMask kStates>
+constexpr auto has_finish(int)
+    -> decltype(Rule::template finish<kStates>(0.f, 0.f, static_cast<float*>(nullptr),
+                                               std::declval<const typename Rule::template Constants<float>&>()),
+                true) {
+  return true;
+}
+
+template <class Rule, StateMask kStates>
+constexpr bool has_finish(long) {
+  return false;
+}
+
 template <class Rule, StateMask kStates, class A>
 FUSEDREG_HD auto finish(A w, A z, A* state, const typename Rule::template Constants<A>& c, int)
     -> decltype(Rule::template finish<kStates>(w, z, state, c)) {
@@ -71,6 +84,8 @@ struct Update {
   using Rule = Rule_;
   static constexpr StateMask kStates = kStates_;
   static constexpr bool kInMetric = kInMetric_;
+  // L1 enters through the gradient in a mode in which no penalty acts in the prox.
+  static constexpr bool kByL1 = kProx != ProxStages::kShrinkAndSelect && kProx != ProxStages::kFade;
 
   // What the rule says of a step: a Quotient that w is still to move by, or a Metric, and w has moved.
   template <class A>
@@ -78,6 +93,11 @@ struct Update {
                                                       std::declval<const typename Rule::template Constants<A>&>()));
   template <class A>
   static constexpr bool kIsQuotient = std::is_same_v<Step<A>, Quotient<A>>;
+
+  // Whether the stages are better taken one after the other, for some elements at a time.
+  template <class A>
+  static constexpr bool kIsLong =
+      Rule::kHasMetric ? kInMetric && kIsQuotient<A> : kProx > ProxStages::kFreeze && !has_finish<Rule, kStates_>(0);
 
   // w, g after the stages 1 to 3, and state[0 .. kStatesOf<Rule>), those of the mask, in the arithmetic type A.
   template <class A>
@@ -87,7 +107,7 @@ struct Update {
     if constexpr (kIsQuotient<A>) {
       w = move(w, its_step, c);
     } else {
-      w = prox<kProx, kInMetric>(z, w, its_step, c.prox);
+      w = take_prox(z, w, its_step, c);
       finish<Rule, kStates_>(w, z, state, c.rule, 0);
     }
   }
@@ -95,9 +115,15 @@ struct Update {
   // Stages 4 and 5.
   template <class A>
   FUSEDREG_HD static Step<A> step(A& w, A g, A* state, const StepConstants<Rule, A>& c) {
-    if constexpr (kPenalized) g = penalize_gradient(g, w, c.gradient);
+    if constexpr (kPenalized) g = penalize_gradient<kByL1>(g, w, c.gradient);
     w = w * c.gradient.w_scale;  // decoupled decay
     return Rule::template step<kStates_>(w, g, state, c.rule);
+  }
+
+  // Stage 6: of z, where the step has moved w to.
+  template <class A>
+  FUSEDREG_HD static A take_prox(A z, A w, const Metric<A>& metric, const StepConstants<Rule, A>& c) {
+    return prox<kProx, kInMetric>(z, w, metric, c.prox);
   }
 
   // What a quotient leaves to do, and stage 6.
