@@ -25,26 +25,6 @@ bool same_layout(const std::vector<std::int64_t>& sizes, const std::int64_t* a, 
   return true;
 }
 
-template <class Items>
-Items items_of(PyObject* dict) {
-  Items items;
-  PyObject *key, *value;
-  for (Py_ssize_t position = 0; PyDict_Next(dict, &position, &key, &value) != 0;) items.emplace_back(key, value);
-  return items;
-}
-
-// Whether a dict holds these very objects, in this order.
-template <class Items>
-bool holds(PyObject* dict, const Items& items) {
-  if (PyDict_Size(dict) != static_cast<Py_ssize_t>(items.size())) return false;
-  PyObject *key, *value;
-  Py_ssize_t position = 0;
-  for (auto item = items.begin(); PyDict_Next(dict, &position, &key, &value); ++item) {
-    if (key != item->first || value != item->second) return false;
-  }
-  return true;
-}
-
 // What a DTensor calls its parts.
 struct Names {
   PyObject* const local_tensor = PyUnicode_InternFromString("_local_tensor");
@@ -136,7 +116,7 @@ Parameters::Parameters(const RuleInfo& rule, const Columns& columns, bool takes_
       given_fields_(columns.field_names.size()),
       takes_other_gradients_(takes_other_gradients),
       optimizer_state_(columns.optimizer_state),
-      optimizer_state_items_(items_of<Items>(columns.optimizer_state)) {
+      optimizer_state_items_(items_of(columns.optimizer_state)) {
   const std::vector<std::string>& field_names = columns.field_names;
   for (std::size_t i = 0; i < field_names.size(); ++i) {
     const auto found = std::find(rule.fields.begin(), rule.fields.end(), field_names[i]);
@@ -175,7 +155,7 @@ Parameters::Parameters(const RuleInfo& rule, const Columns& columns, bool takes_
     entry.device = param.device;
     entry.is_dense = is_dense(param) && is_as_stored(entry.param());
     entry.has_inference = is_inference(entry.param());
-    entry.state_items = items_of<Items>(entry.state_dict);
+    entry.state_items = items_of(entry.state_dict);
     PyObject *const its_states = item(columns.states, i), *const its_scalars = item(columns.scalar_states, i);
     PyObject* const its_scales = item(columns.scales, i);
     if (tuple_length(its_states) != rule.states.size() || tuple_length(its_scales) != rule.states.size() ||

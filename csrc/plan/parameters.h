@@ -9,6 +9,7 @@
 
 #include "../maths/codes.h"
 #include "../maths/states.h"
+#include "items.h"
 #include "rule_info.h"
 #include "tensors.h"
 
@@ -59,8 +60,6 @@ class Parameters {
     void write(double value) const;
     bool is_single() const { return tensor.is_there() && tensor.element() != Element::kFloat64; }
   };
-
-  using Items = std::vector<std::pair<PyObject*, PyObject*>>;
 
   struct Entry {
     // The object, not the tensor behind it: torch.utils.swap_tensors exchanges that, where nobody else holds it.

@@ -56,6 +56,21 @@ def load_extension(name: str = "_C") -> tuple[ModuleType | None, str | None]:
         return None, f"the compiled extension does not load ({error}): {REBUILD}"
 
 
+OTHER, SAME, OTHER_RATES = range(3)
+"""What a watch sees: ``Watch::Seen`` of csrc/plan/watch.h."""
+
+
+def make_watch(attributes: dict[str, Any], empty: tuple[dict[Any, Any], ...]) -> Any:
+    """Of an optimizer's ``__dict__`` and its param groups, whose parameters and constants the caller holds; None where
+    the extension is not there.
+
+    Args:
+        empty: hooks, its own and torch's, of which there are none.
+    """
+    extension, _ = load_extension()
+    return None if extension is None else extension.Watch(attributes, empty)
+
+
 @functools.cache
 def _rules() -> frozenset[str]:
     extension, _ = load_extension()
