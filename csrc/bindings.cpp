@@ -131,7 +131,9 @@ Object sum_of_squares(cpu::Plan& self, const Arguments& arguments) {
 
 Object update(cpu::Plan& self, const Arguments& arguments) {
   const auto to_key = [](PyObject* key) { return static_cast<std::uint32_t>(to_unsigned(key)); };
-  self.update(to_double(arguments[0]), to_double(arguments[1]), to_vector(arguments[2], to_key), arguments[3]);
+  const auto to_items = [](PyObject* two) { return std::make_pair(tuple_item(two, 0), tuple_item(two, 1)); };
+  self.update(to_double(arguments[0]), to_double(arguments[1]), to_vector(arguments[2], to_key),
+              to_vector(arguments[3], to_items));
   return none();
 }
 

@@ -206,28 +206,47 @@ void Parameters::take_groups(const std::vector<std::vector<double>>& groups) {
   }
 }
 
-double Parameters::ScalarState::read() const {
-  if (!tensor.is_there()) return 0;
-  const void* at = tensor.read();
-  return is_single() ? *static_cast<const float*>(at) : *static_cast<const double*>(at);
+namespace {
+
+double read_number(const void* at, bool is_single) {
+  return is_single ? *static_cast<const float*>(at) : *static_cast<const double*>(at);
 }
 
-void Parameters::ScalarState::write(double value) const {
-  if (!tensor.is_there()) return;
-  void* at = tensor.write();
-  if (is_single()) {
+void write_number(void* at, bool is_single, double value) {
+  if (is_single) {
     *static_cast<float*>(at) = static_cast<float>(value);
   } else {
     *static_cast<double*>(at) = value;
   }
 }
 
-void Parameters::read_scalar_states(const Entry& entry, double* values) const {
-  for (std::size_t k = 0; k < scalar_state_count_; ++k) values[k] = entry.scalar_states[k].read();
+}  // namespace
+
+double Parameters::ScalarState::read() const { return tensor.is_there() ? read_number(tensor.read(), is_single()) : 0; }
+
+void Parameters::ScalarState::write(double value) const {
+  if (tensor.is_there()) write_number(tensor.write(), is_single(), value);
 }
 
-void Parameters::write_scalar_states(const Entry& entry, const double* values) const {
-  for (std::size_t k = 0; k < scalar_state_count_; ++k) entry.scalar_states[k].write(values[k]);
+void Parameters::read_scalar_states(const Entry& entry, Scalars& scalars) const {
+  scalars.singles = 0;
+  for (std::size_t k = 0; k < scalar_state_count_; ++k) {
+    const ScalarState& scalar = entry.scalar_states[k];
+    scalars.at[k] = scalar.tensor.is_there() ? scalar.tensor.write() : nullptr;
+    if (scalars.at[k] == nullptr) {
+      scalars.values[k] = 0;
+      continue;
+    }
+    const bool is_single = scalar.is_single();
+    scalars.singles |= is_single ? 1u << k : 0u;
+    scalars.values[k] = read_number(scalars.at[k], is_single);
+  }
+}
+
+void Parameters::write_scalar_states(const Scalars& scalars, const double* values) const {
+  for (std::size_t k = 0; k < scalar_state_count_; ++k) {
+    if (scalars.at[k] != nullptr) write_number(scalars.at[k], (scalars.singles >> k & 1u) != 0, values[k]);
+  }
 }
 
 void Parameters::prefetch(std::size_t i) const {
@@ -328,6 +347,10 @@ bool Parameters::bind(Entry& entry) {
     entry.staged.reset();
     entry.pointers = entry.data;
     entry.pointers.g = grad.data;
+    // The pass comes when all are bound: a small tensor's elements are there by then.
+    __builtin_prefetch(entry.pointers.w);
+    __builtin_prefetch(entry.pointers.g);
+    for_each_state(entry.needed, [&](std::size_t k) { __builtin_prefetch(entry.pointers.state[k]); });
   } else if (entry.has_codes() && all_else_fits) {
     stage_gradient(entry);
   } else if (can_be_copied) {

@@ -62,13 +62,15 @@ OTHER, SAME, OTHER_RATES = range(3)
 
 def make_watch(attributes: dict[str, Any], empty: tuple[dict[Any, Any], ...]) -> Any:
     """Of an optimizer's ``__dict__`` and its param groups, whose parameters and constants the caller holds; None where
-    the extension is not there.
+    there is no extension, or the groups are no lists and dicts.
 
     Args:
         empty: hooks, its own and torch's, of which there are none.
     """
     extension, _ = load_extension()
-    return None if extension is None else extension.Watch(attributes, empty)
+    groups = attributes["param_groups"]
+    are_plain = type(groups) is list and all(isinstance(each, dict) and type(each["params"]) is list for each in groups)
+    return extension.Watch(attributes, empty) if extension is not None and are_plain else None
 
 
 @functools.cache

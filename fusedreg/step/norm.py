@@ -25,7 +25,7 @@ def clip(
     Returns:
         The norm. A tensor, as wide as its device has them, may be written by the plans only when they take the step.
     """
-    sums = [part.plan.sum_of_squares(step) for part in plans.parts]
+    sums = [plan.sum_of_squares(step) for plan in plans.plans]
     if plans.over_processes is not None:
         by_partition = [(part.partition, value) for part, value in zip(plans.parts, sums, strict=True)]
         sums = [plans.over_processes.add_up(by_partition)]
