@@ -276,8 +276,10 @@ class FusedRegOptimizer(Optimizer):
                 # As torch's fused optimizers have it: the host does not know whether a step is skipped.
                 self._scalars_on_device, self._plans = True, None
         step = StepScalars(grad_scale=getattr(self, "grad_scale", None))
-        if not on_gpu(step.grad_scale) and step.inv_grad_scale == math.inf:
-            raise ZeroDivisionError("grad_scale is so small that its inverse is infinite")  # a zero raises by itself
+        if step.grad_scale is not None and not on_gpu(step.grad_scale):
+            step.inv_grad_scale = 1.0 / float(step.grad_scale)  # a zero raises by itself
+            if step.inv_grad_scale == math.inf:
+                raise ZeroDivisionError("grad_scale is so small that its inverse is infinite")
 
         # Until they are known to fit this step there are none: whatever raises, the next step makes new ones.
         plans, self._plans = self._plans, None
@@ -338,11 +340,13 @@ class FusedRegOptimizer(Optimizer):
 
     def _prepare(self, plans: Plans, step: StepScalars, found_inf: Tensor | None) -> bool:
         """Everything before the update; False if the step is skipped."""
-        if on_gpu(found_inf):
+        if found_inf is not None and on_gpu(found_inf):
             if plans.all_on_device:
                 step.found_inf = found_inf
-            elif float(cast(Tensor, found_inf)) != 0:
+            elif float(found_inf) != 0:
                 return False
+        if step.grad_scale is not None and on_gpu(step.grad_scale) and not plans.all_on_device:
+            step.inv_grad_scale = 1.0 / float(step.grad_scale)
         if plans.some_on_device:
             self._check_graph_capture()
         max_grad_norm = self.param_groups[0][MAX_GRAD_NORM.name] if self.param_groups else None

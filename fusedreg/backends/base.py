@@ -38,6 +38,8 @@ class StepScalars:
     """What a step needs beyond the groups. AMP's scalars come as GradScaler sets them."""
 
     grad_scale: float | Tensor | None = None
+    inv_grad_scale: float = 1.0
+    """Its inverse, but where all plans have ``stays_on_device``."""
     found_inf: Tensor | None = None
     """Only for plans with ``stays_on_device``: the step is skipped where it is not zero."""
     clip_coef: float | Tensor = 1.0
@@ -47,10 +49,6 @@ class StepScalars:
     """Groups of the optimizer, and the ``rounding_seed`` that they have after this step."""
     norm: DeviceNorm | None = None
     """Only for plans with ``stays_on_device``, in place of ``clip_coef``."""
-
-    @property
-    def inv_grad_scale(self) -> float:
-        return 1.0 if self.grad_scale is None else 1.0 / float(self.grad_scale)
 
 
 @dataclass

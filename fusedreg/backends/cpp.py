@@ -106,7 +106,7 @@ class CppPlan(Plan):
         return self._plan.sum_of_squares(step.inv_grad_scale)
 
     def update(self, step: StepScalars) -> None:
-        self._plan.update(step.inv_grad_scale, float(step.clip_coef), step.rounding_keys, step.next_seeds)
+        self._plan.update(step.inv_grad_scale, step.clip_coef, step.rounding_keys, step.next_seeds)
 
 
 class CppBackend:

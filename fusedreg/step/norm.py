@@ -25,13 +25,20 @@ def clip(
     Returns:
         The norm. A tensor, as wide as its device has them, may be written by the plans only when they take the step.
     """
-    sums = [plan.sum_of_squares(step) for plan in plans.plans]
+    # In a training loop all that a step calls is fetched from memory: no comprehension, no set.
+    sums: list[float | Tensor] = []
+    on_host: float | None = 0.0  # their sum, where all are floats
+    for plan in plans.plans:
+        value = plan.sum_of_squares(step)
+        sums.append(value)
+        on_host = on_host + value if on_host is not None and isinstance(value, float) else None
     if plans.over_processes is not None:
         by_partition = [(part.partition, value) for part, value in zip(plans.parts, sums, strict=True)]
-        sums = [plans.over_processes.add_up(by_partition)]
-    on_host = [value for value in sums if isinstance(value, float)]
-    if len(on_host) == len(sums):
-        norm, bound = math.sqrt(sum(on_host)), float(number(max_grad_norm))
+        value = plans.over_processes.add_up(by_partition)
+        sums, on_host = [value], value if isinstance(value, float) else None
+    if on_host is not None:
+        norm = math.sqrt(on_host)
+        bound = max_grad_norm if isinstance(max_grad_norm, float) else float(number(max_grad_norm))
         # Infinity measures, also what is not finite. Otherwise NaN stays.
         step.clip_coef = 1.0 if bound == math.inf or bound / (norm + 1e-6) > 1.0 else bound / (norm + 1e-6)
         return norm
