@@ -172,6 +172,7 @@ extensions = [
             "csrc/bindings.cpp",
             "csrc/plan/tables.cpp",
             "csrc/plan/parameters.cpp",
+            "csrc/plan/watch.cpp",
             *sorted(map(str, Path("csrc/cpu").glob("*.cpp"))),
             *rule_units.write("cpu", UNITS),
         ],

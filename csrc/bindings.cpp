@@ -6,6 +6,7 @@
 #include "cpu/selection.h"
 #include "plan/describe.h"
 #include "plan/tables.h"
+#include "plan/watch.h"
 
 namespace fusedreg {
 
@@ -130,7 +131,9 @@ Object sum_of_squares(cpu::Plan& self, const Arguments& arguments) {
 
 Object update(cpu::Plan& self, const Arguments& arguments) {
   const auto to_key = [](PyObject* key) { return static_cast<std::uint32_t>(to_unsigned(key)); };
-  self.update(to_double(arguments[0]), to_double(arguments[1]), to_vector(arguments[2], to_key), arguments[3]);
+  const auto to_items = [](PyObject* two) { return std::make_pair(tuple_item(two, 0), tuple_item(two, 1)); };
+  self.update(to_double(arguments[0]), to_double(arguments[1]), to_vector(arguments[2], to_key),
+              to_vector(arguments[3], to_items));
   return none();
 }
 
@@ -189,6 +192,16 @@ Object finish_update(Tables& self, const Arguments&) {
   return none();
 }
 
+// Watch(attributes, empty)
+
+std::unique_ptr<Watch> make_watch(PyObject* arguments) {
+  return std::make_unique<Watch>(tuple_item(arguments, 0), tuple_item(arguments, 1));
+}
+
+Object look(Watch& self, const Arguments& arguments) {
+  return to_python(static_cast<std::int64_t>(self.look(arguments[0])));
+}
+
 // Functions
 
 Object rules(const Arguments&) { return describe(cpu::rules()); }
@@ -229,6 +242,7 @@ Object make_module() {
                                     entry("move_scalar_states", method<Tables, 0, move_scalar_states>),
                                     entry("finish_update", method<Tables, 0, finish_update>),
                                     kEnd};
+  static PyMethodDef of_watch[] = {entry("look", method<Watch, 1, look>), kEnd};
   static PyModuleDef definition = {
       PyModuleDef_HEAD_INIT,
       "_C",
@@ -243,6 +257,7 @@ Object make_module() {
   add_type<cpu::Plan, make_plan>(module.get(), "fusedreg._C.Plan", "Plan", of_plan);
   add_type<cpu::Selection, make_selection>(module.get(), "fusedreg._C.Selection", "Selection", of_selection);
   add_type<Tables, make_tables>(module.get(), "fusedreg._C.Tables", "Tables", of_tables);
+  add_type<Watch, make_watch>(module.get(), "fusedreg._C.Watch", "Watch", of_watch);
   return module;
 }
 

@@ -221,7 +221,8 @@ class Hyperparameters:
         self._read: Callable[[dict[str, Any]], tuple[Any, ...]] = operator.itemgetter(*keys)
         self._lr_options = [option for option in spec.options if option.name == LR_KEY]
         self._raw: list[tuple[Any, ...]] | None = None
-        self._is_constant = False
+        self.is_constant = False
+        """Whether none of what was read can be written in place."""
         self._has_tensors = False
         self.numbers: list[tuple[float | Tensor, ...]] = []
         self.demands: list[Any] = []
@@ -250,7 +251,7 @@ class Hyperparameters:
         raw = list(map(self._read, groups))
         # The very objects of the last step, none of which can be written in place: the most common case by far.
         if (
-            self._is_constant
+            self.is_constant
             and self._raw is not None
             and len(raw) == len(self._raw)
             and all(map(_same_objects, raw, self._raw))
@@ -278,7 +279,7 @@ class Hyperparameters:
             for group in groups
         ]
         self._has_tensors = has_tensors
-        self._is_constant = all(map(_is_constant, raw))
+        self.is_constant = all(map(_is_constant, raw))
         # lists copied: they can be written in place
         self._raw = [tuple(list(value) if isinstance(value, list) else value for value in group) for group in raw]
         return True
@@ -286,7 +287,7 @@ class Hyperparameters:
     def _has_followed_lr(self, raw: list[tuple[Any, ...]]) -> bool:
         """What a scheduler does before every step: floats in the place of floats, and nothing else is new. Nothing else
         is then checked or read again."""
-        if not self._is_constant or self._raw is None or len(raw) != len(self._raw):
+        if not self.is_constant or self._raw is None or len(raw) != len(self._raw):
             return False
         for now, before in zip(raw, self._raw, strict=True):
             if not (type(now[0]) is type(before[0]) is float and _same_objects(now[1:], before[1:])):

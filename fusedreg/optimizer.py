@@ -21,6 +21,7 @@ from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimize
 from . import backends
 from .backends import StepScalars
 from .backends.codes import as_saved, decoded
+from .backends.cpp import OTHER, OTHER_RATES, make_watch
 from .checkpoints import bring_up_to_date, regroup, restore_states
 from .hyperparameters import (
     Hyperparameters,
@@ -51,14 +52,17 @@ def _with_hooks(bare: Callable[..., Any]) -> Callable[..., Any]:
     with_hooks = Optimizer.profile_hook_step(bare)
 
     @functools.wraps(bare)
-    def step(self: Optimizer, *args: Any, **kwargs: Any) -> Any:
+    def step(self: FusedRegOptimizer, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return with_hooks(self, *args, **kwargs)
+        if not args and not kwargs and self._step_again():
+            return None
         if (
             self._optimizer_step_pre_hooks
             or self._optimizer_step_post_hooks
             or _global_optimizer_pre_hooks
             or _global_optimizer_post_hooks
             or torch.autograd._profiler_enabled()
-            or torch.compiler.is_compiling()
         ):
             return with_hooks(self, *args, **kwargs)
         return bare(self, *args, **kwargs)
@@ -231,9 +235,36 @@ class FusedRegOptimizer(Optimizer):
                 loss = closure()
         if torch.compiler.is_compiling():
             _step_uncompiled(self)
-        else:
+        elif closure is None or not self._step_again():
             self._step()
         return loss
+
+    def _step_again(self) -> bool:
+        """The step of a training loop: since the last one, nothing is new but gradients and learning rates. False if
+        there is more, and nothing was done."""
+        plans = self._plans
+        if plans is None or plans.watch is None:
+            return False
+        # It is asked once: whatever raises, the next step is not this one.
+        watch, plans.watch = plans.watch, None
+        seen = watch.look(self.__dict__)
+        if seen == OTHER:
+            return False
+        self._plans = None  # as in _step
+        if seen == OTHER_RATES:
+            hyperparameters = cast(Hyperparameters, self._hyperparameters)
+            groups = spare_small(self.param_groups, self._splits)
+            hyperparameters.refresh(groups)
+            plans.set_groups(groups, hyperparameters)
+        for plan in plans.plans:
+            if not plan.refresh():
+                return False
+        step = StepScalars()
+        self._prepare(plans, step, None)
+        self._plans, plans.watch = plans, watch
+        for plan in plans.plans:
+            plan.update(step)
+        return True
 
     def _step(self) -> None:
         found_inf = getattr(self, "found_inf", None)
@@ -245,11 +276,15 @@ class FusedRegOptimizer(Optimizer):
                 # As torch's fused optimizers have it: the host does not know whether a step is skipped.
                 self._scalars_on_device, self._plans = True, None
         step = StepScalars(grad_scale=getattr(self, "grad_scale", None))
-        if not on_gpu(step.grad_scale) and step.inv_grad_scale == math.inf:
-            raise ZeroDivisionError("grad_scale is so small that its inverse is infinite")  # a zero raises by itself
+        if step.grad_scale is not None and not on_gpu(step.grad_scale):
+            step.inv_grad_scale = 1.0 / float(step.grad_scale)  # a zero raises by itself
+            if step.inv_grad_scale == math.inf:
+                raise ZeroDivisionError("grad_scale is so small that its inverse is infinite")
 
         # Until they are known to fit this step there are none: whatever raises, the next step makes new ones.
         plans, self._plans = self._plans, None
+        if plans is not None:
+            plans.watch = None
         # A mode sees torch's operations and none of ours: it would trace, or count, a step that does nothing.
         is_watched = torch._C._len_torch_dispatch_stack() > 0
         if is_watched:
@@ -296,15 +331,23 @@ class FusedRegOptimizer(Optimizer):
                 plan.update(step)
             for group, seed in step.next_seeds:  # where no plan has done so in its update
                 group[ROUNDING_SEED.name] = seed
+            has_scalars = found_inf is not None or step.grad_scale is not None or step.rounding_keys
+            if not is_watched and not has_scalars and hyperparameters.is_constant and plans.can_be_watched:
+                hooks = (self._optimizer_step_pre_hooks, self._optimizer_step_post_hooks)
+                plans.watch = make_watch(
+                    self.__dict__, (*hooks, _global_optimizer_pre_hooks, _global_optimizer_post_hooks)
+                )
 
     def _prepare(self, plans: Plans, step: StepScalars, found_inf: Tensor | None) -> bool:
         """Everything before the update; False if the step is skipped."""
-        if on_gpu(found_inf):
-            if all(plan.stays_on_device for plan in plans.plans):
+        if found_inf is not None and on_gpu(found_inf):
+            if plans.all_on_device:
                 step.found_inf = found_inf
-            elif float(cast(Tensor, found_inf)) != 0:
+            elif float(found_inf) != 0:
                 return False
-        if any(plan.stays_on_device for plan in plans.plans):
+        if step.grad_scale is not None and on_gpu(step.grad_scale) and not plans.all_on_device:
+            step.inv_grad_scale = 1.0 / float(step.grad_scale)
+        if plans.some_on_device:
             self._check_graph_capture()
         max_grad_norm = self.param_groups[0][MAX_GRAD_NORM.name] if self.param_groups else None
         self._measured["grad_norm"] = (

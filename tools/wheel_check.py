@@ -28,6 +28,7 @@ TESTS = [
     "tests/hostile/test_layouts.py",
     "tests/hostile/test_gradients_without_memory.py",
     "tests/hostile/test_lifetime.py",
+    "tests/hostile/test_switches.py",
 ]
 FROM_THE_WHEEL = """
 import fusedreg, pathlib, sys

@@ -118,7 +118,8 @@ void Plan::set_groups(const std::vector<std::vector<double>>& groups) {
 double Plan::sum_of_squares(double inv_grad_scale) {
   const std::vector<Chunk>& chunks = work_list_.chunks();
   {
-    const WithoutGil no_gil;
+    std::optional<WithoutGil> no_gil;
+    if (takes_long()) no_gil.emplace();
     for_each_chunk(work_list_, [&](std::int64_t i) {
       const Chunk& chunk = chunks[i];
       const Entry& entry = entries_[chunk.tensor];
@@ -138,29 +139,28 @@ void Plan::prepare(double inv_grad_scale, double clip_coef) {
   constants_.resize(entries_.size() * constants_stride_);  // once: pointers into it are handed out below
   std::size_t used = 0;
   const Entry* previous = nullptr;
-  double before[kMaxScalarStates] = {}, after[kMaxScalarStates] = {}, now[kMaxScalarStates] = {}, tau = 0;
-  unsigned singles = 0;
+  Scalars before, now;
+  double after[kMaxScalarStates] = {}, tau = 0;
   for (std::size_t i = 0; i < entries_.size(); ++i) {
     prefetch(i);
     Entry& entry = entries_[i];
     if (!entry.active) continue;
     read_scalar_states(entry, now);
     const bool shares = previous != nullptr && previous->group == entry.group && previous->dtype == entry.dtype &&
-                        std::equal(std::begin(now), std::end(now), std::begin(before)) &&
-                        singles == this->singles(entry);
+                        std::equal(std::begin(now.values), std::end(now.values), std::begin(before.values)) &&
+                        before.singles == now.singles;
     if (!shares) {
       previous = &entry;
-      std::copy(std::begin(now), std::end(now), std::begin(before));
-      std::copy(std::begin(now), std::end(now), std::begin(after));
+      before = now;
+      std::copy(std::begin(now.values), std::end(now.values), std::begin(after));
       const double* fields = groups_[entry.group].data();
-      singles = this->singles(entry);
-      rule_.next(fields, after, singles);
-      tau = kernels_.fill(constants_.data() + used++ * constants_stride_, arithmetic_of(entry.dtype), fields, before,
-                          after, inv_grad_scale, clip_coef);
+      rule_.next(fields, after, now.singles);
+      tau = kernels_.fill(constants_.data() + used++ * constants_stride_, arithmetic_of(entry.dtype), fields,
+                          before.values, after, inv_grad_scale, clip_coef);
     }
     work_[i].tau = tau;
     work_[i].constants = constants_.data() + (used - 1) * constants_stride_;
-    write_scalar_states(entry, after);
+    write_scalar_states(now, after);
   }
 }
 
@@ -209,12 +209,13 @@ void Plan::prepare_rounding(const std::vector<std::uint32_t>& keys) {
 }
 
 void Plan::update(double inv_grad_scale, double clip_coef, const std::vector<std::uint32_t>& rounding_keys,
-                  PyObject* next_seeds) {
+                  const Items& next_seeds) {
   if (!rounding_keys.empty()) prepare_rounding(rounding_keys);  // first: it takes memory, and moves nothing
   prepare(inv_grad_scale, clip_coef);
   const std::vector<Chunk>& chunks = work_list_.chunks();
   {
-    const WithoutGil no_gil;
+    std::optional<WithoutGil> no_gil;
+    if (takes_long()) no_gil.emplace();
     unit_memory_.resize(thread_count());
     // The gradients that a norm pass has read last are still in the cache.
     const Order order = has_read_gradients_ ? Order::kBackward : Order::kForward;
@@ -228,9 +229,7 @@ void Plan::update(double inv_grad_scale, double clip_coef, const std::vector<std
     }
   }
   finish_update();
-  for (std::size_t i = 0; i < length(next_seeds); ++i) {
-    PyObject* const group_and_seed = item(next_seeds, i);
-    PyObject *const group = tuple_item(group_and_seed, 0), *const seed = tuple_item(group_and_seed, 1);
+  for (const auto& [group, seed] : next_seeds) {
     if (PyDict_SetItemString(group, "rounding_seed", seed) != 0) throw PythonError();
   }
 }

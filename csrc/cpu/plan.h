@@ -25,7 +25,7 @@ class Plan : public Parameters {
   // rounding; empty where nobody rounds so. `next_seeds`: groups and what their seeds then are, set in here so that no
   // signal comes between.
   void update(double inv_grad_scale, double clip_coef, const std::vector<std::uint32_t>& rounding_keys,
-              PyObject* next_seeds);
+              const Items& next_seeds);
 
  private:
   struct Work {  // of one entry
@@ -39,6 +39,9 @@ class Plan : public Parameters {
     Rounding rounding;
     std::optional<bool> places_as_stored;  // whether rounding.positions are those of the parameter's layout, if of any
   };
+
+  // Long enough for other threads to run Python meanwhile: to let them costs more than a few small tensors.
+  bool takes_long() const { return work_list_.elements() > kSerialElements; }
 
   // Says what the streams' dtypes are, and chooses the kernel that reads the gradient.
   void take_dtypes(std::size_t entry);

@@ -25,26 +25,6 @@ bool same_layout(const std::vector<std::int64_t>& sizes, const std::int64_t* a, 
   return true;
 }
 
-template <class Items>
-Items items_of(PyObject* dict) {
-  Items items;
-  PyObject *key, *value;
-  for (Py_ssize_t position = 0; PyDict_Next(dict, &position, &key, &value) != 0;) items.emplace_back(key, value);
-  return items;
-}
-
-// Whether a dict holds these very objects, in this order.
-template <class Items>
-bool holds(PyObject* dict, const Items& items) {
-  if (PyDict_Size(dict) != static_cast<Py_ssize_t>(items.size())) return false;
-  PyObject *key, *value;
-  Py_ssize_t position = 0;
-  for (auto item = items.begin(); PyDict_Next(dict, &position, &key, &value); ++item) {
-    if (key != item->first || value != item->second) return false;
-  }
-  return true;
-}
-
 // What a DTensor calls its parts.
 struct Names {
   PyObject* const local_tensor = PyUnicode_InternFromString("_local_tensor");
@@ -136,7 +116,7 @@ Parameters::Parameters(const RuleInfo& rule, const Columns& columns, bool takes_
       given_fields_(columns.field_names.size()),
       takes_other_gradients_(takes_other_gradients),
       optimizer_state_(columns.optimizer_state),
-      optimizer_state_items_(items_of<Items>(columns.optimizer_state)) {
+      optimizer_state_items_(items_of(columns.optimizer_state)) {
   const std::vector<std::string>& field_names = columns.field_names;
   for (std::size_t i = 0; i < field_names.size(); ++i) {
     const auto found = std::find(rule.fields.begin(), rule.fields.end(), field_names[i]);
@@ -175,7 +155,7 @@ Parameters::Parameters(const RuleInfo& rule, const Columns& columns, bool takes_
     entry.device = param.device;
     entry.is_dense = is_dense(param) && is_as_stored(entry.param());
     entry.has_inference = is_inference(entry.param());
-    entry.state_items = items_of<Items>(entry.state_dict);
+    entry.state_items = items_of(entry.state_dict);
     PyObject *const its_states = item(columns.states, i), *const its_scalars = item(columns.scalar_states, i);
     PyObject* const its_scales = item(columns.scales, i);
     if (tuple_length(its_states) != rule.states.size() || tuple_length(its_scales) != rule.states.size() ||
@@ -226,28 +206,47 @@ void Parameters::take_groups(const std::vector<std::vector<double>>& groups) {
   }
 }
 
-double Parameters::ScalarState::read() const {
-  if (!tensor.is_there()) return 0;
-  const void* at = tensor.read();
-  return is_single() ? *static_cast<const float*>(at) : *static_cast<const double*>(at);
+namespace {
+
+double read_number(const void* at, bool is_single) {
+  return is_single ? *static_cast<const float*>(at) : *static_cast<const double*>(at);
 }
 
-void Parameters::ScalarState::write(double value) const {
-  if (!tensor.is_there()) return;
-  void* at = tensor.write();
-  if (is_single()) {
+void write_number(void* at, bool is_single, double value) {
+  if (is_single) {
     *static_cast<float*>(at) = static_cast<float>(value);
   } else {
     *static_cast<double*>(at) = value;
   }
 }
 
-void Parameters::read_scalar_states(const Entry& entry, double* values) const {
-  for (std::size_t k = 0; k < scalar_state_count_; ++k) values[k] = entry.scalar_states[k].read();
+}  // namespace
+
+double Parameters::ScalarState::read() const { return tensor.is_there() ? read_number(tensor.read(), is_single()) : 0; }
+
+void Parameters::ScalarState::write(double value) const {
+  if (tensor.is_there()) write_number(tensor.write(), is_single(), value);
 }
 
-void Parameters::write_scalar_states(const Entry& entry, const double* values) const {
-  for (std::size_t k = 0; k < scalar_state_count_; ++k) entry.scalar_states[k].write(values[k]);
+void Parameters::read_scalar_states(const Entry& entry, Scalars& scalars) const {
+  scalars.singles = 0;
+  for (std::size_t k = 0; k < scalar_state_count_; ++k) {
+    const ScalarState& scalar = entry.scalar_states[k];
+    scalars.at[k] = scalar.tensor.is_there() ? scalar.tensor.write() : nullptr;
+    if (scalars.at[k] == nullptr) {
+      scalars.values[k] = 0;
+      continue;
+    }
+    const bool is_single = scalar.is_single();
+    scalars.singles |= is_single ? 1u << k : 0u;
+    scalars.values[k] = read_number(scalars.at[k], is_single);
+  }
+}
+
+void Parameters::write_scalar_states(const Scalars& scalars, const double* values) const {
+  for (std::size_t k = 0; k < scalar_state_count_; ++k) {
+    if (scalars.at[k] != nullptr) write_number(scalars.at[k], (scalars.singles >> k & 1u) != 0, values[k]);
+  }
 }
 
 void Parameters::prefetch(std::size_t i) const {
@@ -348,6 +347,10 @@ bool Parameters::bind(Entry& entry) {
     entry.staged.reset();
     entry.pointers = entry.data;
     entry.pointers.g = grad.data;
+    // The pass comes when all are bound: a small tensor's elements are there by then.
+    __builtin_prefetch(entry.pointers.w);
+    __builtin_prefetch(entry.pointers.g);
+    for_each_state(entry.needed, [&](std::size_t k) { __builtin_prefetch(entry.pointers.state[k]); });
   } else if (entry.has_codes() && all_else_fits) {
     stage_gradient(entry);
   } else if (can_be_copied) {

@@ -9,6 +9,7 @@
 
 #include "../maths/codes.h"
 #include "../maths/states.h"
+#include "items.h"
 #include "rule_info.h"
 #include "tensors.h"
 
@@ -60,7 +61,12 @@ class Parameters {
     bool is_single() const { return tensor.is_there() && tensor.element() != Element::kFloat64; }
   };
 
-  using Items = std::vector<std::pair<PyObject*, PyObject*>>;
+  // Those of a parameter on the host, found in memory once for reading and writing.
+  struct Scalars {
+    double values[kMaxScalarStates] = {};
+    void* at[kMaxScalarStates] = {};
+    unsigned singles = 0;  // those that are kept in float32, as a mask
+  };
 
   struct Entry {
     // The object, not the tensor behind it: torch.utils.swap_tensors exchanges that, where nobody else holds it.
@@ -108,9 +114,9 @@ class Parameters {
   // Takes the groups' hyperparameters, in the order of `field_names`.
   void take_groups(const std::vector<std::vector<double>>& groups);
 
-  void read_scalar_states(const Entry& entry, double* values) const;
-  void write_scalar_states(const Entry& entry, const double* values) const;
-  unsigned singles(const Entry& entry) const;  // the scalar states that are kept in float32, as a mask
+  void read_scalar_states(const Entry& entry, Scalars& scalars) const;
+  void write_scalar_states(const Scalars& scalars, const double* values) const;
+  unsigned singles(const Entry& entry) const;
 
   // After the kernels: copies back what was staged, and tells autograd of the in-place changes.
   void finish_update();

@@ -115,8 +115,9 @@ inline std::string to_string(PyObject* object) {
 
 template <class Convert>
 auto to_vector(PyObject* sequence, const Convert& convert) {
-  const Object items = Object::own(PySequence_List(sequence));
   std::vector<decltype(convert(sequence))> converted;
+  if (PySequence_Size(sequence) == 0) return converted;
+  const Object items = Object::own(PySequence_List(sequence));
   for (std::size_t i = 0; i < length(items.get()); ++i) converted.push_back(convert(item(items.get(), i)));
   return converted;
 }

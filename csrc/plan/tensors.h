@@ -74,6 +74,7 @@ struct View {
 //   bool look(PyObject* tensor, View&)     false: it has no strided memory of its own that one could look at
 //   bool is_inference(PyObject* tensor)    whether it was made in InferenceMode
 //   bool is_inference_mode()
+//   bool is_observed()                     by a profiler, or a mode that sees torch's operations and none of ours
 //   bool is_as_stored(PyObject* tensor)    neither conjugated nor negated when it is read
 //
 //   Tensor       holds a tensor; not a parameter, which others hold: torch.utils.swap_tensors must be able to exchange

@@ -3,7 +3,9 @@
 
 #include <ATen/core/Tensor.h>
 #include <c10/core/InferenceMode.h>
+#include <c10/core/impl/TorchDispatchModeTLS.h>
 #include <torch/csrc/autograd/python_variable.h>
+#include <torch/csrc/profiler/api.h>
 
 namespace fusedreg {
 
@@ -54,6 +56,9 @@ inline bool is_tensor(PyObject* object) { return THPVariable_Check(object); }
 inline bool look(PyObject* tensor, View& view) { return look(THPVariable_Unpack(tensor), view); }
 inline bool is_inference(PyObject* tensor) { return THPVariable_Unpack(tensor).is_inference(); }
 inline bool is_inference_mode() { return c10::InferenceMode::is_enabled(); }
+inline bool is_observed() {
+  return torch::profiler::impl::profilerEnabled() || c10::impl::TorchDispatchModeTLS::stack_len() > 0;
+}
 inline bool is_as_stored(const at::Tensor& tensor) { return !tensor.is_conj() && !tensor.is_neg(); }
 inline bool is_as_stored(PyObject* tensor) { return is_as_stored(THPVariable_Unpack(tensor)); }
 

@@ -20,7 +20,8 @@ struct Found {
   void* grad_closure = nullptr;
   PyCFunction is_conj = nullptr, is_neg = nullptr;
   PyObject *tensor_type = nullptr, *parameter_type = nullptr, *is_plain = nullptr, *handle_of = nullptr,
-           *is_inference_mode = nullptr, *increment_version = nullptr;
+           *is_inference_mode = nullptr, *increment_version = nullptr, *profiler_enabled = nullptr,
+           *dispatch_modes = nullptr;
   std::int32_t cpu = 0, elements[static_cast<int>(Element::kOther)] = {};
 };
 
@@ -77,6 +78,11 @@ inline bool is_inference(PyObject* tensor) {
 
 inline bool is_inference_mode() {
   return to_bool(Object::own(PyObject_CallFunctionObjArgs(found.is_inference_mode, nullptr)).get());
+}
+
+inline bool is_observed() {
+  const auto is_on = [](PyObject* asked) { return to_bool(Object::own(PyObject_CallNoArgs(asked)).get()); };
+  return is_on(found.profiler_enabled) || is_on(found.dispatch_modes);
 }
 
 inline bool is_as_stored(PyObject* tensor) {
@@ -194,6 +200,8 @@ inline void prepare_torch() {
   found.parameter_type = attribute(nn.get(), "Parameter").release();
   found.is_inference_mode = attribute(module.get(), "is_inference_mode_enabled").release();
   found.increment_version = attribute(c.get(), "_increment_version").release();
+  found.dispatch_modes = attribute(c.get(), "_len_torch_dispatch_stack").release();
+  found.profiler_enabled = attribute(attribute(module.get(), "autograd").get(), "_profiler_enabled").release();
   found.handle_of = attribute(aoti.get(), "unsafe_alloc_void_ptr_from_tensor").release();
   const Object memory = Object::own(PyImport_ImportModule("fusedreg.backends.memory"));
   found.is_plain = attribute(memory.get(), "is_plain").release();

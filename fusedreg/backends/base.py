@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -32,24 +33,22 @@ class Entry:
     """Where stochastic rounding acts, what its random bits are a function of: a ``rounding.Place``."""
 
 
-@dataclass
+@dataclass(slots=True)
 class StepScalars:
     """What a step needs beyond the groups. AMP's scalars come as GradScaler sets them."""
 
     grad_scale: float | Tensor | None = None
+    inv_grad_scale: float = 1.0
+    """Its inverse, but where all plans have ``stays_on_device``."""
     found_inf: Tensor | None = None
     """Only for plans with ``stays_on_device``: the step is skipped where it is not zero."""
     clip_coef: float | Tensor = 1.0
-    rounding_keys: list[int] = field(default_factory=list)
+    rounding_keys: Sequence[int] = ()
     """Of the groups, for this step's stochastic rounding; empty where nobody rounds so."""
-    next_seeds: list[tuple[dict[str, Any], int]] = field(default_factory=list)
+    next_seeds: Sequence[tuple[dict[str, Any], int]] = ()
     """Groups of the optimizer, and the ``rounding_seed`` that they have after this step."""
     norm: DeviceNorm | None = None
     """Only for plans with ``stays_on_device``, in place of ``clip_coef``."""
-
-    @property
-    def inv_grad_scale(self) -> float:
-        return 1.0 if self.grad_scale is None else 1.0 / float(self.grad_scale)
 
 
 @dataclass

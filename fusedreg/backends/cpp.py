@@ -56,6 +56,23 @@ def load_extension(name: str = "_C") -> tuple[ModuleType | None, str | None]:
         return None, f"the compiled extension does not load ({error}): {REBUILD}"
 
 
+OTHER, SAME, OTHER_RATES = range(3)
+"""What a watch sees: ``Watch::Seen`` of csrc/plan/watch.h."""
+
+
+def make_watch(attributes: dict[str, Any], empty: tuple[dict[Any, Any], ...]) -> Any:
+    """Of an optimizer's ``__dict__`` and its param groups, whose parameters and constants the caller holds; None where
+    there is no extension, or the groups are no lists and dicts.
+
+    Args:
+        empty: hooks, its own and torch's, of which there are none.
+    """
+    extension, _ = load_extension()
+    groups = attributes["param_groups"]
+    are_plain = type(groups) is list and all(isinstance(each, dict) and type(each["params"]) is list for each in groups)
+    return extension.Watch(attributes, empty) if extension is not None and are_plain else None
+
+
 @functools.cache
 def _rules() -> frozenset[str]:
     extension, _ = load_extension()
@@ -89,7 +106,7 @@ class CppPlan(Plan):
         return self._plan.sum_of_squares(step.inv_grad_scale)
 
     def update(self, step: StepScalars) -> None:
-        self._plan.update(step.inv_grad_scale, float(step.clip_coef), step.rounding_keys, step.next_seeds)
+        self._plan.update(step.inv_grad_scale, step.clip_coef, step.rounding_keys, step.next_seeds)
 
 
 class CppBackend:

@@ -66,12 +66,25 @@ class Plans:
     def __init__(self, parts: list[Part], groups: Groups, state: dict[Any, Any], demands: list[Any]) -> None:
         self.parts = parts
         self.plans = [part.plan for part in parts]
+        self.some_on_device = any(plan.stays_on_device for plan in self.plans)
+        self.all_on_device = all(plan.stays_on_device for plan in self.plans)
         self.over_processes: SumOverProcesses | None = None
+        self.watch: Any = None
+        """From a step's end to the next: of what it rests on in Python."""
         self._state = state
         self._params = [list(group["params"]) for group in groups]
         read = {key for part in parts for key in part.read or ()}
         self._read = [param for params in self._params for param in params if id(param) in read]
         self._demands = demands
+
+    @property
+    def can_be_watched(self) -> bool:
+        """Whether a step reads no gradient but by its plans, and waits for no other process."""
+        return self.over_processes is None and all(part.read is None for part in self.parts)
+
+    def set_groups(self, groups: Groups, hyperparameters: Hyperparameters) -> None:
+        for plan in self.plans:
+            plan.set_groups(hyperparameters.as_read(groups), hyperparameters.numbers)
 
     def follow(
         self,
@@ -91,8 +104,7 @@ class Plans:
         if changed:
             if hyperparameters.demands != self._demands:
                 return False
-            for plan in self.plans:
-                plan.set_groups(hyperparameters.as_read(groups), hyperparameters.numbers)
+            self.set_groups(groups, hyperparameters)
         # A list: whether there is a collective to come must not depend on the order of the parts.
         others = [part for part in self.parts if not part.refresh_as_it_is()]
         if not others:

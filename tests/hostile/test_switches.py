@@ -11,7 +11,9 @@ import itertools
 
 import pytest
 import torch
-from helpers import REGULARIZED, FusedRegAdam, FusedRegSGD, make_params, run, set_grads
+from helpers import REGULARIZED, FusedRegAdam, FusedRegFTRL, FusedRegSGD, make_params, run, set_grads
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+from torch.utils._python_dispatch import TorchDispatchMode
 
 SHAPES = ((4, 3), (5,))
 
@@ -280,3 +282,262 @@ def test_a_tensor_hyperparameter_written_in_place(key, backend) -> None:
         results.append([param.detach() for param in params])
     for a, b in zip(*results, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-15, atol=0)
+
+
+# -- the tensors themselves are the user's to change
+
+
+def set_data_of_params(params) -> None:
+    for param in params:
+        param.data = param.data * 2
+
+
+def set_params(params) -> None:
+    with torch.no_grad():
+        for param in params:
+            param.set_(param.detach() * 2)
+
+
+def move_storages_of_params(params) -> None:
+    """To larger ones: the tensors' own addresses are others, and nothing else of them."""
+    for param in params:
+        move_storage(param.detach())
+
+
+def move_storage(tensor: torch.Tensor) -> None:
+    storage = tensor.untyped_storage()
+    before, size = storage.data_ptr(), storage.nbytes()
+    kept = torch.empty(0)
+    for factor in range(2, 50):  # until it does not just grow in place
+        storage.resize_(size * factor * 100)
+        if storage.data_ptr() != before:
+            return
+        kept = torch.empty(size)  # noqa: F841
+    raise AssertionError("it stayed where it is")
+
+
+def swap_tensors(params) -> None:
+    for param in params:
+        torch.utils.swap_tensors(param, torch.nn.Parameter(param.detach() * 2))
+
+
+def resize_params_and_back(params) -> None:
+    """Which gets memory anew for the more elements in between."""
+    for param in params:
+        shape = param.shape
+        param.requires_grad_(False).resize_(1000).resize_(shape).fill_(0.5).requires_grad_()
+
+
+def replace_gradients(params) -> None:
+    for param in params:
+        param.grad = param.grad * 2
+
+
+def write_into_gradients(params) -> None:
+    for param in params:
+        param.grad.mul_(2)
+
+
+def set_data_of_gradients(params) -> None:
+    for param in params:
+        param.grad.data = param.grad * 2
+
+
+def set_gradients(params) -> None:
+    for param in params:
+        param.grad.set_(param.grad * 2)
+
+
+def resize_gradients(params) -> None:
+    for param in params:
+        param.grad.resize_(1000).resize_(param.shape).fill_(0.5)
+
+
+def move_storages_of_gradients(params) -> None:
+    for param in params:
+        move_storage(param.grad)
+
+
+def negate_gradients(params) -> None:
+    """Where they are: what their memory holds is read with the other sign."""
+    for param in params:
+        param.grad.data = torch._neg_view(param.grad.clone())
+
+
+def transpose_gradients(params) -> None:
+    for param in params:
+        param.grad.data = param.grad.t().contiguous().t()
+
+
+def drop_a_gradient(params) -> None:
+    params[0].grad = None
+
+
+CHANGES_OF_TENSORS = [
+    set_data_of_params,
+    set_params,
+    move_storages_of_params,
+    swap_tensors,
+    resize_params_and_back,
+    replace_gradients,
+    write_into_gradients,
+    set_data_of_gradients,
+    set_gradients,
+    resize_gradients,
+    move_storages_of_gradients,
+    negate_gradients,
+    transpose_gradients,
+    drop_a_gradient,
+]
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize("change", CHANGES_OF_TENSORS)
+@pytest.mark.parametrize("rule", ["adam", "sgd"])
+def test_a_change_of_tensors_is_seen(rule, change, steps, backend) -> None:
+    """The gradients' objects are the same in every step, as with ``zero_grad(set_to_none=False)``."""
+    twin = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}[rule]
+    ours = {"adam": FusedRegAdam, "sgd": FusedRegSGD}[rule]
+    options = {"momentum": 0.9} if rule == "sgd" else {}
+    results = []
+    for cls, more in ((twin, {}), (ours, {"backend": backend})):
+        params = make_params(((4, 3), (4, 3), (5, 2)), torch.float64)
+        optimizer = cls(params, lr=0.1, **options, **more)
+        set_grads(params, 0)
+        for _ in range(steps):
+            optimizer.step()
+        change(params)
+        for _ in range(2):
+            optimizer.step()
+        results.append([param.detach() for param in params])
+    torch.testing.assert_close(*results, rtol=1e-13, atol=1e-14)
+
+
+# -- what is asked for before each step, and costs nothing where there is nothing to do
+
+
+def test_numbers_in_the_place_of_others_that_are_gone(backend) -> None:
+    """A new float may well be where the last one was."""
+    results = []
+    for cls, more in ((torch.optim.SGD, {}), (FusedRegSGD, {"backend": backend})):
+        params = make_params(SHAPES, torch.float64)
+        optimizer = cls(params, lr=0.1, **more)
+        for key in ("lr", "weight_decay", "momentum"):
+            for i in range(40):
+                optimizer.param_groups[0][key] = 1 / (i // 2 + 2)
+                run(optimizer, params, 1 + i % 3, first_seed=i)
+        results.append([param.detach() for param in params])
+    torch.testing.assert_close(*results, rtol=1e-12, atol=1e-13)
+
+
+def test_a_learning_rate_that_is_refused_is_refused_again(backend) -> None:
+    params = make_params(SHAPES, torch.float64)
+    optimizer = FusedRegFTRL(params, lr=0.1, backend=backend)
+    run(optimizer, params, 3)
+    before = [param.detach().clone() for param in params]
+    optimizer.param_groups[0]["lr"] = -0.1
+    for _ in range(3):
+        with pytest.raises(ValueError, match="Invalid lr"):
+            optimizer.step()
+    assert all(a.equal(b) for a, b in zip(before, params, strict=True))
+    optimizer.param_groups[0]["lr"] = 0.1
+    optimizer.step()
+    assert not any(a.equal(b) for a, b in zip(before, params, strict=True))
+
+
+def replace_groups(optimizer, params) -> None:
+    optimizer.param_groups = [{**group, "lr": group["lr"] / 2} for group in optimizer.param_groups]
+
+
+def replace_a_group(optimizer, params) -> None:
+    optimizer.param_groups[0] = {**optimizer.param_groups[0], "lr": 0.3}
+
+
+def replace_params(optimizer, params) -> None:
+    optimizer.param_groups[0]["params"] = optimizer.param_groups[0]["params"][1:]
+
+
+def drop_a_param(optimizer, params) -> None:
+    del optimizer.param_groups[0]["params"][0]
+
+
+def reverse_params(optimizer, params) -> None:
+    optimizer.param_groups[0]["params"].reverse()
+
+
+def replace_state(optimizer, params) -> None:
+    old = optimizer.state
+    optimizer.state = type(old)(dict)
+    for param in params:
+        optimizer.state[param] = {name: value * 2 for name, value in old[param].items()}
+
+
+def add_a_key(optimizer, params) -> None:
+    optimizer.param_groups[0]["of the user"] = object()
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize(
+    "change",
+    [replace_groups, replace_a_group, replace_params, drop_a_param, reverse_params, replace_state, add_a_key],
+)
+def test_a_change_of_the_optimizer_is_seen(change, steps, backend) -> None:
+    results = []
+    for cls, more in ((torch.optim.Adam, {}), (FusedRegAdam, {"backend": backend})):
+        params = make_params(((4, 3), (4, 3), (5,)), torch.float64)
+        optimizer = cls(params, lr=0.1, **more)
+        run(optimizer, params, steps)
+        change(optimizer, params)
+        run(optimizer, params, 2, first_seed=50)
+        results.append([param.detach() for param in params])
+    torch.testing.assert_close(*results, rtol=1e-13, atol=1e-14)
+
+
+@pytest.mark.parametrize("whose", ["optimizer", "global"])
+@pytest.mark.parametrize("when", ["pre", "post"])
+def test_hooks_that_come_and_go_between_steps(when, whose, backend) -> None:
+    params = make_params(SHAPES)
+    optimizer = FusedRegAdam(params, backend=backend)
+    run(optimizer, params, 3)
+    calls: list[object] = []
+    register = getattr(optimizer, f"register_step_{when}_hook")
+    if whose == "global":
+        register = register_optimizer_step_pre_hook if when == "pre" else register_optimizer_step_post_hook
+    for _ in range(2):
+        handle = register(lambda *_: calls.append(None))
+        run(optimizer, params, 3)
+        handle.remove()
+        run(optimizer, params, 3)
+    assert len(calls) == 6
+
+
+def test_a_profiler_that_comes_and_goes_between_steps(backend) -> None:
+    params = make_params(SHAPES)
+    optimizer = FusedRegAdam(params, backend=backend)
+    run(optimizer, params, 3)
+    for _ in range(2):
+        with torch.autograd.profiler.profile() as profile:
+            run(optimizer, params, 3)
+        assert sum("Optimizer.step#FusedRegAdam.step" in event.name for event in profile.function_events) == 3
+        run(optimizer, params, 3)
+
+
+def test_a_mode_that_comes_and_goes_between_steps(backend) -> None:
+    """A backend with kernels of its own is not seen by it, and refuses; torch's operations are."""
+
+    class Counts(TorchDispatchMode):
+        calls = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            self.calls += 1
+            return function(*args, **(kwargs or {}))
+
+    params = make_params(SHAPES)
+    optimizer = FusedRegAdam(params)
+    run(optimizer, params, 3)
+    for _ in range(2):
+        set_grads(params, 1)
+        with Counts() as counts:
+            optimizer.step()
+        assert counts.calls > 0
+        run(optimizer, params, 3)
