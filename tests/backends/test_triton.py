@@ -26,11 +26,12 @@ from helpers import (
     run,
     set_grads,
     snapshot,
+    values_of_the_whole_range,
     variant_of,
 )
 
 from fusedreg import backends
-from fusedreg.backends import tables
+from fusedreg.backends import device_plan, tables
 from fusedreg.backends.tables import CompiledTables, PythonTables
 from fusedreg.backends.triton import why_not_triton
 from fusedreg.parity import TOLERANCE_IN_EPS, Case, cases, error_in_eps
@@ -41,6 +42,7 @@ if not INTERPRETING:
 if (REASON := why_not_triton()) is not None:
     pytest.skip(REASON, allow_module_level=True)
 
+from fusedreg.backends.triton.launch import TritonKernels
 from fusedreg.backends.triton.rules import RULES
 
 
@@ -282,6 +284,35 @@ def test_the_norm_has_the_same_bits_in_every_run(scalars_on_host) -> None:
         run(optimizer, params, 1)
         norms.add(optimizer._measured["grad_norm"].item())
     assert len(norms) == 1
+
+
+@pytest.mark.parametrize("offset", [0, 1])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_a_norm_has_the_whole_range(dtype, offset, scalars_on_host) -> None:
+    """Squares of gradients in float32 overflow, or are nothing; and some are large, others small, or all zeros. Each
+    result is as good as one in float64, rounded to float32."""
+    for values in values_of_the_whole_range(dtype, device_plan.CHUNK + 777 + offset):
+        param = torch.nn.Parameter(torch.zeros_like(values)[offset:])
+        optimizer = FusedRegSGD([param], lr=1e-3, backend="triton", max_grad_norm=math.inf)
+        param.grad = values[offset:]
+        optimizer.step()
+        truth = param.grad.double().norm().float()
+        torch.testing.assert_close(optimizer.grad_norm, truth, rtol=2.5e-7, atol=0, equal_nan=True)
+
+
+def test_squares_are_added_up_without_loss(scalars_on_host, monkeypatch) -> None:
+    """In float32: a pack's of these numbers are exact, and what the sum of packs loses by rounding is kept."""
+    sums = []
+
+    def record(kernels, launch, tables, partial_sums, squares=TritonKernels.squares) -> None:
+        squares(kernels, launch, tables, partial_sums)
+        sums.append(partial_sums.sum())
+
+    monkeypatch.setattr(TritonKernels, "squares", record)
+    param = torch.nn.Parameter(torch.zeros(3 * device_plan.CHUNK))
+    param.grad = torch.randint(1024, 2048, param.shape).float()
+    FusedRegSGD([param], lr=1e-3, backend="triton", max_grad_norm=math.inf).step()
+    assert sums == [param.grad.double().square().sum()]
 
 
 @pytest.fixture

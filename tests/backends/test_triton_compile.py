@@ -102,6 +102,15 @@ def registers_and_spills(kernel, folder) -> tuple[int, int]:
     return int(found[1]), int(found[2]) + int(found[3])
 
 
+def innermost_loops(text: str) -> list[str]:
+    """Of assembly: from a label to the branch back to it, where no other such loop is within."""
+    labels = {found[1]: found.end() for found in re.finditer(r"^(\$L__BB\d+_\d+|\.LBB\d+_\d+):", text, re.MULTILINE)}
+    branches = re.finditer(r"\b(?:bra|s_c?branch)\S*\s+(\S+?);?$", text, re.MULTILINE)
+    spans = {(labels[b[1]], b.start()) for b in branches if labels.get(b[1], len(text)) < b.start()}
+    innermost = [(a, z) for a, z in spans if not any((a, z) != other and a <= other[0] < z for other in spans)]
+    return [text[begin:end] for begin, end in sorted(innermost)]
+
+
 def rounds_as_ieee(kernel) -> bool:
     approximate = ("div.full", "div.approx", "sqrt.approx", ".ftz.f32")
     return not any(word in kernel.asm.get("ptx", "") for word in approximate)
@@ -149,8 +158,16 @@ def test_squares(what, target, tmp_path) -> None:
     assert registers_and_spills(kernel, tmp_path)[1] == 0
     assert rounds_as_ieee(kernel)
     threads = compilation.NORM_WARPS * TARGETS[target].warp_size
-    bytes_of_thread = compilation.NORM_BLOCK // threads * dtype.itemsize
-    assert wide_accesses(kernel)[0] == (bytes_of_thread // 16 if is_aligned else 0)
+    bytes_of_thread = constants["BLOCK"] // threads * dtype.itemsize
+    passes = 1 if dtype == torch.float64 else 2  # the second for what float32 has no room for
+    assert wide_accesses(kernel)[0] == (passes * bytes_of_thread // 16 if is_aligned else 0)
+    loops = innermost_loops(assembly(kernel))
+    assert len(loops) == passes
+    for loop in loops:
+        assert len(re.findall(r"\b(?:ld\.global|global_load|buffer_load)", loop)) >= 1
+        assert ("f64" in loop) == (dtype == torch.float64)
+        # A thread adds up its own packs; nothing changes hands.
+        assert not re.search(r"\b(?:bar|barrier|shfl|s_barrier|ds_\w+|ld\.shared|st\.shared|v_\w+_dpp)\b", loop)
 
 
 @every_target
@@ -158,7 +175,7 @@ def test_squares(what, target, tmp_path) -> None:
 @pytest.mark.parametrize("rule", RULES)
 def test_prepare(rule, clips, target, tmp_path) -> None:
     constants = compilation.prepare_constants(RULES[rule], clips)
-    kernel = compiled(kernels.prepare_kernel, constants, target, compilation.NORM_WARPS)
+    kernel = compiled(kernels.prepare_kernel, constants, target, compilation.PREPARE_WARPS)
     # It works on a few numbers, once a step: a value put aside costs nothing that a clock could show.
     assert registers_and_spills(kernel, tmp_path)[1] <= 16
 

@@ -16,8 +16,14 @@ from .rules import Rule
 from .scalars import COMMON_FIELDS
 
 # The block of the norm is not searched for, as the update's is (tuning.py): the order of a sum decides its last bits.
-NORM_BLOCK = 1024
-NORM_WARPS = 4
+# Reasoned, not measured: a thread has 64 bytes of float32 on their way, as CUDA's; see csrc/cuda/block.h.
+NORM_BLOCK, NORM_BYTES = 4096, 16 * 1024
+NORM_WARPS = 8
+WIDEST_LOAD = 16
+"""Bytes: of a pack, whose squares are added up before they meet a sum."""
+# Prepare's, which adds up the partial sums.
+PREPARE_BLOCK = 1024
+PREPARE_WARPS = 4
 # Of stage 7 neither, for the same reason.
 UNITS_WARPS = 4
 
@@ -59,7 +65,8 @@ def update_constants(
 
 
 def squares_constants(rule: Rule, dtype: torch.dtype, is_aligned: bool) -> dict[str, Any]:
-    return dict(GROUP_FIELDS=group_fields(rule), **element_constants(dtype, is_aligned, NORM_BLOCK))
+    pack, block = WIDEST_LOAD // dtype.itemsize, min(NORM_BLOCK, NORM_BYTES // dtype.itemsize)
+    return dict(GROUP_FIELDS=group_fields(rule), **element_constants(dtype, is_aligned, block), PACK=pack)
 
 
 def prepare_constants(rule: Rule, clips: bool) -> dict[str, Any]:
@@ -69,7 +76,7 @@ def prepare_constants(rule: Rule, clips: bool) -> dict[str, Any]:
         HAS_METRIC=rule.has_metric,
         GROUP_FIELDS=group_fields(rule),
         CLIP=clips,
-        BLOCK=NORM_BLOCK,
+        BLOCK=PREPARE_BLOCK,
     )
 
 

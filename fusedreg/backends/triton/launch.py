@@ -68,7 +68,7 @@ class TritonKernels(Kernels):
                 tables.constants if norm is None else norm,
             ),
             compilation.prepare_constants(self._rule, squares is not None),
-            compilation.NORM_WARPS,
+            compilation.PREPARE_WARPS,
         )
 
     def update(self, launch: Launch, tables: StepTables) -> None:

@@ -19,7 +19,7 @@ from triton.runtime.errors import OutOfResources
 from .. import tables
 from ..device_plan import CHUNK, Launch, StepTables
 from . import kernels
-from .compilation import constants_width, run_update
+from .compilation import WIDEST_LOAD, constants_width, run_update
 from .rules import RULES
 
 
@@ -33,8 +33,6 @@ class Config(NamedTuple):
 DEFAULT = Config(1024, 4)
 CANDIDATES = (Config(512, 4), DEFAULT, Config(1024, 8), Config(2048, 8))
 THREADS_OF_WARP = 32
-WIDEST_LOAD = 16
-"""Bytes."""
 
 
 def candidates(dtype: torch.dtype) -> tuple[Config, ...]:
