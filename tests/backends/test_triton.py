@@ -321,15 +321,17 @@ def launches(monkeypatch):
     from fusedreg.backends.triton import compilation
 
     seen = []
-    run_it = compilation.run
+    launch = compilation.Launcher.__call__
 
-    def recorded(kernel, programs, arguments, constants, warps):
+    def recorded(launcher, programs, arguments, stream):
         kinds = [str(a.dtype) if isinstance(a, torch.Tensor) else type(a).__name__ for a in arguments]
-        constants_of = sorted((name, getattr(value, "__name__", str(value))) for name, value in constants.items())
-        seen.append((kernel.__name__, tuple(kinds), tuple(constants_of), warps))
-        run_it(kernel, programs, arguments, constants, warps)
+        constants_of = sorted(
+            (name, getattr(value, "__name__", str(value))) for name, value in launcher.constants.items()
+        )
+        seen.append((launcher.kernel.__name__, tuple(kinds), tuple(constants_of), launcher.warps))
+        launch(launcher, programs, arguments, stream)
 
-    monkeypatch.setattr(compilation, "run", recorded)
+    monkeypatch.setattr(compilation.Launcher, "__call__", recorded)
     return seen
 
 
@@ -459,7 +461,7 @@ class BothTables:
 def test_cpp_and_python_make_the_same_tables(cls, variant, dtype, interpreted, monkeypatch) -> None:
     """Through all that a plan must notice: gradients that move, come and go, state that is replaced, other options."""
     monkeypatch.setattr("fusedreg.backends.device_plan.make_tables", BothTables)
-    monkeypatch.setattr("fusedreg.backends.triton.compilation.run", lambda *arguments: None)
+    monkeypatch.setattr("fusedreg.backends.triton.compilation.Launcher.__call__", lambda *arguments: None)
     params = make_params([(4, 3)] * 6, dtype)
     groups = [{"params": params[:2]}, {"params": params[2:], "lr": 0.1}]
     optimizer = cls(groups, backend="triton", max_grad_norm=1.0, **variant_of(cls, variant))
@@ -564,17 +566,16 @@ def test_a_trial_is_one_update_of_its_own_memory(rule, states, monkeypatch) -> N
     update = tuning.run_update
     configs = []
 
-    def watched(*arguments) -> None:
-        _, _, tables, block, warps = arguments
+    def watched(launcher, launch, tables) -> None:
         memory = tables.kept
         assert memory.shape == (2 + states.bit_count(), 2 * tuning.CHUNK)
         for tensor in memory:
             tensor.copy_(torch.linspace(2, 3, tensor.numel()))  # the constants, bounds among them, are 1
         before = memory.clone()
-        update(*arguments)
+        update(launcher, launch, tables)
         assert (memory[0] != before[0]).all()
         assert memory[1].equal(before[1])  # the gradient
-        configs.append((block, warps))
+        configs.append((launcher.constants["BLOCK"], launcher.warps))
 
     def timer(trial) -> float:
         trial()

@@ -160,7 +160,10 @@ def group_of_set(scalars, sets, set_index, GROUP_FIELDS: tl.constexpr):
     return scalars + 2 * (STEP_SCALARS + tl.load(sets + SET_WIDTH * set_index) * GROUP_FIELDS)
 
 
-@triton.jit(do_not_specialize=["partial_sum_count"])
+@triton.jit(
+    do_not_specialize=["partial_sum_count"],
+    do_not_specialize_on_alignment=["scalars", "sets", "constants", "partial_sums", "norm_at"],
+)
 def prepare_kernel(
     scalars,
     sets,
@@ -342,8 +345,10 @@ def squares_of_chunk(
     return tl.sum(sums_of_lanes + tl.where(sums < float("inf"), lost, 0.0).to(tl.float64)), largest
 
 
-# The partial sums of a second launch begin at any place.
-@triton.jit(do_not_specialize=["row_count", "chunk_count"], do_not_specialize_on_alignment=["partial_sums"])
+@triton.jit(
+    do_not_specialize=["row_count", "chunk_count"],
+    do_not_specialize_on_alignment=["rows", "chunks", "scalars", "sets", "partial_sums"],
+)
 def squares_kernel(
     rows,
     row_count,
@@ -426,7 +431,7 @@ def update_block(
             tl.store(state_at[i], state[i], mask=mask)
 
 
-@triton.jit(do_not_specialize=["row_count"])
+@triton.jit(do_not_specialize=["row_count"], do_not_specialize_on_alignment=["rows", "chunks", "constants"])
 def update_kernel(
     rows,
     row_count,
