@@ -293,7 +293,8 @@ class DevicePlan(Plan):
             self._step = tables = self._make_tables(step)
             counts = [min(launch.chunks, most_partial_sums(self._device)) for launch in self._launches]
             partial_sums = torch.empty(sum(counts), dtype=torch.float64, device=self._device)
-            for launch, its_sums in zip(self._launches, partial_sums.split(counts), strict=True):
+            sums = [partial_sums] if len(counts) == 1 else partial_sums.split(counts)
+            for launch, its_sums in zip(self._launches, sums, strict=True):
                 self._kernels.squares(launch, tables, its_sums)
             return partial_sums
 
