@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -58,6 +59,20 @@ def set_grads(params: list[Tensor], seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     for param in params:
         param.grad = random(param.shape, generator).to(param.device, param.dtype)
+
+
+def values_of_the_whole_range(dtype: torch.dtype, numel: int) -> list[Tensor]:
+    """Gradients whose squares float32 has room for, and has not: of one scale, of all at once, with zeros, all zeros,
+    with an infinity, with a NaN."""
+    finfo = torch.finfo(dtype)
+    start = torch.randn(numel, dtype=torch.float64)
+    largest = finfo.max / 8
+    wide = 10 ** torch.linspace(math.log10(finfo.tiny), math.log10(largest), numel, dtype=torch.float64)
+    scales = [finfo.smallest_normal, 1e-30, 1e-18, 1e-4, 1.0, 1e10, 1e19, 1e30, largest]
+    tried = [start * scale for scale in scales if finfo.smallest_normal <= scale <= largest]
+    tried += [wide, wide.flip(0), start.where(start > 2, -0.0), start.where(start > 3, 0.0) * scales[0], 0 * start]
+    tried += [start.where(start < 3, math.inf), start.where(start < 3, math.nan)]
+    return [values.to(dtype) for values in tried]
 
 
 def run(optimizer: torch.optim.Optimizer, params: list[Tensor], steps: int, first_seed: int = 100) -> None:

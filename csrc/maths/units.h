@@ -13,6 +13,8 @@
 // root from below after the first, and need few.
 #pragma once
 
+#include <type_traits>
+
 #include "hyperparameters.h"
 
 namespace fusedreg {
@@ -47,16 +49,26 @@ FUSEDREG_HD UnitConstants make_unit_constants(const CommonHyperparameters& commo
 // What `furthest` is for one weight, whose metric says floor_ratio. Below zero there is no floor.
 template <class A>
 FUSEDREG_HD A unit_furthest(A furthest, A floor_ratio) {
-  return floor_ratio > A(0) ? furthest / floor_ratio : A(INFINITY);
+  return floor_ratio > A(0) ? divide(furthest, floor_ratio) : A(INFINITY);
 }
 
 // A weight, from the root. `furthest` is the safeguard's bound.
 template <class A>
 FUSEDREG_HD A unit_prox(A y, A e, A furthest, A r, A m) {
-  const A product = e * r, shrunk = y * (product / (product + m));
+  const A product = e * r, shrunk = y * divide(product, product + m);
   const A nearest = absolute(y) - furthest;
   const A x = nearest > absolute(shrunk) ? copy_sign(nearest, y) : shrunk;
   return x == A(0) ? A(0) : x;
+}
+
+// 1 / x, for x >= 0; of a number, or of each in a vector.
+template <class A>
+FUSEDREG_HD A inverse(A x) {
+  if constexpr (std::is_arithmetic_v<A>) {
+    return divide(A(1), x);
+  } else {
+    return 1 / x;
+  }
 }
 
 // The most sums over a unit's weights that its root wants at once.
@@ -83,7 +95,7 @@ FUSEDREG_HD void add_series_sums(A y, A moved, A& squares, A& by_inverse, A& by_
 // derivative by r; q^2 t, by m. Returns t: a weight loses m t of itself.
 template <class A, class Root, class Sum>
 FUSEDREG_HD A add_newton_sums(A y, A e, Root r, Root m, Sum& squares, Sum& by_r, Sum& by_m) {
-  const A t = 1 / (e * r + m), share = e * t;
+  const A t = inverse(e * r + m), share = e * t;
   const Sum q = y * share, square = q * q;
   squares += square;
   by_r += square * static_cast<Sum>(share);

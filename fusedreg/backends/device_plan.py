@@ -6,9 +6,11 @@ learning rate that is a tensor, AMP's ``found_inf``, a scalar state under a CUDA
 
 from __future__ import annotations
 
+import ctypes
 import functools
 from array import array
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple, Protocol
 
@@ -131,48 +133,93 @@ def pinned(numel: int) -> Tensor:
     return torch.empty(numel, dtype=torch.int64, device="cpu", pin_memory=True)
 
 
+def new_event() -> Any:
+    """Records where the current stream is; a query whether the device has got there waits for nothing."""
+    return torch.cuda.Event()
+
+
 def upload(numbers: Tensor, device: torch.device) -> Tensor:
     """From pinned memory, without waiting for the device."""
     return numbers.to(device, non_blocking=True)
 
 
-class DeviceTable:
-    """int64 in device memory. They are uploaded where they have changed, to a new place: launches read the old.
+class Staging:
+    """Pinned memory that uploads are made from. It is kept: what no upload reads any more is taken again, the oldest
+    first, so there comes to be as much of it as the host is ahead of the device, and then no step asks for any."""
+
+    def __init__(self) -> None:
+        self._used: deque[tuple[Tensor, Any]] = deque()
+        self._spare: Tensor | None = None
+        """For a capture, which had better neither ask for pinned memory nor whether an upload is done."""
+
+    def upload(self, parts: list[bytes], room: int, device: torch.device, capturing: bool) -> list[Tensor]:
+        """In one copy.
+
+        Args:
+            room: the int64 numbers that all parts may come to.
+        """
+        if capturing:
+            memory, self._spare, done = self._spare, None, None
+        else:
+            memory, done = self._used.popleft() if self._used and self._used[0][1].query() else (None, new_event())
+        if memory is None or memory.numel() < room:
+            memory = pinned(room)
+        place, starts = 0, []
+        for part in parts:
+            ctypes.memmove(memory.data_ptr() + 8 * place, part, len(part))
+            starts.append(place)
+            place += numbers_in(part)
+        on_device = upload(memory[:place], device)
+        if done is None:
+            _kept_for_graphs.append(memory)
+        else:
+            done.record()
+            self._used.append((memory, done))
+            if self._spare is None or self._spare.numel() < room:
+                self._spare = pinned(room)
+        if len(parts) == 1:
+            return [on_device]
+        return [on_device[start : start + numbers_in(part)] for start, part in zip(starts, parts, strict=True)]
+
+
+def numbers_in(part: bytes) -> int:
+    """Of nothing one, as nothing has no address."""
+    return max(len(part) // 8, 1)
+
+
+class DeviceTables:
+    """Tables of int64 in device memory. Those that have changed are uploaded to a new place: launches read the old.
 
     A graph's capture takes what a step before it has uploaded. Only what has changed since then, as the addresses of
     gradients that the capture itself makes, is uploaded in the graph, in every replay.
     """
 
     def __init__(self) -> None:
-        self._numbers: bytes | None = None
+        self._numbers: dict[str, bytes | None] = {}
+        self._on_device: dict[str, Tensor] = {}
         self._stream: int | None = None
-        self._on_device: Tensor | None = None
-        self._spare: Tensor | None = None
+        self._staging = Staging()
 
-    def put(self, numbers: bytes, device: torch.device, stream: int, capturing: bool) -> Tensor:
+    def put(self, tables: dict[str, bytes], device: torch.device, stream: int, capturing: bool) -> dict[str, Tensor]:
         # Another stream does not wait for this one's upload. A graph's capture does: it begins with a synchronization.
-        if self._on_device is not None and self._numbers == numbers and (capturing or self._stream == stream):
-            if capturing:
-                _kept_for_graphs.append(self._on_device)
-            return self._on_device
-        data = torch.frombuffer(bytearray(numbers or bytes(8)), dtype=torch.int64)
-        self._on_device = self._upload(data, device, capturing) if is_gpu(device) else data
-        # What is uploaded into a graph is there only when the graph is replayed.
-        self._numbers, self._stream = (None if capturing else numbers), stream
-        return self._on_device
-
-    def _upload(self, data: Tensor, device: torch.device, capturing: bool) -> Tensor:
-        # From pageable memory the copy would wait for the device. A capture had better not ask for pinned memory, so
-        # there is some to spare, which no copy has been made from yet.
-        if capturing and self._spare is not None and self._spare.numel() >= data.numel():
-            source, self._spare = self._spare[: data.numel()], None
-        else:
-            source = pinned(data.numel())
+        is_ordered = capturing or self._stream == stream
+        changed = {
+            name: numbers for name, numbers in tables.items() if not is_ordered or self._numbers.get(name) != numbers
+        }
+        if changed:
+            if is_gpu(device):
+                room = sum(map(numbers_in, tables.values()))
+                made = self._staging.upload(list(changed.values()), room, device, capturing)
+            else:
+                made = [torch.frombuffer(bytearray(each or bytes(8)), dtype=torch.int64) for each in changed.values()]
+            for (name, numbers), table in zip(changed.items(), made, strict=True):
+                # What is uploaded into a graph is there only when the graph is replayed.
+                self._numbers[name], self._on_device[name] = (None if capturing else numbers), table
         if capturing:
-            _kept_for_graphs.append(source)
-        elif self._spare is None or self._spare.numel() < data.numel():
-            self._spare = pinned(data.numel())
-        return upload(source.copy_(data), device)
+            _kept_for_graphs.extend(self._on_device[name] for name in tables if name not in changed)
+        else:
+            self._stream = stream
+        return {name: self._on_device[name] for name in tables}
 
 
 class DevicePlan(Plan):
@@ -195,7 +242,7 @@ class DevicePlan(Plan):
         self._group_of_row = [entry.group for entry in active]
         self._has_stages: list[bool] = []
         self._made_by = make_tables(spec, entries, state, scalars_on_host)
-        self._group_scalars: list[int] = []  # encoded
+        self._group_scalars = b""
         self._kept: list[Tensor] = []
 
         self._launches: list[Launch] = []
@@ -203,7 +250,7 @@ class DevicePlan(Plan):
         self._chunks_made_for = b""
         self._kinds: list[tuple[torch.dtype, int, bool, bool]] | None = None
         self._units = DeviceUnits(active, kernels.unit_shape)
-        self._tables = {name: DeviceTable() for name in ("rows", "chunks", "sets", "scalars", "units")}
+        self._tables = DeviceTables()
         self._constants: Tensor | None = None
         self._constants_made_for: Any = None
         self._step: StepTables | None = None
@@ -220,7 +267,7 @@ class DevicePlan(Plan):
         limit = groups[0]["max_grad_norm"]
         scalars = [limit if self._is_on_device(limit) else float(number(limit or 0.0))]
         scalars += [value for values in numbers for value in values]
-        self._group_scalars = [number for value in scalars for number in self._encode(value, self._kept)]
+        self._group_scalars = as_bytes(number for value in scalars for number in self._encode(value, self._kept))
         on_host = [[0.0 if isinstance(value, Tensor) else value for value in values] for values in numbers]
         self._made_by.set_groups(groups, on_host)
 
@@ -246,7 +293,8 @@ class DevicePlan(Plan):
             self._step = tables = self._make_tables(step)
             counts = [min(launch.chunks, most_partial_sums(self._device)) for launch in self._launches]
             partial_sums = torch.empty(sum(counts), dtype=torch.float64, device=self._device)
-            for launch, its_sums in zip(self._launches, partial_sums.split(counts), strict=True):
+            sums = [partial_sums] if len(counts) == 1 else partial_sums.split(counts)
+            for launch, its_sums in zip(self._launches, sums, strict=True):
                 self._kernels.squares(launch, tables, its_sums)
             return partial_sums
 
@@ -281,17 +329,17 @@ class DevicePlan(Plan):
         self._cut_into_chunks(rows)
         kept: list[Tensor] = []
         scale = 1.0 if step.grad_scale is None else step.grad_scale
-        scalars = [
+        of_step = [
             *self._encode(scale if self._is_on_device(scale) else float(scale), kept),
             *self._encode(0.0 if step.found_inf is None else step.found_inf, kept),
-            *self._group_scalars,
         ]
+        scalars = as_bytes(of_step) + self._group_scalars
         if capturing:
             _kept_for_graphs.extend((*kept, *self._kept))
-        numbers = {"rows": rows, "chunks": self._chunks, "sets": sets, "scalars": array("q", scalars).tobytes()}
+        numbers = {"rows": rows, "chunks": self._chunks, "sets": sets, "scalars": scalars}
         if units := self._units.table(rows):
             numbers["units"] = units
-        tables = {name: self._tables[name].put(each, self._device, stream, capturing) for name, each in numbers.items()}
+        tables = self._tables.put(numbers, self._device, stream, capturing)
         set_count = len(sets) // (8 * SET_WIDTH)
         scratch = set_count * self._kernels.constants_width
         made_for = (stream, scratch + self._units.scratch, capturing)
@@ -336,6 +384,10 @@ class DevicePlan(Plan):
             if count > 0:
                 self._launches.append(Launch(*kind, first, count))
         self._chunks = chunks.tobytes()
+
+
+def as_bytes(numbers: Iterable[int]) -> bytes:
+    return array("q", numbers).tobytes()
 
 
 def _mask(states: Sequence[Tensor | None]) -> int:

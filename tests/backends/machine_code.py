@@ -7,6 +7,7 @@ import importlib.util
 import re
 import shutil
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -54,9 +55,9 @@ def instructions(body: str) -> list[Instruction]:
     return [Instruction(int(found[1], 16), found[2], found[3]) for found in INSTRUCTION.finditer(body)]
 
 
-def calls(body: str) -> list[Instruction]:
+def calls(code: Iterable[Instruction]) -> list[Instruction]:
     """Of routines. Code for sm_80 also leaves a loop by a "call" of what comes next, which is no routine."""
-    found = [each for each in instructions(body) if each.name.startswith("CALL")]
+    found = [each for each in code if each.name.startswith("CALL")]
     return [each for each in found if not 0 < target(each) - each.address <= 32]
 
 
@@ -66,15 +67,19 @@ def target(branch: Instruction) -> int:
     return int(found[1], 16) if found else -1
 
 
-def loops_over_packs(body: str) -> list[Loop]:
-    """Those that load 16 bytes at a time, as they lie in the code."""
+def loops_of(body: str) -> list[Loop]:
+    """As they lie in the code."""
     code = instructions(body)
     ends: dict[int, int] = {}
     for each in code:
         if each.name.startswith("BRA") and 0 <= target(each) < each.address:
             ends[target(each)] = each.address
-    loops = [Loop(each for each in code if begin <= each.address <= end) for begin, end in sorted(ends.items())]
-    return [loop for loop in loops if loop.count(LOAD)]
+    return [Loop(each for each in code if begin <= each.address <= end) for begin, end in sorted(ends.items())]
+
+
+def loops_over_packs(body: str) -> list[Loop]:
+    """Those that load 16 bytes at a time."""
+    return [loop for loop in loops_of(body) if loop.count(LOAD)]
 
 
 def innermost(loops: list[Loop]) -> list[Loop]:

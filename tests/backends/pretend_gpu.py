@@ -55,6 +55,29 @@ class Stream:
         return self._gpu.capture is not None
 
 
+class Event:
+    """Behind an upload, whose memory nobody may have written until the device has got there. It is done when
+    ``uploads_behind`` more have been asked for."""
+
+    def __init__(self, gpu: PretendGpu) -> None:
+        self._gpu = gpu
+        gpu.events.append(self)
+        self.record()
+
+    def record(self) -> None:
+        self._memory, self._content, self._number = self._gpu.last_upload
+
+    def is_done(self) -> bool:
+        return self._gpu.last_upload[2] - self._number >= self._gpu.uploads_behind
+
+    def query(self) -> bool:
+        assert self._gpu.capture is None  # CUDA forbids it
+        return self.is_done()
+
+    def check(self) -> None:
+        assert self.is_done() or self._memory.startswith(self._content)
+
+
 class Graph:
     def __init__(self, gpu: PretendGpu) -> None:
         self._gpu = gpu
@@ -98,6 +121,10 @@ class PretendGpu(TorchFunctionMode):
         self.did: Counter[str] = Counter()
         """How many tables were uploaded, how often pinned memory was asked for; in a capture under other names."""
         self.capture: Graph | None = None
+        self.uploads_behind = 0
+        """How many the host is ahead of the device."""
+        self.events: list[Event] = []
+        self.last_upload: tuple[Memory, bytes, int] = Memory(), b"", 0
         self._pinned: weakref.WeakValueDictionary[int, Memory] = weakref.WeakValueDictionary()
         self._work = 0
         self._current = self._default = Stream(self)
@@ -182,11 +209,17 @@ class PretendGpu(TorchFunctionMode):
         self._pinned[numbers.data_ptr()] = memory
         return numbers
 
+    def new_event(self) -> Event:
+        return Event(self)
+
     def upload(self, numbers: Tensor, device: torch.device) -> Tensor:
         self._count("upload")
         on_device = torch.full_like(numbers, -1)
         to, source, size = on_device.data_ptr(), numbers.data_ptr(), numbers.nbytes
         memory = weakref.ref(self._pinned[source])
+        for event in self.events:
+            event.check()
+        self.last_upload = self._pinned[source], bytes(self._pinned[source][:size]), self.last_upload[2] + 1
 
         def copy() -> None:
             if memory() is None:
@@ -203,7 +236,7 @@ def pretend_gpu() -> Any:
     gpu = PretendGpu()
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(backends.BACKENDS, "cuda", Backend(gpu))
-        for name in ("is_gpu", "pinned", "upload"):
+        for name in ("is_gpu", "pinned", "upload", "new_event"):
             patch.setattr(device_plan, name, getattr(gpu, name, lambda device: True))
         for module in ("optimizer", "hyperparameters", "penalties", "penalties.spec", "rules.spec"):
             patch.setattr(f"fusedreg.{module}.on_gpu", lambda value: isinstance(value, Tensor))

@@ -28,6 +28,7 @@ from helpers import (
     run,
     set_grads,
     snapshot,
+    values_of_the_whole_range,
     variant_of,
 )
 
@@ -244,17 +245,10 @@ def test_more_chunks_than_partial_sums(emulated, monkeypatch) -> None:
 def test_a_norm_has_the_whole_range(dtype, offset, scalars_on_device) -> None:
     """Squares of gradients in fp32 overflow, or are nothing; and some of a thread's are large, others small, or all
     zeros. Each result is as good as one in double, rounded to fp32."""
-    numel, finfo = device_plan.CHUNK + 777, torch.finfo(dtype)
-    start = torch.randn(numel + offset, dtype=torch.float64)
-    largest = finfo.max / 8
-    wide = 10 ** torch.linspace(math.log10(finfo.tiny), math.log10(largest), numel + offset, dtype=torch.float64)
-    scales = [finfo.smallest_normal, 1e-30, 1e-18, 1e-4, 1.0, 1e10, 1e19, 1e30, largest]
-    tried = [start * scale for scale in scales if finfo.smallest_normal <= scale <= largest]
-    tried += [wide, wide.flip(0), start.where(start > 2, -0.0), start.where(start > 3, 0.0) * scales[0], 0 * start]
-    for values in [*tried, start.where(start < 3, math.inf), start.where(start < 3, math.nan)]:
-        param = torch.nn.Parameter(torch.zeros(numel + offset, dtype=dtype)[offset:])
+    for values in values_of_the_whole_range(dtype, device_plan.CHUNK + 777 + offset):
+        param = torch.nn.Parameter(torch.zeros_like(values)[offset:])
         optimizer = FusedRegSGD([param], lr=1e-3, backend="cuda", max_grad_norm=math.inf)
-        param.grad = values.to(dtype)[offset:]
+        param.grad = values[offset:]
         optimizer.step()
         truth = param.grad.double().norm().float()
         torch.testing.assert_close(optimizer.grad_norm, truth, rtol=2.5e-7, atol=0, equal_nan=True)

@@ -231,6 +231,31 @@ def test_a_capture_with_its_own_gradients_uploads_their_addresses_from_memory_pi
 
 
 @only_pretended
+@pytest.mark.parametrize("behind", [0, 1, 5])
+def test_a_step_of_numbers_of_the_host_is_one_upload_and_asks_for_no_pinned_memory(behind, backend, gpu) -> None:
+    """Where all that it has to say to the device has changed: a step count, a learning rate, all gradients' addresses.
+    Memory for uploads comes to be as much as the host is ahead of the device."""
+    params = make_params(((5, 3), (7,)))
+    optimizer = FusedRegAdam(params, lr=0.1, backend=backend, l1=0.1, max_grad_norm=1.0)
+    optimizer_of_reference = FusedRegAdam(
+        own := make_params(((5, 3), (7,))), lr=0.1, backend="reference", l1=0.1, max_grad_norm=1.0
+    )
+    gpu.uploads_behind = behind
+    for i in range(20):
+        if i == 10:
+            # As many as are on their way, one to take next, one for a capture.
+            assert gpu.did["pinned"] <= behind + 2
+            gpu.did.clear()
+        for each, its in ((optimizer, params), (optimizer_of_reference, own)):
+            each.param_groups[0]["lr"] = 0.1 / (1 + i)
+            set_grads(its, i)
+            each.step()
+    assert gpu.did == {"upload": 10}
+    for ours, theirs in zip(params, own, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@only_pretended
 @pytest.mark.parametrize("new_gradients", [False, True])
 def test_a_graph_reads_nothing_that_later_steps_have_freed(new_gradients, backend, gpu) -> None:
     """Its tables, and what they are uploaded from: those of a plan are replaced in every step after the capture."""

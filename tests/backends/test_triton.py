@@ -26,11 +26,12 @@ from helpers import (
     run,
     set_grads,
     snapshot,
+    values_of_the_whole_range,
     variant_of,
 )
 
 from fusedreg import backends
-from fusedreg.backends import tables
+from fusedreg.backends import device_plan, tables
 from fusedreg.backends.tables import CompiledTables, PythonTables
 from fusedreg.backends.triton import why_not_triton
 from fusedreg.parity import TOLERANCE_IN_EPS, Case, cases, error_in_eps
@@ -41,6 +42,7 @@ if not INTERPRETING:
 if (REASON := why_not_triton()) is not None:
     pytest.skip(REASON, allow_module_level=True)
 
+from fusedreg.backends.triton.launch import TritonKernels
 from fusedreg.backends.triton.rules import RULES
 
 
@@ -284,21 +286,52 @@ def test_the_norm_has_the_same_bits_in_every_run(scalars_on_host) -> None:
     assert len(norms) == 1
 
 
+@pytest.mark.parametrize("offset", [0, 1])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_a_norm_has_the_whole_range(dtype, offset, scalars_on_host) -> None:
+    """Squares of gradients in float32 overflow, or are nothing; and some are large, others small, or all zeros. Each
+    result is as good as one in float64, rounded to float32."""
+    for values in values_of_the_whole_range(dtype, device_plan.CHUNK + 777 + offset):
+        param = torch.nn.Parameter(torch.zeros_like(values)[offset:])
+        optimizer = FusedRegSGD([param], lr=1e-3, backend="triton", max_grad_norm=math.inf)
+        param.grad = values[offset:]
+        optimizer.step()
+        truth = param.grad.double().norm().float()
+        torch.testing.assert_close(optimizer.grad_norm, truth, rtol=2.5e-7, atol=0, equal_nan=True)
+
+
+def test_squares_are_added_up_without_loss(scalars_on_host, monkeypatch) -> None:
+    """In float32: a pack's of these numbers are exact, and what the sum of packs loses by rounding is kept."""
+    sums = []
+
+    def record(kernels, launch, tables, partial_sums, squares=TritonKernels.squares) -> None:
+        squares(kernels, launch, tables, partial_sums)
+        sums.append(partial_sums.sum())
+
+    monkeypatch.setattr(TritonKernels, "squares", record)
+    param = torch.nn.Parameter(torch.zeros(3 * device_plan.CHUNK))
+    param.grad = torch.randint(1024, 2048, param.shape).float()
+    FusedRegSGD([param], lr=1e-3, backend="triton", max_grad_norm=math.inf).step()
+    assert sums == [param.grad.double().square().sum()]
+
+
 @pytest.fixture
 def launches(monkeypatch):
     """What each launch is compiled for, if it is not compiled already."""
     from fusedreg.backends.triton import compilation
 
     seen = []
-    run_it = compilation.run
+    launch = compilation.Launcher.__call__
 
-    def recorded(kernel, programs, arguments, constants, warps):
+    def recorded(launcher, programs, arguments, stream):
         kinds = [str(a.dtype) if isinstance(a, torch.Tensor) else type(a).__name__ for a in arguments]
-        constants_of = sorted((name, getattr(value, "__name__", str(value))) for name, value in constants.items())
-        seen.append((kernel.__name__, tuple(kinds), tuple(constants_of), warps))
-        run_it(kernel, programs, arguments, constants, warps)
+        constants_of = sorted(
+            (name, getattr(value, "__name__", str(value))) for name, value in launcher.constants.items()
+        )
+        seen.append((launcher.kernel.__name__, tuple(kinds), tuple(constants_of), launcher.warps))
+        launch(launcher, programs, arguments, stream)
 
-    monkeypatch.setattr(compilation, "run", recorded)
+    monkeypatch.setattr(compilation.Launcher, "__call__", recorded)
     return seen
 
 
@@ -428,7 +461,7 @@ class BothTables:
 def test_cpp_and_python_make_the_same_tables(cls, variant, dtype, interpreted, monkeypatch) -> None:
     """Through all that a plan must notice: gradients that move, come and go, state that is replaced, other options."""
     monkeypatch.setattr("fusedreg.backends.device_plan.make_tables", BothTables)
-    monkeypatch.setattr("fusedreg.backends.triton.compilation.run", lambda *arguments: None)
+    monkeypatch.setattr("fusedreg.backends.triton.compilation.Launcher.__call__", lambda *arguments: None)
     params = make_params([(4, 3)] * 6, dtype)
     groups = [{"params": params[:2]}, {"params": params[2:], "lr": 0.1}]
     optimizer = cls(groups, backend="triton", max_grad_norm=1.0, **variant_of(cls, variant))
@@ -533,17 +566,16 @@ def test_a_trial_is_one_update_of_its_own_memory(rule, states, monkeypatch) -> N
     update = tuning.run_update
     configs = []
 
-    def watched(*arguments) -> None:
-        _, _, tables, block, warps = arguments
+    def watched(launcher, launch, tables) -> None:
         memory = tables.kept
         assert memory.shape == (2 + states.bit_count(), 2 * tuning.CHUNK)
         for tensor in memory:
             tensor.copy_(torch.linspace(2, 3, tensor.numel()))  # the constants, bounds among them, are 1
         before = memory.clone()
-        update(*arguments)
+        update(launcher, launch, tables)
         assert (memory[0] != before[0]).all()
         assert memory[1].equal(before[1])  # the gradient
-        configs.append((block, warps))
+        configs.append((launcher.constants["BLOCK"], launcher.warps))
 
     def timer(trial) -> float:
         trial()

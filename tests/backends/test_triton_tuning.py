@@ -78,7 +78,7 @@ def test_a_thread_has_a_widest_load_of_every_dtype() -> None:
 
 def test_trials_are_of_normal_numbers(monkeypatch) -> None:
     seen = []
-    monkeypatch.setattr(tuning, "run_update", lambda rule, launch, tables, *config: seen.append(tables.kept))
+    monkeypatch.setattr(tuning, "run_update", lambda launcher, launch, tables: seen.append(tables.kept))
     tuning.make_trial(ADAM, CPU)(DEFAULT)
     (memory,) = seen
     assert bool((memory.abs() > torch.finfo(memory.dtype).tiny).all())

@@ -160,7 +160,10 @@ def group_of_set(scalars, sets, set_index, GROUP_FIELDS: tl.constexpr):
     return scalars + 2 * (STEP_SCALARS + tl.load(sets + SET_WIDTH * set_index) * GROUP_FIELDS)
 
 
-@triton.jit(do_not_specialize=["partial_sum_count"])
+@triton.jit(
+    do_not_specialize=["partial_sum_count"],
+    do_not_specialize_on_alignment=["scalars", "sets", "constants", "partial_sums", "norm_at"],
+)
 def prepare_kernel(
     scalars,
     sets,
@@ -288,14 +291,64 @@ def pointer(column, begin, T: tl.constexpr, ALIGNED: tl.constexpr):
     return first + begin
 
 
+# A chunk's sum of squares in float32. From SMALLEST_SUM on, squares that underflow are too small to be seen. Below it,
+# LIFT makes every number's square a normal number, and no sum of a chunk's infinite; nor, with LOWER_BY, the largest.
+SMALLEST_SUM, LIFT, LOWER_BY = tl.constexpr(2.0**-80), tl.constexpr(2.0**100), tl.constexpr(2.0**-80)
+
+
 @triton.jit
-def add_squares(sums, values):
-    values = values.to(tl.float64)
-    return sums + values * values
+def add_squares(sums, lost, values):
+    """A pack's squares, for each lane. Of float32 with what the roundings lose (Knuth's two-sum)."""
+    squares = tl.sum(values * values, axis=1)
+    after = sums + squares
+    if squares.dtype == tl.float32:
+        added = after - sums
+        lost += (sums - (after - added)) + (squares - added)
+    return after, lost
 
 
-# The partial sums of a second launch begin at any place.
-@triton.jit(do_not_specialize=["row_count", "chunk_count"], do_not_specialize_on_alignment=["partial_sums"])
+@triton.jit
+def squares_of_chunk(
+    g,
+    count,
+    inv_grad_scale,
+    clip_value,
+    power,
+    A: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    BLOCK: tl.constexpr,
+    PACK: tl.constexpr,
+):
+    """Of its values after stages 1 and 2, times a power of two: the sum of squares, in float64; and for each lane, the
+    largest magnitude. A lane adds up in the arithmetic dtype: many GPUs have few units for float64."""
+    LANES: tl.constexpr = BLOCK // PACK
+    lane, of_pack = tl.arange(0, LANES)[:, None], tl.arange(0, PACK)[None, :]
+    # A thread has whole packs: what it loads at once, or, where that is one element, neighbours of its neighbours'.
+    element = lane * PACK + of_pack if ALIGNED else of_pack * LANES + lane
+    sums = tl.zeros([LANES], A)
+    lost, largest = sums, sums
+    full = count // BLOCK * BLOCK
+    for start in range(0, full, BLOCK):
+        values = clip_gradient_value(tl.load(g + start + element).to(A), inv_grad_scale, clip_value) * power
+        sums, lost = add_squares(sums, lost, values)
+        largest = tl.maximum(largest, tl.max(tl.abs(values), axis=1))
+    if full < count:
+        mask = full + element < count
+        values = tl.load(g + full + element, mask=mask, other=0.0).to(A)
+        values = clip_gradient_value(values, inv_grad_scale, clip_value) * power
+        # not `other` alone: 0 times a scale that has no inverse in float32 is NaN
+        values = tl.where(mask, values, 0.0)
+        sums, lost = add_squares(sums, lost, values)
+        largest = tl.maximum(largest, tl.max(tl.abs(values), axis=1))
+    sums_of_lanes = sums.to(tl.float64)
+    # What an infinite sum has lost is a NaN.
+    return tl.sum(sums_of_lanes + tl.where(sums < float("inf"), lost, 0.0).to(tl.float64)), largest
+
+
+@triton.jit(
+    do_not_specialize=["row_count", "chunk_count"],
+    do_not_specialize_on_alignment=["rows", "chunks", "scalars", "sets", "partial_sums"],
+)
 def squares_kernel(
     rows,
     row_count,
@@ -310,28 +363,30 @@ def squares_kernel(
     ALIGNED: tl.constexpr,
     CHUNK: tl.constexpr,
     BLOCK: tl.constexpr,
+    PACK: tl.constexpr,
 ):
     """The sum of squares of the gradients after stages 1 and 2, one partial sum a program, without atomics."""
     program = tl.program_id(0)
-    element = tl.arange(0, BLOCK)
-    sums = tl.zeros([BLOCK], tl.float64)
+    its_sum = tl.zeros([], tl.float64)
     for i in range(program, chunk_count, tl.num_programs(0)):
         row, begin, count = read_chunk(rows, row_count, chunks, i, CHUNK)
         g = pointer(row + G * row_count, begin, T, ALIGNED)
         group = group_of_set(scalars, sets, tl.load(row + SET * row_count), GROUP_FIELDS)
-        inv_grad_scale = inverse_grad_scale(scalars, group).to(A)
-        clip_value = read(group, CLIP_VALUE).to(A)
-        full = count // BLOCK * BLOCK
-        for start in range(0, full, BLOCK):
-            values = tl.load(g + start + element).to(A)
-            sums = add_squares(sums, clip_gradient_value(values, inv_grad_scale, clip_value))
-        if full < count:
-            mask = full + element < count
-            values = tl.load(g + full + element, mask=mask, other=0.0).to(A)
-            values = clip_gradient_value(values, inv_grad_scale, clip_value)
-            # not `other` alone: 0 times a scale that has no inverse in float32 is NaN
-            sums = add_squares(sums, tl.where(mask, values, 0.0))
-    tl.store(partial_sums + program, tl.sum(sums))
+        scale, clip_value = inverse_grad_scale(scalars, group).to(A), read(group, CLIP_VALUE).to(A)
+        total, largest = squares_of_chunk(g, count, scale, clip_value, 1.0, A, ALIGNED, BLOCK, PACK)
+        if tl.float32 == A:
+            # Where float32 has no room for squares, which is rare, once more, with a power of two that makes room.
+            is_small = total < SMALLEST_SUM
+            again = total == float("inf")
+            if is_small:
+                again = tl.max(largest, axis=0) > 0
+            if again:
+                power = tl.where(is_small, LIFT, LOWER_BY).to(tl.float32)
+                total, _largest = squares_of_chunk(g, count, scale, clip_value, power, A, ALIGNED, BLOCK, PACK)
+                inverse = 1 / power.to(tl.float64)
+                total *= inverse * inverse
+        its_sum += total
+    tl.store(partial_sums + program, its_sum)
 
 
 @triton.jit
@@ -376,7 +431,7 @@ def update_block(
             tl.store(state_at[i], state[i], mask=mask)
 
 
-@triton.jit(do_not_specialize=["row_count"])
+@triton.jit(do_not_specialize=["row_count"], do_not_specialize_on_alignment=["rows", "chunks", "constants"])
 def update_kernel(
     rows,
     row_count,

@@ -19,7 +19,7 @@ from triton.runtime.errors import OutOfResources
 from .. import tables
 from ..device_plan import CHUNK, Launch, StepTables
 from . import kernels
-from .compilation import constants_width, run_update
+from .compilation import THREADS_OF_WARP, WIDEST_LOAD, Launcher, constants_width, run_update, update
 from .rules import RULES
 
 
@@ -32,9 +32,6 @@ class Config(NamedTuple):
 
 DEFAULT = Config(1024, 4)
 CANDIDATES = (Config(512, 4), DEFAULT, Config(1024, 8), Config(2048, 8))
-THREADS_OF_WARP = 32
-WIDEST_LOAD = 16
-"""Bytes."""
 
 
 def candidates(dtype: torch.dtype) -> tuple[Config, ...]:
@@ -149,7 +146,14 @@ def make_trial(kernel: Kernel, device: torch.device) -> Callable[[Config], None]
         kept=memory,
     )
     launch = Launch(kernel.dtype, kernel.states, kernel.is_aligned, kernel.has_stages, 0, TRIAL_CHUNKS)
-    return lambda config: run_update(rule, launch, step, config.block, config.warps)
+    launchers: dict[Config, Launcher] = {}
+
+    def trial(config: Config) -> None:
+        if config not in launchers:
+            launchers[config] = update(rule, *launch[:4], *config)
+        run_update(launchers[config], launch, step)
+
+    return trial
 
 
 # -- on disk

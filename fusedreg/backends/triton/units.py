@@ -153,7 +153,10 @@ def sums_of_parts(partial_sums, parts, UNITS: tl.constexpr):
     return first, second, third
 
 
-@triton.jit(do_not_specialize=["row_count", "number"], do_not_specialize_on_alignment=["scratch"])
+@triton.jit(
+    do_not_specialize=["row_count", "number"],
+    do_not_specialize_on_alignment=["rows", "layouts", "items", "constants", "scratch"],
+)
 def units_kernel(
     rows,
     row_count,
