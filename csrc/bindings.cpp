@@ -144,9 +144,14 @@ std::unique_ptr<cpu::Selection> make_selection(PyObject* arguments) {
                                           to_bool(tuple_item(arguments, 2)));
 }
 
+Object sample(cpu::Selection& self, const Arguments& arguments) {
+  self.sample(arguments[0]);
+  return none();
+}
+
 Object count(cpu::Selection& self, const Arguments& arguments) {
-  return to_python(self.count(static_cast<int>(to_int(arguments[0])), to_unsigned(arguments[1]), to_int(arguments[2]),
-                              arguments[3]));
+  self.count(static_cast<int>(to_int(arguments[0])), to_unsigned(arguments[1]), to_int(arguments[2]), arguments[3]);
+  return none();
 }
 
 Object count_positions(cpu::Selection& self, const Arguments& arguments) {
@@ -167,6 +172,11 @@ Object largest(cpu::Selection& self, const Arguments&) {
 
 Object zero(cpu::Selection& self, const Arguments& arguments) {
   self.zero(to_unsigned(arguments[0]), to_int(arguments[1]), to_vector(arguments[2], to_int));
+  return none();
+}
+
+Object add_up(cpu::Selection& self, const Arguments& arguments) {
+  self.add_up(static_cast<int>(to_int(arguments[0])), arguments[1]);
   return none();
 }
 
@@ -232,10 +242,13 @@ Object make_module() {
                                   entry("refresh", method<cpu::Plan, 1, refresh<cpu::Plan>>),
                                   entry("sum_of_squares", method<cpu::Plan, 1, sum_of_squares>),
                                   entry("update", method<cpu::Plan, 4, update>), kEnd};
-  static PyMethodDef of_selection[] = {entry("count", method<cpu::Selection, 4, count>),
+  static PyMethodDef of_selection[] = {entry("sample", method<cpu::Selection, 1, sample>),
+                                       entry("count", method<cpu::Selection, 4, count>),
                                        entry("count_positions", method<cpu::Selection, 4, count_positions>),
                                        entry("largest", method<cpu::Selection, 0, largest>),
-                                       entry("zero", method<cpu::Selection, 3, zero>), kEnd};
+                                       entry("zero", method<cpu::Selection, 3, zero>),
+                                       entry("add_up", method<cpu::Selection, 2, add_up>),
+                                       kEnd};
   static PyMethodDef of_tables[] = {entry("set_groups", method<Tables, 1, set_groups<Tables>>),
                                     entry("refresh", method<Tables, 1, refresh<Tables>>),
                                     entry("tables", method<Tables, 0, tables>),

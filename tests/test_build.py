@@ -88,11 +88,37 @@ def test_the_scores_are_vectorised(isa, register, tmp_path) -> None:
 #include "cpu/score_loop.h"
 using namespace fusedreg;
 template void cpu::{isa}::score_tile<Adam, Adam::kPlain, true, float>(
-    const Pointers&, const cpu::DTypes&, std::int64_t, std::int64_t, const void*, void*, cpu::ScoredTile&);
+    const Pointers&, const cpu::DTypes&, std::int64_t, std::int64_t, const void*, void*);
 """,
         tmp_path,
     )
     assert re.search(rf"v?sqrtps\s.*%{register}", assembly), f"no packed sqrtps on {register}"
+
+
+@needs_gcc
+@each_isa
+def test_the_loops_over_keys_are_vectorised(isa, register, tmp_path) -> None:
+    """The search subtracts 1 from each key, and sums are in double."""
+    width = {"zmm": 64, "ymm": 32, "xmm": 16}[register]
+    assembly = compile_loops(
+        isa,
+        f"""
+#include <algorithm>
+#include <limits>
+#include <numeric>
+#include "cpu/bfloat16.h"
+#define FUSEDREG_VECTOR_BYTES {width}
+#include "cpu/update_loop.h"
+#include "cpu/unit_loop.h"
+#include "cpu/key_loop.h"
+using namespace fusedreg;
+template void cpu::{isa}::find_keys<float>(const void*, std::int64_t, std::uint64_t, cpu::FoundKeys&);
+template void cpu::{isa}::add_up_keys<float>(const void*, std::int64_t, bool, std::int64_t, std::int64_t, double*);
+""",
+        tmp_path,
+    )
+    for instruction in ("paddd", "cvtps2pd", "addpd"):
+        assert re.search(rf"v?{instruction}\s.*%{register}", assembly), f"no packed {instruction} on {register}"
 
 
 @needs_gcc

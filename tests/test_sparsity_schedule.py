@@ -32,7 +32,7 @@ from torch import nn
 import fusedreg
 from fusedreg import SparsitySchedule, param_groups
 from fusedreg.rules.spec import Scalars
-from fusedreg.sparsity import scores
+from fusedreg.sparsity import scores, selection, units
 from fusedreg.sparsity.weights import weights_of
 
 every_variant = pytest.mark.parametrize(("cls", "variant"), OPTIMIZER_VARIANTS, ids=IDS)
@@ -111,8 +111,10 @@ def test_cpp_scores_are_in_the_metric_of_the_oracle(cls, variant, steps, dtype) 
         param.data.fill_(1.0)
     weights = list(weights_of(optimizer, optimizer.param_groups))
     assert all(each.in_metric == (cls.spec.metric is not None) for each in weights)
-    found = scores.CppScores(weights, list(range(40)), dtype == torch.float64).largest()
-    keys = torch.tensor([each.key for each in found])
+    counted = scores.CppScores(weights, list(range(40)), dtype == torch.float64)
+    shift, bins = 48 if dtype == torch.float64 else 16, scores.LEADING_BINS
+    counted.count(shift, 0, bins, torch.zeros(bins, dtype=torch.int64))
+    keys = torch.tensor([each.key for each in counted.largest()])
     d = keys.view(torch.float64) if dtype == torch.float64 else keys.int().view(torch.float32)
     of_weights = [each.metric(each.states) if each.in_metric else torch.ones((), dtype=dtype) for each in weights]
     torch.testing.assert_close(d, torch.stack(of_weights), rtol=8 * torch.finfo(dtype).eps, atol=0.0)
@@ -218,6 +220,165 @@ def test_ties_go_by_position_and_nan_goes_last(values, share, dtype, by_torch) -
             patch.setattr(scores.CppScores, "takes", staticmethod(lambda weights: False))
         at_once(optimizer)
     assert {(i, k) for i, each in enumerate(params) for k, value in enumerate(each.tolist()) if value == 0} == expected
+
+
+def keys_by_hand(weights) -> torch.Tensor:
+    """As numbers of 64 bits, in the order of memory."""
+    w = weights.tensor.double()
+    arithmetic = torch.float64 if weights.tensor.dtype == torch.float64 else torch.float32
+    if weights.spec.metric is None:
+        score = w.abs()
+    else:
+        score = weights.squares(weights.tensor, weights.states).abs().to(arithmetic)
+    bits = score.double().view(torch.int64)
+    least = torch.finfo(arithmetic).smallest_normal * torch.finfo(arithmetic).eps
+    return torch.where(w == 0, 0, bits.clamp(min=int(torch.tensor(least, dtype=torch.float64).view(torch.int64))))
+
+
+EXTREMES = (
+    1 - 2.0**-24,
+    0.0,
+    -0.0,
+    1.0,
+    -1.0,
+    1e-46,
+    1e-42,
+    -1e-38,
+    1e-23,
+    3e-19,
+    2e19,
+    3e38,
+    -math.inf,
+    math.inf,
+    math.nan,
+    -math.nan,
+)
+
+
+@needs_cpp
+@pytest.mark.parametrize("cls", [FusedRegAdam, FusedRegSGD])
+@pytest.mark.parametrize("dtypes", [*((dtype,) for dtype in DTYPES), (torch.float64, torch.float32, torch.bfloat16)])
+def test_the_keys_up_to_any_number_are_found(cls, dtypes, instruction_set) -> None:
+    """Squares that over- and underflow, no second moment, no eps; at the ends of blocks and tiles; few and many."""
+    generator = torch.Generator().manual_seed(0)
+    # All roots are exact, so that scores are the oracle's to the bit.
+    options = {"eps": 0.0, "betas": (0.9, 0.75)} if cls is FusedRegAdam else {}
+    for numel in (1, 31, 32, 33, 511, 512, 545, 5000):
+        params = []
+        for dtype in dtypes:
+            w = torch.randn(numel, generator=generator, dtype=torch.float64)
+            w[torch.rand(numel, generator=generator) < 0.2] = 0.0
+            some = torch.randint(len(EXTREMES), (numel,), generator=generator)
+            w = torch.where(torch.rand(numel, generator=generator) < 0.2, torch.tensor(EXTREMES).double()[some], w)
+            params.append(nn.Parameter(w.to(dtype)))
+        optimizer = cls(params, sparsity=0.5, **options)
+        for param in params if cls is FusedRegAdam else []:
+            v = 4.0 ** torch.randint(-6, 6, (numel,), generator=generator)
+            some = torch.randint(12, (numel,), generator=generator)
+            v = torch.where(some < 4, torch.tensor([0.0, 4.0**-70, 4.0**63, math.inf])[some % 4], v).to(param.dtype)
+            optimizer.state[param] = {"step": torch.tensor(1.0), "exp_avg": torch.zeros_like(v), "exp_avg_sq": v}
+        weights = list(weights_of(optimizer, optimizer.param_groups))
+        is_wide = torch.float64 in dtypes
+        keys = [keys_by_hand(each) for each in weights]
+        if not is_wide:
+            keys = [each.view(torch.float64).float().view(torch.int32).long() for each in keys]
+        shift, infinity = (48, 0x7FF0 << 48) if is_wide else (16, 0x7F80 << 16)
+        keys = [each.clamp(max=infinity + (1 << shift)) for each in keys]  # which NaN it is does not matter
+        digits = torch.cat(keys) >> shift
+        present = digits[digits <= infinity >> shift].unique()
+        present = present[torch.randperm(len(present), generator=generator)[:6]].tolist()
+        one = 0x3FF0 if is_wide else 0x3F80  # the last key before its digit is that of the largest float32 below 1
+        for end in {1, one, *(digit + more for digit in present for more in (0, 1)), scores.LEADING_BINS} - {0}:
+            found = scores.CppScores(weights, [numel * i for i in range(len(weights))], is_wide)
+            counts = torch.zeros(end, dtype=torch.int64)
+            found.count(shift, 0, end, counts)
+            nan = (infinity >> shift) + 1
+            counts[nan : nan + 1] = counts[nan:].sum()
+            assert counts[: nan + 1].equal(torch.bincount(digits[digits < end], minlength=min(end, nan + 1)))
+            for largest, its_keys in zip(found.largest(), keys, strict=True):
+                key = int(its_keys.max())
+                if key > infinity and end == scores.LEADING_BINS:
+                    assert infinity < largest.key < scores.BEYOND
+                    assert its_keys[largest.place] > infinity
+                elif key >> shift >= end:
+                    assert largest == (scores.BEYOND, -1, -1)
+                elif key == 0:
+                    assert largest == (0, -1, -1)
+                else:
+                    place = int((its_keys == key).nonzero()[-1])
+                    assert (largest.key, largest.place, largest.position % numel) == (key, place, place)
+            if end < scores.LEADING_BINS:
+                with pytest.raises(RuntimeError, match="were not counted"):
+                    found.zero(scores.Rank((end << shift) + 1, 0), [-1] * len(weights))
+
+
+@needs_cpp
+@pytest.mark.parametrize("cls", [FusedRegAdam, FusedRegSGD])
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype)[6:])
+def test_renewals_of_many_weights_are_those_of_a_sort(cls, dtype) -> None:
+    """Few go, so that they are kept, then many; the sample says how far to count."""
+    params = make_params(((500, 700), (300, 301), (33,)), dtype)
+    params[1].data.mul_(0.7)
+    optimizer = cls(params, lr=1e-3, sparsity=0.5)
+    run(optimizer, params, 2)
+    weights = list(weights_of(optimizer, optimizer.param_groups))
+    keys = torch.cat([keys_by_hand(each).flatten() for each in weights])
+    slack = 1 << (52 - 21) if cls is FusedRegAdam and dtype != torch.float64 else 8  # but for rounding
+    for share in (0.004, 0.011, 0.05, 0.1, 0.5, 0.503, 0.9):
+        assert selection.zero_smallest(weights, share, is_exact=True) == []
+        went = torch.cat([param.detach().flatten() == 0 for param in params])
+        goal = round(share * len(keys))
+        assert int(went.sum()) == goal
+        assert keys[went].max() <= keys[~went].min() + slack
+
+
+def test_how_far_was_counted_changes_nothing(counting, monkeypatch) -> None:
+    """Where the keys that are wanted are beyond it, more are counted."""
+
+    def result(ends, share, is_exact):
+        monkeypatch.setattr(
+            selection._Elements, "_likely_ends", lambda elements, goal: iter([*ends, scores.LEADING_BINS])
+        )
+        params = make_params(((40, 50), (8, 8), (5, 4)))
+        params[0].data.mul_(4).round_().div_(4)
+        params[1].data.mul_(1e-3)  # would be emptied
+        params[2].data.fill_(1e-6)  # emptied even of a few
+        optimizer = FusedRegSGD(params, lr=0.1, sparsity=share)
+        weights = list(weights_of(optimizer, optimizer.param_groups))
+        emptied = selection.zero_smallest(weights, share, is_exact=is_exact)
+        return [[weights.index(each) for each in emptied], *(param.detach().clone() for param in params)]
+
+    for share in (0.0, 0.005, 0.02, 0.041, 0.2, 0.8, 0.999):
+        for is_exact in (True, False):
+            expected = result([], share, is_exact)
+            for ends in ([1], [13700], [13700, 15000, 15800], [16100], [16255, 16256], [16300, 16400]):
+                emptied, *tensors = result(ends, share, is_exact)
+                assert emptied == expected[0]
+                assert_same_bits(tensors, expected[1:])
+
+
+@needs_cpp
+def test_a_sample_tells_how_far_to_count(monkeypatch) -> None:
+    """A renewal of a large model counts few more than go, in the first attempt."""
+    counted = []
+    count = scores.CppScores.count
+
+    def watch(self, shift, prefix, end, counts):
+        count(self, shift, prefix, end, counts)
+        counted.append((shift, end, int(counts.sum())))
+
+    monkeypatch.setattr(scores.CppScores, "count", watch)
+    params = make_params(((3000, 700), (300, 301)))
+    optimizer = FusedRegAdam(params, sparsity=0.9)
+    run(optimizer, params, 1)
+    size = sum(param.numel() for param in params)
+    for share in (0.01, 0.1, 0.5, 0.9):
+        counted.clear()
+        selection.zero_smallest(list(weights_of(optimizer, optimizer.param_groups)), share, is_exact=False)
+        assert len(counted) == 1
+        shift, end, many = counted[0]
+        assert (shift, share * size <= many <= (share + 0.06) * size) == (16, True)
+        assert end < scores.LEADING_BINS
 
 
 def test_equal_weights_end_at_the_target_and_follow_the_schedule_from_below(counting) -> None:
@@ -532,6 +693,62 @@ def check_the_smallest_units_go(cls, variant, unit) -> None:
         )
     run(optimizer, params, 2)
     assert torch.cat([empty_units(param, unit) for param in params]).equal(empty)
+
+
+@needs_cpp
+@pytest.mark.parametrize("cls", [FusedRegAdam, FusedRegSGD])
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype)[6:])
+def test_cpp_adds_up_units_as_torch_does(cls, dtype, instruction_set) -> None:
+    """Whatever their layout: units of many chunks, units side by side, many small ones."""
+    shapes = ((64, 70), (3, 70_000), (70_000, 3), (2, 40_001), (40_001, 2), (1, 5), (5, 1), (0, 3), (700, 600))
+    params = make_params((*shapes, (20, 6, 5, 3)), dtype)
+    params += [nn.Parameter(each.detach().clone().t().contiguous().t()) for each in params[: len(shapes)]]
+    params += [nn.Parameter(make_params(((12, 40, 3, 3),), dtype)[0].detach().to(memory_format=torch.channels_last))]
+    params[0].data[3] = 0.0
+    params[0].data[:, 5] = -0.0
+    optimizer = cls(params, sparsity=0.5, lr=1e-3)
+    run(optimizer, params, 2)
+    weights = [each for each in weights_of(optimizer, optimizer.param_groups) if each.tensor.numel()]
+    for unit in ("rows", "columns"):
+        found = scores.CppScores(weights, [0] * len(weights), True).add_up(unit)
+        for each, sums in zip(weights, found, strict=True):
+            torch.testing.assert_close(sums, units._add_up_with_torch(each, unit), rtol=1e-6, atol=0.0)
+            assert ((sums == 0) == empty_units(each.tensor, unit)).all()
+
+
+@needs_cpp
+@pytest.mark.parametrize(("dtype", "small"), [(torch.float32, 1e-30), (torch.float64, 1e-200)])
+def test_units_that_are_not_finite_or_underflow(dtype, small) -> None:
+    w = torch.randn(6, 40, dtype=dtype)
+    w[1, 3], w[2, 4], w[3], w[4], w[5, 5] = math.nan, math.inf, small, 0.0, 3e38
+    optimizer = FusedRegSGD([nn.Parameter(w)], lr=0.1, sparsity=0.5, sparsity_unit="rows")
+    weights = list(weights_of(optimizer, optimizer.param_groups))
+    by_cpp = scores.CppScores(weights, [0], True).add_up("rows")[0]
+    by_torch = units._add_up_with_torch(weights[0], "rows")
+    assert by_cpp.isnan().tolist() == by_torch.isnan().tolist() == [False, True, False, False, False, False]
+    assert by_cpp.isinf().tolist() == by_torch.isinf().tolist() == [False, False, True, False, False, False]
+    assert (by_cpp[3] > 0, by_torch[3] > 0, by_cpp[4] == 0, by_torch[4] == 0) == (True, True, True, True)
+    keys = units.add_up_scores(weights, "rows")[0]
+    assert (keys[3] > 0, keys[4]) == (True, 0)
+
+
+@needs_cpp
+def test_sums_of_units_do_not_depend_on_threads() -> None:
+    params = make_params(((300, 901), (5, 70_000), (70_000, 5), (64, 32, 3, 3)))
+    optimizer = FusedRegAdam(params, sparsity=0.5)
+    run(optimizer, params, 2)
+    weights = list(weights_of(optimizer, optimizer.param_groups))
+    threads = torch.get_num_threads()
+    try:
+        for unit in ("rows", "columns"):
+            results = []
+            for count in (1, 2, 5):
+                torch.set_num_threads(count)
+                results.append(scores.CppScores(weights, [0] * 4, True).add_up(unit))
+            assert_same_bits(*results[:2])
+            assert_same_bits(*results[1:])
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_a_layer_keeps_its_best_unit_and_says_so() -> None:

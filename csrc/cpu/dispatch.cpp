@@ -1,5 +1,5 @@
-// Chooses the instruction set. The kernels of the norm, of stage 7 and of stochastic rounding are here; a rule's are in
-// a unit of its own.
+// Chooses the instruction set. The kernels of the norm, of stage 7, of stochastic rounding and of keys are here; a
+// rule's are in a unit of its own.
 #include <algorithm>
 #include <cstring>
 #include <limits>
@@ -16,6 +16,9 @@
 #include "each_isa.h"
 #undef FUSEDREG_LOOPS
 #define FUSEDREG_LOOPS "unit_loop.h"
+#include "each_isa.h"
+#undef FUSEDREG_LOOPS
+#define FUSEDREG_LOOPS "key_loop.h"
 #include "each_isa.h"
 #undef FUSEDREG_LOOPS
 #define FUSEDREG_LOOPS "rounding_loop.h"
@@ -39,12 +42,12 @@ const std::vector<InstructionSet>& instruction_sets() {
     const InstructionSet built[] = {
 #if defined(FUSEDREG_X86_64_LEVELS)
         {kX8664V4, "x86-64-v4", [] { return __builtin_cpu_supports("x86-64-v4") != 0; }, x86_64_v4::squares_kernel,
-         x86_64_v4::unit_loops, x86_64_v4::store_run, x86_64_v4::code_loops},
+         x86_64_v4::unit_loops, x86_64_v4::store_run, x86_64_v4::code_loops, x86_64_v4::key_loops},
         {kX8664V3, "x86-64-v3", [] { return __builtin_cpu_supports("x86-64-v3") != 0; }, x86_64_v3::squares_kernel,
-         x86_64_v3::unit_loops, x86_64_v3::store_run, x86_64_v3::code_loops},
+         x86_64_v3::unit_loops, x86_64_v3::store_run, x86_64_v3::code_loops, x86_64_v3::key_loops},
 #endif
         {kBaseline, "baseline", [] { return true; }, baseline::squares_kernel, baseline::unit_loops,
-         baseline::store_run, baseline::code_loops},
+         baseline::store_run, baseline::code_loops, baseline::key_loops},
     };
     std::vector<InstructionSet> supported;
     for (const InstructionSet& set : built) {

@@ -39,19 +39,29 @@ using UpdateKernel = void (*)(const Pointers&, const DTypes&, std::int64_t begin
 using SquaresKernel = double (*)(const void* g, std::int64_t begin, std::int64_t count, double inv_grad_scale,
                                  double clip_value);
 
-// What a tile of keys holds. Most blocks have nothing below a key that is looked for, and need no further look.
-constexpr std::int64_t kKeysInBlock = 32;
+// The keys (maths/score.h) of at most kTileElements weights, KeyOf<A> each. `constants` are a StepConstants<Rule, A>,
+// and `at` needs no gradient.
+using ScoreKernel = void (*)(const Pointers& at, const DTypes&, std::int64_t begin, std::int64_t count,
+                             const void* constants, void* keys);
 
-struct ScoredTile {
-  std::uint64_t largest;
-  std::int64_t zeros;
-  std::uint64_t least[kTileElements / kKeysInBlock];  // of each block, the keys that are 0 aside
+// What was looked for in a tile of keys, in its order.
+struct FoundKeys {
+  std::int64_t zeros;  // keys that are 0, which are not among the others
+  std::int64_t count;
+  // One more than a tile has: what is written there was not found.
+  std::uint64_t keys[kTileElements + 1];
+  std::uint16_t places[kTileElements + 1];  // in the tile
 };
 
-// The keys of at most kTileElements weights, KeyOf<A> each, and what is in them. `constants` are a StepConstants<Rule,
-// A>, and `at` needs no gradient.
-using ScoreKernel = void (*)(const Pointers& at, const DTypes&, std::int64_t begin, std::int64_t count,
-                             const void* constants, void* keys, ScoredTile& tile);
+// Loops over keys, of the arithmetic type that the scores are of.
+struct KeyLoops {
+  // Finds those up to `last`, of at most kTileElements.
+  void (*find)(const void* keys, std::int64_t count, std::uint64_t last, FoundKeys& found);
+  // Adds the scores of units, of which each has `run` in a row, to `sums`, or their squares; the first is that `in_run`
+  // of its unit.
+  void (*add_up)(const void* keys, std::int64_t count, bool squared, std::int64_t run, std::int64_t in_run,
+                 double* sums);
+};
 
 // The metric of at most kTileElements weights, and its floor_ratio where the rule has one (else nullptr), in the
 // arithmetic type, after a step.
@@ -110,6 +120,7 @@ struct InstructionSet {
   UnitLoops (*units)(DType arithmetic);
   StoreRun (*store_run)(DType arithmetic);
   const CodeLoops* (*codes)(DType dtype, DType arithmetic);
+  KeyLoops (*keys)(DType arithmetic);
 };
 
 // The instruction sets that this build has and this processor supports, the best first.

@@ -1,19 +1,9 @@
 // The loop that scores a tile of weights. Included once per instruction set, by each_isa.h, behind update_loop.h.
 namespace fusedreg::cpu::FUSEDREG_ISA {
 
-template <class Key>
-FUSEDREG_HD std::uint64_t least_of(const Key* keys, std::int64_t count) {
-  Key least = ~Key(0);
-  for (std::int64_t i = 0; i < count; ++i) {
-    const Key before = keys[i] - 1;  // of a 0 the largest there is
-    least = before < least ? before : least;
-  }
-  return least == ~Key(0) ? ~std::uint64_t{0} : std::uint64_t{least} + 1;
-}
-
 template <class Rule, StateMask kStates, bool kInMetric, class A, std::size_t... kI>
 FUSEDREG_HD void score_elements(const A* w, const A* const (&state)[kMaxStates], std::int64_t count,
-                                const typename Rule::template Constants<A>& constants, KeyOf<A>* keys, ScoredTile& tile,
+                                const typename Rule::template Constants<A>& constants, KeyOf<A>* keys,
                                 std::index_sequence<kI...>) {
   const auto c = constants;  // a copy, which no store can be to
   [[maybe_unused]] const A* s[kMaxStates] = {};
@@ -24,22 +14,11 @@ FUSEDREG_HD void score_elements(const A* w, const A* const (&state)[kMaxStates],
     ((values[kI] = s[kI][i]), ...);
     keys[i] = score_key<Rule, kStates, kInMetric>(w[i], values, c);
   }
-  KeyOf<A> largest = 0, zeros = 0;
-  for (std::int64_t i = 0; i < count; ++i) {
-    largest = keys[i] > largest ? keys[i] : largest;
-    zeros += keys[i] == 0 ? 1 : 0;
-  }
-  tile.largest = largest;
-  tile.zeros = zeros;
-  std::uint64_t* least = tile.least;
-  for (; count >= kKeysInBlock; count -= kKeysInBlock, keys += kKeysInBlock) *least++ = least_of(keys, kKeysInBlock);
-  if (count > 0) *least = least_of(keys, count);
 }
 
 template <class Rule, StateMask kStates, bool kInMetric, class A, std::size_t... kI>
 FUSEDREG_TARGET void score_streams(const Pointers& at, const DTypes& dtypes, std::int64_t begin, std::int64_t count,
-                                   const void* constants, void* keys, ScoredTile& tile,
-                                   std::index_sequence<kI...> states) {
+                                   const void* constants, void* keys, std::index_sequence<kI...> states) {
   A tiles[1 + kMaxStates][kTileElements];
   const auto open = [&](const void* stream, DType dtype, A* tile) -> const A* {
     if (dtype == dtype_of<A>()) return static_cast<const A*>(stream) + begin;
@@ -50,14 +29,14 @@ FUSEDREG_TARGET void score_streams(const Pointers& at, const DTypes& dtypes, std
   ((state[kI] = open_state(at, dtypes, kI, tiles[1 + kI], begin, count)), ...);
   const auto& c = static_cast<const StepConstants<Rule, A>*>(constants)->rule;
   score_elements<Rule, kStates, kInMetric>(open(at.w, dtypes.w, tiles[0]), state, count, c,
-                                           static_cast<KeyOf<A>*>(keys), tile, states);
+                                           static_cast<KeyOf<A>*>(keys), states);
 }
 
 template <class Rule, StateMask kStates, bool kInMetric, class A>
 void score_tile(const Pointers& at, const DTypes& dtypes, std::int64_t begin, std::int64_t count, const void* constants,
-                void* keys, ScoredTile& tile) {
+                void* keys) {
   constexpr auto kRead = states_in<kInMetric ? kStates : 0>();
-  score_streams<Rule, kStates, kInMetric, A>(at, dtypes, begin, count, constants, keys, tile, kRead);
+  score_streams<Rule, kStates, kInMetric, A>(at, dtypes, begin, count, constants, keys, kRead);
 }
 
 template <class Rule, class A, std::size_t... kI>

@@ -1,23 +1,30 @@
 #include "selection.h"
 
 #include <algorithm>
+#include <limits>
+#include <numeric>
 #include <stdexcept>
+
+#include "../maths/rounding.h"
+#include "units.h"
 
 namespace fusedreg::cpu {
 
 namespace {
 
-// Neighbours often fall into one bin; counted in turn in several tables, an addition need not wait for the last one.
-constexpr std::int64_t kTables = 4;
-constexpr std::int64_t kBlocksInChunk = kChunkElements / kKeysInBlock;
-using Count = std::uint32_t;
-constexpr std::int64_t kMostElements = std::int64_t{1} << 33;  // that a table can count, whoever counts them
+// Of a chunk's weights, what was found is kept if it is not more.
+constexpr std::int64_t kMostKept = kChunkElements / 16;
+
+// A sample has the weights of a line of memory in so many.
+constexpr std::int64_t kSampled = 16, kSampledOf = 8192;
+
+constexpr std::uint64_t kEveryKey = ~std::uint64_t{0};
 
 // Where they are: int64, one a bin, on the CPU.
-std::int64_t* counts_in(PyObject* counts) {
+std::int64_t* counts_in(PyObject* counts, std::int64_t bins) {
   View view;
   if (!is_tensor(counts) || !look(counts, view) || view.element != Element::kInt64 || view.dim != 1 ||
-      view.numel() != kBins || view.strides[0] != 1) {
+      view.numel() != bins || (bins > 1 && view.strides[0] != 1)) {
     throw std::invalid_argument("counts are int64, one a bin");
   }
   return static_cast<std::int64_t*>(view.data);
@@ -47,6 +54,8 @@ Selection::Selection(const std::string& rule, PyObject* parameters, bool wide) :
     const DType dtype = dtype_of(w.element);
     const DType arithmetic = dtype == DType::kFloat64 ? DType::kFloat64 : DType::kFloat32;
     parameter.numel = w.numel();
+    parameter.sizes.assign(w.sizes, w.sizes + w.dim);
+    parameter.strides.assign(w.strides, w.strides + w.dim);
     parameter.at.w = w.data;
     parameter.dtypes.w = dtype;
     StateMask mask = 0;
@@ -80,6 +89,9 @@ Selection::Selection(const std::string& rule, PyObject* parameters, bool wide) :
       mask |= StateMask{1} << k;
     }
     parameter.score = kernels.score(instruction_set().isa, arithmetic, mask, in_metric);
+    parameter.loops = instruction_set().keys(arithmetic);
+    parameter.scores_are_roots = !kernels.has_metric;
+    parameter.is_widened = wide && arithmetic == DType::kFloat32;
     parameter.constants.resize((kernels.constants_size - 1) / sizeof(std::max_align_t) + 1);
     // No metric looks at what was before the step, which nobody keeps.
     kernels.fill(parameter.constants.data(), arithmetic, fields.data(), scalar_states.data(), scalar_states.data(), 1,
@@ -87,7 +99,6 @@ Selection::Selection(const std::string& rule, PyObject* parameters, bool wide) :
     work_list_.add_tensor(static_cast<std::int32_t>(parameters_.size() - 1), parameter.numel);
   }
   work_list_.finish();
-  if (work_list_.elements() > kMostElements) throw std::invalid_argument("a selection has too many elements");
 }
 
 std::int64_t Selection::Parameter::position(std::int64_t place) const {
@@ -100,184 +111,194 @@ std::int64_t Selection::Parameter::position(std::int64_t place) const {
   return position;
 }
 
-template <class Body>
-void Selection::for_each_tile(const Chunk& chunk, const Body& body) const {
-  for (std::int64_t done = 0; done < chunk.count; done += kTileElements) {
-    score(parameters_[chunk.tensor], chunk.begin + done, std::min(kTileElements, chunk.count - done), body);
-  }
-}
-
-template <class Body>
-void Selection::score(const Parameter& parameter, std::int64_t begin, std::int64_t count, const Body& body) const {
-  const bool is_double = parameter.dtypes.w == DType::kFloat64;
-  std::uint32_t narrow[kTileElements];
-  std::uint64_t wide[kTileElements];
-  ScoredTile tile;
-  void* const keys = is_double ? static_cast<void*>(wide) : static_cast<void*>(narrow);
-  parameter.score(parameter.at, parameter.dtypes, begin, count, parameter.constants.data(), keys, tile);
-  if (!wide_) return body(narrow, begin, count, tile);
-  if (!is_double) {
-    const auto widen = [](std::uint64_t key) {
-      return bit_cast<std::uint64_t>(static_cast<double>(bit_cast<float>(static_cast<std::uint32_t>(key))));
-    };
-    for (std::int64_t i = 0; i < count; ++i) wide[i] = widen(narrow[i]);
-    for (std::int64_t block = 0; block * kKeysInBlock < count; ++block) {
-      std::uint64_t& least = tile.least[block];
-      least = least == ~std::uint64_t{0} ? least : widen(least);
-    }
-    tile.largest = widen(tile.largest);
-  }
-  body(wide, begin, count, tile);
-}
-
 namespace {
 
-// Calls body(first, end) for the blocks of a tile that have keys up to `last` but 0.
-template <class Body>
-void for_each_block(std::uint64_t last, std::int64_t count, const ScoredTile& tile, const Body& body) {
-  for (std::int64_t first = 0; first < count; first += kKeysInBlock) {
-    if (tile.least[first / kKeysInBlock] <= last) body(first, std::min(first + kKeysInBlock, count));
-  }
+// The key, among those of float64, of a float32 score.
+std::uint64_t widen(std::uint64_t key) {
+  return bit_cast<std::uint64_t>(static_cast<double>(bit_cast<float>(static_cast<std::uint32_t>(key))));
+}
+
+// The last key of a float32 score that is widened to one up to `last`; or a later one.
+std::uint64_t narrow(std::uint64_t last) {
+  const double score = bit_cast<double>(last);
+  if (!(score <= std::numeric_limits<float>::max())) return kEveryKey;
+  const float nearest = static_cast<float>(score);
+  return bit_cast<std::uint32_t>(nearest) - (static_cast<double>(nearest) > score ? 1 : 0);
 }
 
 }  // namespace
 
-// Counts numbers below `bins` in tables of its own for each worker.
-class Selection::Tables {
- public:
-  explicit Tables(std::int64_t bins) : bins_(bins), counts_(thread_count() * kTables * bins) {}
-
-  Count* of(std::int64_t worker) { return counts_.data() + worker * kTables * bins_; }
-
-  void count(Count* of, const std::uint32_t* numbers, std::int64_t count) const {
-    std::int64_t i = 0;
-    for (; i + kTables <= count; i += kTables) {
-      for (std::int64_t table = 0; table < kTables; ++table) ++of[table * bins_ + numbers[i + table]];
-    }
-    for (; i < count; ++i) ++of[numbers[i]];
+void Selection::find_in_tile(const Parameter& parameter, std::int64_t begin, std::int64_t count, std::uint64_t last,
+                             FoundKeys& found) const {
+  alignas(64) std::uint64_t keys[kTileElements];
+  parameter.score(parameter.at, parameter.dtypes, begin, count, parameter.constants.data(), keys);
+  parameter.loops.find(keys, count, parameter.is_widened ? narrow(last) : last, found);
+  if (!parameter.is_widened) return;
+  std::int64_t kept = 0;
+  for (std::int64_t i = 0; i < found.count; ++i) {
+    const std::uint64_t key = widen(found.keys[i]);
+    found.keys[kept] = key;
+    found.places[kept] = found.places[i];
+    kept += key <= last ? 1 : 0;
   }
-
-  void add_to(std::int64_t* sums) const {
-    for (std::size_t i = 0; i < counts_.size(); i += bins_) {
-      for (std::int64_t bin = 0; bin < bins_; ++bin) sums[bin] += counts_[i + bin];
-    }
-  }
-
- private:
-  std::int64_t bins_;
-  std::vector<Count> counts_;
-};
+  found.count = kept;
+}
 
 template <class Body>
-std::vector<std::uint64_t> Selection::count_tiles(std::int64_t bins, PyObject* counts, const Body& body) {
-  std::int64_t* const sums = counts_in(counts);
-  std::vector<std::uint64_t> of_chunks(work_list_.chunks().size()), of_parameters(parameters_.size());
-  const WithoutGil no_gil;
-  Tables tables(bins);
-  least_.resize(of_chunks.size() * kBlocksInChunk);
-  for_each_chunk_of_worker(work_list_, Order::kForward, [&](std::int64_t i, std::int64_t worker) {
-    const Chunk& chunk = work_list_.chunks()[i];
-    Count* const its_tables = tables.of(worker);
-    std::uint64_t largest = 0;
-    for_each_tile(chunk, [&](const auto* keys, std::int64_t begin, std::int64_t count, const ScoredTile& tile) {
-      std::uint32_t numbers[kTileElements];
-      tables.count(its_tables, numbers, body(keys, begin, count, tile, parameters_[chunk.tensor], its_tables, numbers));
-      largest = std::max(largest, tile.largest);
-      std::uint32_t* least = &least_[i * kBlocksInChunk + (begin - chunk.begin) / kKeysInBlock];
-      for (std::int64_t k = 0; k * kKeysInBlock < count; ++k) *least++ = leading_bits(tile.least[k]);
-    });
-    of_chunks[i] = largest;
-  });
-  tables.add_to(sums);
-  for (std::size_t i = 0; i < of_chunks.size(); ++i) {
-    std::uint64_t& largest = of_parameters[work_list_.chunks()[i].tensor];
-    largest = std::max(largest, of_chunks[i]);
+void Selection::for_each_tile(const Chunk& chunk, std::uint64_t last, const Body& body) const {
+  FoundKeys found;
+  for (std::int64_t done = 0; done < chunk.count; done += kTileElements) {
+    find_in_tile(parameters_[chunk.tensor], chunk.begin + done, std::min(kTileElements, chunk.count - done), last,
+                 found);
+    body(found, chunk.begin + done);
   }
-  return of_parameters;
 }
 
-std::vector<std::uint64_t> Selection::count(int shift, std::uint64_t prefix, std::int64_t end, PyObject* counts) {
-  if (end < 0 || end > kBins) throw std::invalid_argument("there is no such digit");
+void Selection::find(std::uint64_t last) {
+  const WithoutGil no_gil;
+  last_ = last;
+  found_.assign(work_list_.chunks().size(), {});
+  for_each_chunk(work_list_, [&](std::int64_t i) {
+    const Chunk& chunk = work_list_.chunks()[i];
+    Found& found = found_[i];
+    std::uint64_t keys[kMostKept];
+    std::uint16_t places[kMostKept];
+    for_each_tile(chunk, last, [&](const FoundKeys& tile, std::int64_t begin) {
+      const std::int64_t before = found.count;
+      found.zeros += tile.zeros;
+      found.count += tile.count;
+      if (found.count > kMostKept) return;
+      std::copy_n(tile.keys, tile.count, keys + before);
+      for (std::int64_t k = 0; k < tile.count; ++k) {
+        places[before + k] = static_cast<std::uint16_t>(begin - chunk.begin + tile.places[k]);
+      }
+    });
+    if (found.count > kMostKept) return;
+    found.keys.assign(keys, keys + found.count);
+    found.places.assign(places, places + found.count);
+  });
+}
+
+template <class Body>
+void Selection::for_each_found(std::int64_t i, const Body& body) const {
+  const Found& found = found_[i];
+  const Chunk& chunk = work_list_.chunks()[i];
+  const auto visit = [&](const std::uint64_t* keys, const std::uint16_t* places, std::int64_t count,
+                         std::int64_t begin) {
+    for (std::int64_t k = 0; k < count; ++k) body(keys[k], begin + places[k]);
+  };
+  if (found.count <= kMostKept) return visit(found.keys.data(), found.places.data(), found.count, chunk.begin);
+  for_each_tile(chunk, last_,
+                [&](const FoundKeys& tile, std::int64_t begin) { visit(tile.keys, tile.places, tile.count, begin); });
+}
+
+template <class Body>
+void Selection::count_chunks(std::int64_t bins, PyObject* counts, const Body& body) const {
+  std::int64_t* const sums = counts_in(counts, bins);
+  const WithoutGil no_gil;
+  std::vector<std::int64_t> tables(thread_count() * bins);  // each worker has its own
+  for_each_chunk_of_worker(work_list_, Order::kForward,
+                           [&](std::int64_t i, std::int64_t worker) { body(i, &tables[worker * bins]); });
+  for (std::size_t first = 0; first < tables.size(); first += bins) {
+    for (std::int64_t bin = 0; bin < bins; ++bin) sums[bin] += tables[first + bin];
+  }
+}
+
+void Selection::sample(PyObject* counts) const {
+  const int shift = wide_ ? 48 : 16;
+  count_chunks(kLeadingBins, counts, [&](std::int64_t i, std::int64_t* table) {
+    const Chunk& chunk = work_list_.chunks()[i];
+    FoundKeys found;
+    for (std::int64_t of = 0; of < chunk.count; of += kSampledOf) {
+      // Anywhere in them, or all could be of one column.
+      const std::uint32_t line = random_bits(static_cast<std::uint32_t>(chunk.begin + of), chunk.tensor);
+      const std::int64_t begin = of + line % (kSampledOf / kSampled) * kSampled;
+      if (begin >= chunk.count) continue;
+      find_in_tile(parameters_[chunk.tensor], chunk.begin + begin, std::min(kSampled, chunk.count - begin), kEveryKey,
+                   found);
+      table[0] += found.zeros;
+      for (std::int64_t k = 0; k < found.count; ++k) ++table[found.keys[k] >> shift];
+    }
+  });
+}
+
+void Selection::count(int shift, std::uint64_t prefix, std::int64_t end, PyObject* counts) {
+  if (end <= 0 || end > kBins) throw std::invalid_argument("there is no such digit");
   const std::uint64_t first = prefix << 16 << shift, last = first + (static_cast<std::uint64_t>(end) << shift) - 1;
-  // Without the keys that are 0, which are counted already.
-  const std::uint64_t from = std::max<std::uint64_t>(first, 1);
-  return count_tiles(end, counts,
-                     [&](const auto* keys, std::int64_t, std::int64_t count, const ScoredTile& tile, const Parameter&,
-                         Count* table, std::uint32_t* digits) {
-                       using Key = std::decay_t<decltype(*keys)>;
-                       if (first == 0 && end > 0) table[0] += static_cast<Count>(tile.zeros);
-                       std::int64_t found = 0;
-                       if (end == 0 || from > last) return found;
-                       const Key lowest = static_cast<Key>(from), width = static_cast<Key>(last - from);  // less 1
-                       for_each_block(last, count, tile, [&](std::int64_t i, std::int64_t block_end) {
-                         for (; i < block_end; ++i) {  // without a branch, which nothing could foretell
-                           digits[found] = static_cast<std::uint32_t>(keys[i] >> shift) & (kBins - 1);
-                           found += static_cast<Key>(keys[i] - lowest) <= width ? 1 : 0;
-                         }
-                       });
-                       return found;
-                     });
+  if (!has_found_ || last > last_) find(last);
+  has_found_ = true;
+  count_chunks(end, counts, [&](std::int64_t i, std::int64_t* table) {
+    if (first == 0) table[0] += found_[i].zeros;
+    for_each_found(i, [&](std::uint64_t key, std::int64_t) {
+      if (key - first <= last - first) ++table[(key - first) >> shift];
+    });
+  });
 }
 
-void Selection::count_positions(std::uint64_t key, int shift, std::uint64_t prefix, PyObject* counts) {
-  count_tiles(kBins, counts,
-              [&](const auto* keys, std::int64_t begin, std::int64_t count, const ScoredTile& tile,
-                  const Parameter& parameter, Count*, std::uint32_t* digits) {
-                std::int64_t found = 0;
-                for_each_block(key, count, tile, [&](std::int64_t i, std::int64_t end) {
-                  for (; i < end; ++i) {
-                    if (keys[i] != key) continue;
-                    const std::uint64_t leading = static_cast<std::uint64_t>(parameter.position(begin + i)) >> shift;
-                    if (leading >> 16 == prefix) digits[found++] = leading & (kBins - 1);
-                  }
-                });
-                return found;
-              });
+void Selection::count_positions(std::uint64_t key, int shift, std::uint64_t prefix, PyObject* counts) const {
+  check_found(key);
+  count_chunks(kBins, counts, [&](std::int64_t i, std::int64_t* table) {
+    const Parameter& parameter = parameters_[work_list_.chunks()[i].tensor];
+    for_each_found(i, [&](std::uint64_t its_key, std::int64_t place) {
+      if (its_key != key) return;
+      const std::uint64_t leading = static_cast<std::uint64_t>(parameter.position(place)) >> shift;
+      if (leading >> 16 == prefix) ++table[leading & (kBins - 1)];
+    });
+  });
 }
 
 std::vector<std::tuple<std::uint64_t, std::int64_t, std::int64_t>> Selection::largest() const {
-  struct Found {
+  struct Largest {
     std::uint64_t key = 0;
     std::int64_t position = -1, place = -1;
 
-    void update(const Found& other) {
-      if (position < 0 || other.key > key || (other.key == key && other.position > position)) *this = other;
+    void update(const Largest& other) {
+      if (other.key > key || (other.key == key && other.position > position)) *this = other;
     }
   };
-  std::vector<Found> of_chunks(work_list_.chunks().size()), of_parameters(parameters_.size());
+  check_found(0);
+  std::vector<std::int64_t> beyond(parameters_.size());
+  for (std::size_t i = 0; i < found_.size(); ++i) {
+    const Chunk& chunk = work_list_.chunks()[i];
+    beyond[chunk.tensor] += chunk.count - found_[i].zeros - found_[i].count;
+  }
+  std::vector<Largest> of_chunks(found_.size()), of_parameters(parameters_.size());
   {
     const WithoutGil no_gil;
     for_each_chunk(work_list_, [&](std::int64_t i) {
-      const Chunk& chunk = work_list_.chunks()[i];
-      Found& found = of_chunks[i];
-      for_each_tile(chunk, [&](const auto* keys, std::int64_t begin, std::int64_t count, const ScoredTile& tile) {
-        if (found.position >= 0 && tile.largest < found.key) return;
-        for (std::int64_t k = 0; k < count; ++k) {
-          if (keys[k] != tile.largest) continue;
-          found.update({tile.largest, parameters_[chunk.tensor].position(begin + k), begin + k});
-        }
+      const std::int32_t tensor = work_list_.chunks()[i].tensor;
+      if (beyond[tensor] > 0) return;
+      for_each_found(i, [&](std::uint64_t key, std::int64_t place) {
+        if (key >= of_chunks[i].key) of_chunks[i].update({key, parameters_[tensor].position(place), place});
       });
     });
   }
   for (std::size_t i = 0; i < of_chunks.size(); ++i) of_parameters[work_list_.chunks()[i].tensor].update(of_chunks[i]);
   std::vector<std::tuple<std::uint64_t, std::int64_t, std::int64_t>> result;
-  for (const Found& found : of_parameters) result.emplace_back(found.key, found.position, found.place);
+  for (std::size_t i = 0; i < parameters_.size(); ++i) {
+    const Largest& found = of_parameters[i];
+    result.emplace_back(beyond[i] > 0 ? kBeyond : found.key, found.position, found.place);
+  }
   return result;
 }
 
 void Selection::zero(std::uint64_t key, std::int64_t position, const std::vector<std::int64_t>& kept) {
   if (kept.size() != parameters_.size()) throw std::invalid_argument("not one kept place a parameter");
-  if (least_.empty()) throw std::logic_error("nothing was counted");
+  check_found(position > 0 || key == 0 ? key : key - 1);
   {
     const WithoutGil no_gil;
-    for_each_chunk(work_list_, [&](std::int64_t c) {
-      const Chunk& chunk = work_list_.chunks()[c];
-      const std::uint32_t* const least = &least_[c * kBlocksInChunk];
-      for (std::int64_t done = 0; done < chunk.count; done += kKeysInBlock) {
-        if (least[done / kKeysInBlock] > leading_bits(key)) continue;  // as most are
-        zero_block(parameters_[chunk.tensor], chunk.begin + done, std::min(kKeysInBlock, chunk.count - done), key,
-                   position, kept[chunk.tensor]);
-      }
+    for_each_chunk(work_list_, [&](std::int64_t i) {
+      const std::int32_t tensor = work_list_.chunks()[i].tensor;
+      const Parameter& parameter = parameters_[tensor];
+      visit_dtype(parameter.dtypes.w, [&](auto element) {
+        using T = decltype(element);
+        T* const w = static_cast<T*>(parameter.at.w);
+        for_each_found(i, [&](std::uint64_t its_key, std::int64_t place) {
+          bool goes = its_key < key;
+          if (its_key == key && position > 0) goes = parameter.position(place) < position;
+          if (goes && place != kept[tensor]) w[place] = T{};
+        });
+      });
     });
   }
   Versions versions;
@@ -285,19 +306,96 @@ void Selection::zero(std::uint64_t key, std::int64_t position, const std::vector
   versions.tell();
 }
 
-void Selection::zero_block(const Parameter& parameter, std::int64_t begin, std::int64_t count, std::uint64_t key,
-                           std::int64_t position, std::int64_t kept) const {
-  score(parameter, begin, count, [&](const auto* keys, std::int64_t, std::int64_t, const ScoredTile&) {
-    visit_dtype(parameter.dtypes.w, [&](auto element) {
-      using T = decltype(element);
-      T* const w = static_cast<T*>(parameter.at.w) + begin;
-      for (std::int64_t i = 0; i < count; ++i) {
-        bool goes = keys[i] < key;
-        if (keys[i] == key && position > 0) goes = parameter.position(begin + i) < position;
-        if (goes && begin + i != kept) w[i] = T{};
+void Selection::check_found(std::uint64_t key) const {
+  if (!has_found_ || key > last_) throw std::logic_error("keys up to this one were not counted");
+}
+
+namespace {
+
+// A part of a parameter: of the sweeps over all units [sweep, sweep_end), the units [unit, unit_end), and of their runs
+// the elements [in_run, in_run_end).
+struct Part {
+  std::int64_t sweep, sweep_end, unit, unit_end, in_run, in_run_end;
+};
+
+}  // namespace
+
+void Selection::add_up(int unit, PyObject* sums) const {
+  if (length(sums) != parameters_.size()) throw std::invalid_argument("not one tensor of sums a parameter");
+  for (std::size_t i = 0; i < parameters_.size(); ++i) {
+    const Parameter& parameter = parameters_[i];
+    if (parameter.numel == 0) continue;
+    const UnitLayout layout = unit_layout(parameter.sizes, parameter.strides, unit);
+    PyObject* const its_sums = item(sums, i);
+    View view;
+    if (!is_tensor(its_sums) || !look(its_sums, view) || view.element != Element::kFloat64 || view.dim != 1 ||
+        view.numel() != layout.count || (layout.count > 1 && view.strides[0] != 1)) {
+      throw std::invalid_argument("sums are float64, one a unit");
+    }
+    add_up(parameter, layout, static_cast<double*>(view.data));
+  }
+}
+
+void Selection::add_up(const Parameter& parameter, const UnitLayout& layout, double* sums) const {
+  // About a chunk each, whoever takes it; where the units lie side by side, of many sweeps, so that there are few sums.
+  const auto in_bounds = [](std::int64_t number, std::int64_t most) {
+    return std::min(std::max<std::int64_t>(number, 1), most);
+  };
+  const std::int64_t in_row = layout.outer > 1 ? kTileElements : kChunkElements;
+  const std::int64_t run = in_bounds(kChunkElements, layout.run), units = in_bounds(in_row / run, layout.count);
+  const std::int64_t sweeps = in_bounds(kChunkElements / (units * run), layout.outer);
+  std::vector<Part> parts;
+  for (std::int64_t sweep = 0; sweep < layout.outer; sweep += sweeps) {
+    for (std::int64_t in_run = 0; in_run < layout.run; in_run += run) {
+      for (std::int64_t first = 0; first < layout.count; first += units) {
+        parts.push_back({sweep, std::min(sweep + sweeps, layout.outer), first, std::min(first + units, layout.count),
+                         in_run, std::min(in_run + run, layout.run)});
       }
+    }
+  }
+  const std::int64_t rows = (layout.outer + sweeps - 1) / sweeps * ((layout.run + run - 1) / run);
+  const std::int64_t in_one_row = static_cast<std::int64_t>(parts.size()) / rows;
+  const WithoutGil no_gil;
+  std::vector<double> partial(rows * layout.count);
+  const auto add_up_part = [&](std::int64_t i) {
+    const Part& part = parts[i];
+    double* const its_sums = &partial[i / in_one_row * layout.count + part.unit];
+    const bool is_whole = part.unit == 0 && part.unit_end == layout.count && run == layout.run;
+    // Of whole sweeps, all that follow each other lie together.
+    const std::int64_t in_sweep = (part.unit_end - part.unit - 1) * layout.run + part.in_run_end - part.in_run;
+    const std::int64_t together = is_whole ? part.sweep_end - part.sweep : 1;
+    for (std::int64_t sweep = part.sweep; sweep < part.sweep_end; sweep += together) {
+      const std::int64_t begin = (sweep * layout.count + part.unit) * layout.run + part.in_run;
+      add_up_together(parameter, begin, together * in_sweep, in_sweep, std::min(run, layout.run), its_sums);
+    }
+  };
+  const std::int64_t count = static_cast<std::int64_t>(parts.size());
+  if (parameter.numel <= kSerialElements) {
+    for (std::int64_t i = 0; i < count; ++i) add_up_part(i);
+  } else {
+    parallel_for(count, [&](std::int64_t i, std::int64_t end) {
+      for (; i < end; ++i) add_up_part(i);
     });
-  });
+  }
+  for (std::int64_t row = 0; row < rows; ++row) {
+    for (std::int64_t i = 0; i < layout.count; ++i) sums[i] += partial[row * layout.count + i];
+  }
+}
+
+void Selection::add_up_together(const Parameter& parameter, std::int64_t begin, std::int64_t count,
+                                std::int64_t in_sweep, std::int64_t run, double* sums) const {
+  alignas(64) std::uint64_t keys[kTileElements];
+  const std::int64_t width = parameter.dtypes.w == DType::kFloat64 ? sizeof(double) : sizeof(float);
+  for (std::int64_t done = 0, tile; done < count; done += tile) {
+    tile = std::min(kTileElements, count - done);
+    parameter.score(parameter.at, parameter.dtypes, begin + done, tile, parameter.constants.data(), keys);
+    for (std::int64_t i = 0, some; i < tile; i += some) {
+      const std::int64_t in_this = (done + i) % in_sweep;
+      some = std::min(in_sweep - in_this, tile - i);
+      parameter.loops.add_up(reinterpret_cast<const char*>(keys) + i * width, some, parameter.scores_are_roots, run,
+                             in_this % run, sums + in_this / run);
+    }
+  }
 }
 
 }  // namespace fusedreg::cpu

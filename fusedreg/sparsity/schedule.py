@@ -10,7 +10,7 @@ import torch
 from ..hyperparameters import spare_small
 from ..optimizer import FusedRegOptimizer
 from ..penalties import as_python
-from .selection import Hint, zero_smallest, zero_smallest_units
+from .selection import zero_smallest, zero_smallest_units
 from .units import Unit, units_in
 from .weights import Weights, weights_of
 
@@ -76,7 +76,6 @@ class SparsitySchedule:
         """How often ``step`` was called."""
         self._set(total_steps, begin, end, every)
         self._said: set[int] = set()
-        self._hints: dict[Target, Hint] = {}
         self._pools()
 
     def _set(self, total_steps: Any, begin: Any, end: Any, every: Any) -> None:
@@ -126,8 +125,7 @@ class SparsitySchedule:
             if share <= 0 or not weights:
                 continue
             if unit is None:
-                hint = self._hints.setdefault((target, unit), Hint())
-                emptied = zero_smallest(weights, share, hint, is_exact=is_last)
+                emptied = zero_smallest(weights, share, is_exact=is_last)
             else:
                 emptied = zero_smallest_units(weights, unit, share)
             self._say(emptied, "weight" if unit is None else "unit", target)

@@ -11,7 +11,7 @@ Two classes count: ``CppScores`` in C++ on the CPU, ``TorchScores`` with torch, 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -20,9 +20,12 @@ from ..backends.cpp import CppBackend, load_extension
 from ..backends.memory import memory_order
 from ..backends.reference import arithmetic_dtype
 from ..hyperparameters import read_numbers
+from ..penalties.units import unit_code
 from .weights import Weights, flat, position_layout
 
 BINS = 1 << 16
+LEADING_BINS = BINS // 2  # scores have no sign
+BEYOND = (1 << 63) - 1
 
 
 class Rank(NamedTuple):
@@ -31,7 +34,9 @@ class Rank(NamedTuple):
 
 
 class Largest(NamedTuple):
-    """The weight of a parameter with the highest rank; -1 where there is none."""
+    """The weight of a parameter with the highest rank.
+
+    ``BEYOND``, -1 and -1 where its key was not counted; 0, -1 and -1 where all weights are zero, or there are none."""
 
     key: int
     position: int
@@ -40,24 +45,30 @@ class Largest(NamedTuple):
 
 
 class Scores(Protocol):
-    """Those of some parameters. Positions begin at ``firsts``, one a parameter."""
+    """Those of some parameters. Positions begin at ``firsts``, one a parameter.
+
+    All but ``sample`` come after a ``count`` of the leading digits, and ask for no larger keys than were counted."""
 
     weights: list[Weights]
 
-    def count(self, shift: int, prefix: int, end: int, counts: Tensor) -> list[int]:
+    def sample(self, counts: Tensor) -> None:
+        """Counts the leading digits of a part of the weights, of all parameters the same, or of none.
+
+        Args:
+            counts: as below, of ``LEADING_BINS`` elements.
+        """
+
+    def count(self, shift: int, prefix: int, end: int, counts: Tensor) -> None:
         """Adds to ``counts`` the keys that are ``prefix`` above a digit of 16 bits, by that digit.
 
         Args:
             shift: how many bits are below the digit.
-            end: only smaller digits are counted; a small number is fast.
-            counts: int64, on the CPU, of ``BINS`` elements.
-
-        Returns:
-            The largest key of each parameter; 0 where it has none.
+            end: only smaller digits are counted, > 0; of the leading digit a small number is fast.
+            counts: int64, on the CPU, of ``end`` elements.
         """
 
     def count_positions(self, key: int, shift: int, prefix: int, counts: Tensor) -> None:
-        """Likewise the positions of the weights that have a key."""
+        """Likewise the positions of the weights that have a key; ``BINS``."""
 
     def largest(self) -> list[Largest]:
         """Of each parameter."""
@@ -104,8 +115,11 @@ class CppScores(Scores):
             tuple(weights.scales.get(state.name) for state in spec.states),
         )
 
-    def count(self, shift: int, prefix: int, end: int, counts: Tensor) -> list[int]:
-        return self._selection.count(shift, prefix, end, counts)
+    def sample(self, counts: Tensor) -> None:
+        self._selection.sample(counts)
+
+    def count(self, shift: int, prefix: int, end: int, counts: Tensor) -> None:
+        self._selection.count(shift, prefix, end, counts)
 
     def count_positions(self, key: int, shift: int, prefix: int, counts: Tensor) -> None:
         self._selection.count_positions(key, shift, prefix, counts)
@@ -115,6 +129,13 @@ class CppScores(Scores):
 
     def zero(self, rank: Rank, kept: list[int]) -> None:
         self._selection.zero(rank.key, rank.position, kept)
+
+    def add_up(self, unit: Literal["rows", "columns"]) -> list[Tensor]:
+        """The sum of d * w^2 over each unit of each parameter that this process holds, in float64."""
+        dim = 1 if unit == "columns" else 0
+        sums = [torch.zeros(each.tensor.shape[dim], dtype=torch.float64, device="cpu") for each in self.weights]
+        self._selection.add_up(unit_code(unit), sums)
+        return sums
 
 
 class TorchScores(Scores):
@@ -161,12 +182,12 @@ class TorchScores(Scores):
             places = places // size
         return positions
 
-    def count(self, shift: int, prefix: int, end: int, counts: Tensor) -> list[int]:
-        largest = 0
+    def sample(self, counts: Tensor) -> None:
+        """Of none: to count fewer digits makes nothing faster here."""
+
+    def count(self, shift: int, prefix: int, end: int, counts: Tensor) -> None:
         for _, keys in self._chunks():
-            largest = max(largest, int(keys.max()))
-            _count_digits(keys, shift, prefix, counts, end)
-        return [largest]
+            _count_digits(keys, shift, prefix, counts)
 
     def count_positions(self, key: int, shift: int, prefix: int, counts: Tensor) -> None:
         for begin, keys in self._chunks():
@@ -177,6 +198,8 @@ class TorchScores(Scores):
         found = Largest(0, -1, -1)
         for begin, keys in self._chunks():
             key = int(keys.max())
+            if key < max(found.key, 1):
+                continue
             places = (keys == key).nonzero().flatten() + begin
             positions = self._positions(places)
             last = int(positions.argmax())
@@ -196,19 +219,22 @@ class TorchScores(Scores):
             self.weights[0].tensor.copy_(self._w.view(self.weights[0].tensor.shape))
 
 
-def _count_digits(numbers: Tensor, shift: int, prefix: int, counts: Tensor, end: int = BINS) -> None:
+def _count_digits(numbers: Tensor, shift: int, prefix: int, counts: Tensor) -> None:
     leading = numbers >> shift
-    first = prefix << 16
+    first, end = prefix << 16, len(counts)
     digits = leading[(leading >= first) & (leading < first + end)] - first
-    counts += torch.bincount(digits, minlength=BINS).to(counts.device)
+    counts += torch.bincount(digits, minlength=end).to(counts.device)
 
 
 def make_scores(weights: Sequence[Weights], firsts: Sequence[int], is_wide: bool) -> list[Scores]:
     """Of parameters that lie alike on a mesh, or all on none."""
-    pairs = list(zip(weights, firsts, strict=True))
-    fast = [pair for pair in pairs if CppScores.takes(pair[0])]
-    slow = [pair for pair in pairs if not CppScores.takes(pair[0])]
-    scores: list[Scores] = [TorchScores(*pair, is_wide) for pair in slow]
+    fast: list[tuple[Weights, int]] = []
+    scores: list[Scores] = []
+    for each, first in zip(weights, firsts, strict=True):
+        if CppScores.takes(each):
+            fast.append((each, first))
+        else:
+            scores.append(TorchScores(each, first, is_wide))
     if fast:
         scores.append(CppScores([each for each, _ in fast], [first for _, first in fast], is_wide))
     return scores

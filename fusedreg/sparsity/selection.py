@@ -8,14 +8,14 @@ parameter's size is made. Processes add up the counts."""
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from ..step.partition import Partition, reduce_over_shards
-from .scores import BINS, Rank, Scores, make_scores
+from .scores import BINS, LEADING_BINS, Largest, Rank, Scores, make_scores
 from .units import Unit, add_up_scores, units_in, zero_units
 from .weights import Weights
 
@@ -23,38 +23,29 @@ from .weights import Weights
 _COARSE_BITS = {32: 16, 64: 32}
 
 
-@dataclass
-class Hint:
-    """Where the rank was in the last selection, and how far it had moved: the next is likely not far behind."""
-
-    digit: int = BINS
-    moved: int = BINS
-
-    @property
-    def end(self) -> int:
-        """A digit that is likely larger than the rank's."""
-        return min(self.digit + 2 * max(self.moved, 0) + 16, BINS)
+# How many standard deviations of a sample's count the weights that go may be more than they seem. More than of numbers
+# that are independent: neighbours are alike.
+_DEVIATIONS = (6.0, 30.0)
 
 
-def zero_smallest(weights: Sequence[Weights], share: float, hint: Hint, *, is_exact: bool) -> list[Weights]:
+def zero_smallest(weights: Sequence[Weights], share: float, *, is_exact: bool) -> list[Weights]:
     """Makes the weights with the smallest scores zero; what is zero already counts.
 
     Args:
         weights: they are ranked together.
         share: of them all that is to be zero; rounded to a number of weights.
-        hint: makes it fast, and is renewed; it changes nothing.
         is_exact: otherwise the scores are looked at to 7 bits behind the exponent, and as many fewer go as that takes.
 
     Returns:
         Those that would have become empty, and so keep their best weight, and those that are empty.
     """
-    return _Elements(weights, hint).zero(share, is_exact)
+    return _Elements(weights).zero(share, is_exact)
 
 
 def zero_smallest_units(weights: Sequence[Weights], unit: Unit, share: float) -> list[Weights]:
     """Likewise of units, exactly."""
     counts = [units_in(each, unit) for each in weights]
-    scores = [add_up_scores(each, unit) for each in weights]
+    scores = add_up_scores(weights, unit)
     goal = round(share * sum(counts))
     kept: list[int | None] = [None] * len(weights)
     spared: list[Weights] = []
@@ -64,8 +55,8 @@ def zero_smallest_units(weights: Sequence[Weights], unit: Unit, share: float) ->
         kept = [len(each) - 1 - int(each.flip(0).argmax()) if each.any() else None for each in scores]
         spared = [each for each, goes in zip(weights, going, strict=True) if goes.numel() and bool(goes.all())]
         going = _smallest(scores, goal, kept)
-    for each, goes in zip(weights, going, strict=True):
-        zero_units(each, unit, goes)
+    for each, goes, keys in zip(weights, going, scores, strict=True):
+        zero_units(each, unit, goes & (keys != 0))
     return spared
 
 
@@ -83,9 +74,8 @@ def _smallest(scores: list[Tensor], goal: int, kept: list[int | None]) -> list[T
 
 
 class _Elements:
-    def __init__(self, weights: Sequence[Weights], hint: Hint) -> None:
+    def __init__(self, weights: Sequence[Weights]) -> None:
         self._weights = list(weights)
-        self._hint = hint
         self._bits = 64 if any(each.tensor.dtype == torch.float64 for each in weights) else 32
         sizes = [each.param.numel() for each in weights]
         self._size = sum(sizes)
@@ -96,39 +86,64 @@ class _Elements:
             held = [i for i in places if weights[i].tensor.numel() > 0]
             scores = make_scores([weights[i] for i in held], [firsts[i] for i in held], self._bits == 64)
             self._scores.append((partition, places, scores))
-        self._largest: dict[Weights, int] = {}
+        self._leading = torch.zeros(0)  # numbers of keys by their leading digit, as far as they are counted
 
     def zero(self, share: float, is_exact: bool) -> list[Weights]:
         goal = round(share * self._size)
-        rank = self._rank_above(goal, is_exact, {})
-        kept: dict[Weights, int] = {}
-        emptied = [each for each in self._weights if each.param.numel() and self._largest[each] == 0]
-        # Whoever's largest key is that of the rank may still have a weight behind it.
-        if any(0 < self._largest[each] <= rank.key for each in self._weights):
-            best, kept = self._best()
-            if any(each[:2] < rank for each in best.values()):
-                # The best of each are not among those that may go: where one would not have gone, that changes nothing.
-                emptied += [weights for weights, each in best.items() if each[:2] < rank]
-                rank = self._rank_above(goal, is_exact, best)
-        for scores in (each for _, _, some in self._scores for each in some):
-            scores.zero(rank, [kept.get(each, -1) for each in scores.weights])
-        return emptied
+        for end in self._likely_ends(goal):
+            self._leading = self._count_keys(self._bits - 16, 0, end)
+            selected = self._select(goal, is_exact, end)
+            if selected is not None:
+                rank, kept, emptied = selected
+                for scores in (each for _, _, some in self._scores for each in some):
+                    scores.zero(rank, [kept.get(each, -1) for each in scores.weights])
+                return emptied
+        raise AssertionError("fewer weights than there are")
 
-    def _rank_above(self, goal: int, is_exact: bool, excluded: dict[Weights, Rank]) -> Rank:
-        """The rank that ``goal`` weights are below, those that are excluded not counted; or nearly as many."""
-        goal = min(goal, self._size - len(excluded))
+    def _likely_ends(self, goal: int) -> Iterator[int]:
+        """Leading digits below which there are likely ``goal`` keys, and not many more; at last what is above all."""
+        counts = self._count(LEADING_BINS, lambda scores, counts: scores.sample(counts)).cumsum(0)
+        size = int(counts[-1])
+        share = goal / max(self._size, 1)
+        for deviations in _DEVIATIONS:
+            sampled = share * size + deviations * (math.sqrt(share * (1 - share) * size) + 1)
+            if sampled < size:
+                yield int(torch.searchsorted(counts, math.ceil(sampled))) + 1
+        yield LEADING_BINS
+
+    def _select(self, goal: int, is_exact: bool, end: int) -> tuple[Rank, dict[Weights, int], list[Weights]] | None:
+        """The rank that ``goal`` weights are below, or nearly as many; the places of weights that stay all the same;
+        which parameters would be emptied. None where it takes keys beyond those that were counted."""
+        rank = self._rank_above(goal, is_exact, {}, end)
+        if rank is None:
+            return None
+        largest = self._find_largest()
+        emptied = [each for each in self._weights if each.param.numel() and largest[each].key == 0]
+        kept: dict[Weights, int] = {}
+        # Whoever's largest key is that of the rank may still have a weight behind it.
+        if any(0 < each.key <= rank.key for each in largest.values()):
+            best, kept = self._best(largest)
+            below = [weights for weights, each in best.items() if each < rank]
+            if below:
+                # The best of each are not among those that may go: where one would not have gone, that changes nothing.
+                emptied += below
+                rank = self._rank_above(goal, is_exact, best, end)
+        return None if rank is None else (rank, kept, emptied)
+
+    def _rank_above(self, goal: int, is_exact: bool, best: dict[Weights, Rank], end: int) -> Rank | None:
+        """The rank that ``goal`` weights are below, the best not counted; None where it may be beyond the counted."""
+        goal = min(goal, self._size - len(best))
+        if goal <= 0:
+            return Rank(0, 0)
+        best_keys = [each.key for each in best.values() if each.key >> self._bits - 16 < end]
+        counts = _without(best_keys, self._bits - 16, 0, self._leading)
+        if int(counts.sum()) < goal:
+            return None
         below, prefix = 0, 0
         for shift in range(self._bits - 16, -1, -16):
-            is_first = shift == self._bits - 16
-            counts = self._count_keys(shift, prefix, self._hint.end if is_first else BINS, excluded)
-            if is_first and int(counts.sum()) < goal:
-                counts = self._count_keys(shift, prefix, BINS, excluded)
-            if goal <= 0:
-                return Rank(0, 0)
+            if shift < self._bits - 16:
+                counts = _without(best_keys, shift, prefix, self._count_keys(shift, prefix, BINS))
             digit, before, within = _find(counts, goal - below)
-            if is_first:
-                self._hint.moved = digit - self._hint.digit if self._hint.digit < BINS else BINS
-                self._hint.digit = digit
             prefix = prefix << 16 | digit
             if below + before + within == goal:
                 return Rank((prefix + 1) << shift, 0)
@@ -138,69 +153,71 @@ class _Elements:
         key, prefix = prefix, 0
         if key == 0:
             return Rank(0, 0)  # they are zero
+        positions = [each.position for each in best.values() if each.key == key]
         top = (max(self._size - 1, 1).bit_length() + 15) // 16 * 16 - 16
         for shift in range(top, -1, -16):
-            digit, before, within = _find(self._count_positions(key, shift, prefix, excluded), goal - below)
+            counts = _without(positions, shift, prefix, self._count_positions(key, shift, prefix))
+            digit, before, within = _find(counts, goal - below)
             prefix = prefix << 16 | digit
             if below + before + within == goal:
                 return Rank(key, (prefix + 1) << shift)
             below += before
         raise AssertionError("two weights have one position")
 
-    def _count_keys(self, shift: int, prefix: int, end: int, excluded: dict[Weights, Rank]) -> Tensor:
-        largest: dict[Weights, int] = {}
+    def _count_keys(self, shift: int, prefix: int, end: int) -> Tensor:
+        return self._count(end, lambda scores, counts: scores.count(shift, prefix, end, counts))
 
-        def count(scores: Scores, counts: Tensor) -> None:
-            largest.update(zip(scores.weights, scores.count(shift, prefix, end, counts), strict=True))
+    def _count_positions(self, key: int, shift: int, prefix: int) -> Tensor:
+        return self._count(BINS, lambda scores, counts: scores.count_positions(key, shift, prefix, counts))
 
-        numbers = (each.key for each in excluded.values() if each.key >> shift & BINS - 1 < end)
-        counts = self._count(count, shift, prefix, numbers)
-        if not self._largest:
-            for partition, places, _ in self._scores:
-                own = torch.tensor([largest.get(self._weights[i], 0) for i in places], dtype=torch.int64, device="cpu")
-                of_all = reduce_over_shards(partition, own, "max").tolist()
-                self._largest.update(zip([self._weights[i] for i in places], of_all, strict=True))
-        return counts
-
-    def _count_positions(self, key: int, shift: int, prefix: int, excluded: dict[Weights, Rank]) -> Tensor:
-        return self._count(
-            lambda scores, counts: scores.count_positions(key, shift, prefix, counts),
-            shift,
-            prefix,
-            (each.position for each in excluded.values() if each.key == key),
-        )
-
-    def _count(
-        self, count: Callable[[Scores, Tensor], None], shift: int, prefix: int, excluded: Iterable[int]
-    ) -> Tensor:
-        total = torch.zeros(BINS, dtype=torch.int64, device="cpu")
+    def _count(self, bins: int, count: Callable[[Scores, Tensor], None]) -> Tensor:
+        total = None
         for partition, _, some in self._scores:
-            counts = torch.zeros_like(total)
+            counts = torch.zeros(bins, dtype=torch.int64, device="cpu")
             for scores in some:
                 count(scores, counts)
-            total += reduce_over_shards(partition, counts)
-        for number in excluded:
-            if number >> shift >> 16 == prefix:
-                total[number >> shift & BINS - 1] -= 1
+            counts = reduce_over_shards(partition, counts)
+            total = counts if total is None else total + counts
+        assert total is not None
         return total
 
-    def _best(self) -> tuple[dict[Weights, Rank], dict[Weights, int]]:
+    def _find_largest(self) -> dict[Weights, Largest]:
+        """Of each parameter, on all processes together; the place is -1 in those that do not hold the key."""
+        found: dict[Weights, Largest] = {}
+        for partition, places, some in self._scores:
+            own = {
+                weights: largest for each in some for weights, largest in zip(each.weights, each.largest(), strict=True)
+            }
+            largest = [own.get(self._weights[i], Largest(0, -1, -1)) for i in places]
+            keys = torch.tensor([each.key for each in largest], dtype=torch.int64, device="cpu")
+            of_all = reduce_over_shards(partition, keys, "max").tolist()
+            for i, each, key in zip(places, largest, of_all, strict=True):
+                found[self._weights[i]] = each if each.key == key else Largest(key, -1, -1)
+        return found
+
+    def _best(self, largest: dict[Weights, Largest]) -> tuple[dict[Weights, Rank], dict[Weights, int]]:
         """The highest rank in each parameter that is not all zero, and the places of those that this process holds."""
         best: dict[Weights, Rank] = {}
         kept: dict[Weights, int] = {}
-        for partition, places, some in self._scores:
-            own = {weights: found for each in some for weights, found in zip(each.weights, each.largest(), strict=True)}
-            positions = [
-                own[weights].position if weights in own and own[weights].key == self._largest[weights] else -1
-                for weights in (self._weights[i] for i in places)
-            ]
-            last = reduce_over_shards(partition, torch.tensor(positions, device="cpu"), "max").tolist()
-            for weights, position in zip((self._weights[i] for i in places), last, strict=True):
-                if self._largest[weights] > 0:
-                    best[weights] = Rank(self._largest[weights], position)
-                    if weights in own and own[weights][:2] == best[weights]:
-                        kept[weights] = own[weights].place
+        for partition, places, _ in self._scores:
+            own = [self._weights[i] for i in places]
+            positions = torch.tensor([largest[each].position for each in own], dtype=torch.int64, device="cpu")
+            last = reduce_over_shards(partition, positions, "max").tolist()
+            for weights, position in zip(own, last, strict=True):
+                found = largest[weights]
+                if found.key > 0:
+                    best[weights] = Rank(found.key, position)
+                    if found.place >= 0 and found.position == position:
+                        kept[weights] = found.place
         return best, kept
+
+
+def _without(numbers: Iterable[int], shift: int, prefix: int, counts: Tensor) -> Tensor:
+    """Counts of digits that have ``prefix`` above them, those of some numbers taken off."""
+    digits = [number >> shift & BINS - 1 for number in numbers if number >> shift >> 16 == prefix]
+    if not digits:
+        return counts
+    return counts - torch.bincount(torch.tensor(digits, device="cpu"), minlength=len(counts))
 
 
 def _find(counts: Tensor, goal: int) -> tuple[int, int, int]:
