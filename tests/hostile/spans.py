@@ -302,6 +302,7 @@ class Bounds:
     safeguard: Span | None = None
     """What the prox's floor is held against, where that is not d."""
     has_floor: bool = True
+    is_multiplied_out: bool = False
     finish: Callable[[Span], dict[str, Span]] = lambda w: {}
     """States that go by the weight after stage 6."""
 
@@ -618,6 +619,7 @@ class Stages:
     lower: float
     upper: float
     has_floor: bool
+    is_multiplied_out: bool
 
     @classmethod
     def of(cls, bounds: Bounds, group: dict[str, Any]) -> Stages:
@@ -627,7 +629,8 @@ class Stages:
         lower, upper = float(group["lower"]), float(group["upper"])
         tau = float(group["lr"]) if mode == "decoupled" else bounds.tau
         d = bounds.d if mode == "proximal" else None
-        return cls(bounds.z, d, bounds.safeguard, tau, l1, l2, l0, gamma, lower, upper, bounds.has_floor)
+        told = (bounds.has_floor, bounds.is_multiplied_out)
+        return cls(bounds.z, d, bounds.safeguard, tau, l1, l2, l0, gamma, lower, upper, *told)
 
     @property
     def shrinks(self) -> bool:
@@ -686,6 +689,8 @@ def minimisers(stages: Stages, d: Span | None) -> Span:
         metric, step_size = (span.coarser(32) for span in (d, tau))
     scaled, threshold = (z if d is None else metric * z), (step_size * strength1).not_negative()
     ridge = metric + (step_size * strength2).not_negative()
+    if stages.is_multiplied_out:  # both once more by d, less a power of two
+        threshold, ridge = threshold.rounded(), ridge.rounded()
     curvature = (ridge - stages.of_arithmetic(stages.tau / stages.gamma)).not_negative()
     pulled = soft(scaled, threshold)
     flat, firm = scaled / ridge, pulled / curvature
@@ -779,10 +784,12 @@ def step_bounds(
     moving = w_old
     if group.get("decoupled_weight_decay"):
         moving = w_old * scalar(1 - float(group["lr"]) * float(group["weight_decay"]), a)
-    if multiplies_out(rule, group):
+    is_multiplied_out = multiplies_out(rule, group)
+    if is_multiplied_out:
         moving = moving.coarser(16).rounded()
     spans = {name: exactly(tensor, a) for name, tensor in state.items()}
     bounds = RULES[rule](moving, g, spans, scalars, group)
+    bounds.is_multiplied_out = is_multiplied_out
     weight = prox_bounds(bounds, w_old, group)
     bounds.state |= bounds.finish(weight)
     return weight, bounds
