@@ -56,6 +56,7 @@ CASES: dict[str, list[Shape]] = {
     "GPT-2, 125M": gpt2_shapes(),
     "ResNet-50": resnet50_shapes(),
     "wide embedding, 35M": embedding_shapes(),
+    "8M in 40 tensors": [(400, 500)] * 40,
     "1000 of 64x64": [(64, 64)] * 1000,
     "MLP 64-256-10": mlp_shapes(64, 256, 10),
     "20 tiny": [(50, 10), (50,)] * 10,
