@@ -690,7 +690,7 @@ def minimisers(stages: Stages, d: Span | None) -> Span:
     scaled, threshold = (z if d is None else metric * z), (step_size * strength1).not_negative()
     ridge = metric + (step_size * strength2).not_negative()
     if stages.is_multiplied_out:  # both once more by d, less a power of two
-        threshold, ridge = threshold.rounded(), ridge.rounded()
+        threshold, ridge = threshold.rounded().not_negative(), ridge.rounded().not_negative()
     curvature = (ridge - stages.of_arithmetic(stages.tau / stages.gamma)).not_negative()
     pulled = soft(scaled, threshold)
     flat, firm = scaled / ridge, pulled / curvature
