@@ -57,9 +57,9 @@ def ratios(path: Path, title: str, cases: dict[str, dict[str, float]]) -> None:
             x = j + (i - (len(names) - 1) / 2) * width
             axes.bar(x, min(found[name], top), width, color=COLORS[name], label=name if j == 0 else None)
             if found[name] > top:
-                axes.text(x, top, f"{found[name]:.1f}", ha="center", va="bottom", fontsize=6)
+                axes.text(x, top, f" {found[name]:.1f}", ha="center", va="bottom", fontsize=6, rotation=90)
     axes.axhline(1.0, color=COLORS["torch, fused"], linewidth=1)
-    axes.set(title=title, ylabel="ratio to torch's fused step", ylim=(0, top * 1.05))
+    axes.set(title=title, ylabel="ratio to torch's fused step", ylim=(0, top * 1.08))
     axes.set_xticks(range(len(cases)), cases, fontsize=8)
     figure.legend(*axes.get_legend_handles_labels(), frameon=False, fontsize=8, ncols=4, loc="outside lower center")
     _style(axes)
