@@ -302,6 +302,8 @@ class Bounds:
     safeguard: Span | None = None
     """What the prox's floor is held against, where that is not d."""
     has_floor: bool = True
+    other_tau: float | None = None
+    """What tau is where a scalar state is kept in float32."""
     is_multiplied_out: bool = False
     finish: Callable[[Span], dict[str, Span]] = lambda w: {}
     """States that go by the weight after stage 6."""
@@ -397,9 +399,13 @@ def root_with_eps(v: Span, correction: float, eps: Span) -> Span:
     return (either(corrected, rooted) + eps).not_negative()
 
 
+def in_float32(number: float) -> float:
+    return torch.tensor(number, dtype=torch.float32).item()
+
+
 def in_either_precision(f: Callable[[float], float], number: float, a: Arithmetic) -> Span:
     """f, a monotone function, of a scalar state that is kept in float32 or in float64."""
-    return either(scalar(f(number), a), scalar(f(torch.tensor(number, dtype=torch.float32).item()), a))
+    return either(scalar(f(number), a), scalar(f(in_float32(number)), a))
 
 
 def nadam_bounds(w: Span, g: Span, state: dict[str, Span], scalars: Scalars, group: dict[str, Any]) -> Bounds:
@@ -423,8 +429,12 @@ def nadam_bounds(w: Span, g: Span, state: dict[str, Span], scalars: Scalars, gro
         for share in (share_of_g, share_of_m)
     ]
     moved = either(scalar(lr, a) * (shares[0] * g + shares[1] * m) / d, (with_lr[0] * g + with_lr[1] * m) / d)
-    tau = lr * (share_of_g(product) + share_of_m(product) * (1 - beta1**t))
-    return Bounds(w - moved, {"exp_avg": m, "exp_avg_sq": v}, {"step": t, "mu_product": product}, tau, d)
+    tau, other_tau = (
+        lr * (share_of_g(each) + share_of_m(each) * (1 - beta1**t))
+        for each in (product, in_float32(in_float32(mu) * scalars["mu_product"]))
+    )
+    new = {"exp_avg": m, "exp_avg_sq": v}
+    return Bounds(w - moved, new, {"step": t, "mu_product": product}, tau, d, other_tau=other_tau)
 
 
 def radam_bounds(w: Span, g: Span, state: dict[str, Span], scalars: Scalars, group: dict[str, Any]) -> Bounds:
@@ -590,6 +600,9 @@ def floored(d: Span, safeguard: Span | None, floor: Span) -> Span:
 
 def prox_bounds(bounds: Bounds, w_old: Span, group: dict[str, Any]) -> Span:
     """Stage 6. In a metric: divided by it as in the formula, or multiplied out as in the code."""
+    if bounds.other_tau is not None:
+        each = (dataclasses.replace(bounds, tau=tau, other_tau=None) for tau in (bounds.tau, bounds.other_tau))
+        return either(*(prox_bounds(one, w_old, group) for one in each))
     z = bounds.z
     if float(group["lr"]) == 0:
         return z
