@@ -21,6 +21,7 @@
 //                                                          prox has left it; z is what the prox was given
 #pragma once
 
+#include <cfloat>
 #include <type_traits>
 
 #include "gradient.h"
@@ -139,9 +140,22 @@ struct UpdateChoice {
   bool penalized;
 };
 
+// Whether a metric may be so small that products of it vanish, which the one division of a step and its prox takes.
+template <class Hyperparameters>
+FUSEDREG_HD auto has_tiny_metric(const Hyperparameters& h, int) -> decltype(h.eps, bool()) {
+  return h.eps < static_cast<double>(FLT_MIN);
+}
+
+template <class Hyperparameters>
+FUSEDREG_HD bool has_tiny_metric(const Hyperparameters&, long) {
+  return false;
+}
+
 template <class Rule>
 FUSEDREG_HD UpdateChoice choose_update(const Group<Rule>& group) {
-  const ProxKind kind = prox_kind(group.common, group.penalties, Rule::kHasMetric);
+  ProxKind kind = prox_kind(group.common, group.penalties, Rule::kHasMetric);
+  // Its kernel does what the others do, and divides twice.
+  if (kind.in_metric && has_tiny_metric(group.rule, 0)) kind.stages = ProxStages::kFade;
   // A penalty in the gradient that is zero adds nothing, so that with the further stages one kernel does for both.
   return {kind, kind.stages > ProxStages::kShrink || penalizes_gradient(group.common, group.penalties)};
 }

@@ -220,3 +220,16 @@ def test_a_value_counts_weights_whose_square_underflows() -> None:
             param = torch.nn.Parameter(w.to(dtype))
             values.append(fusedreg.penalty(FusedRegSGD([param], lr=0.1, **options)).double())
         torch.testing.assert_close(*values, rtol=4 * torch.finfo(torch.float32).eps, atol=0)
+
+
+@pytest.mark.parametrize("strength", ["l1", "l2", "l0"])
+@pytest.mark.parametrize("cls", [cls for cls in OPTIMIZERS if any(h.name == "eps" for h in cls.spec.hyperparameters)])
+def test_a_metric_that_is_subnormal_makes_no_nan(cls, strength, backend) -> None:
+    """Where everything is below the smallest normal number, products of two of them vanish."""
+    param = weights_and_gradients(weights=[1.5e-5])
+    param.grad = torch.full_like(param, 1.5e-43)
+    options = known(cls, lr=1e-3, eps=1e-45, weight_decay=0.0) | {strength: 1e-38}
+    optimizer = cls([param], backend=backend, **options)
+    for _ in range(2):
+        optimizer.step()
+    assert not param.isnan().any()
