@@ -75,6 +75,18 @@ def values_of_the_whole_range(dtype: torch.dtype, numel: int) -> list[Tensor]:
     return [values.to(dtype) for values in tried]
 
 
+def assert_a_norm_has_the_whole_range(backend: str, dtype: torch.dtype, numel: int, offset: int) -> None:
+    """Squares of gradients in float32 overflow, or are nothing; and some are large, others small, or all zeros. Each
+    result is as good as one in float64, rounded to float32."""
+    for values in values_of_the_whole_range(dtype, numel + offset):
+        param = torch.nn.Parameter(torch.zeros_like(values)[offset:])
+        optimizer = FusedRegSGD([param], lr=1e-3, backend=backend, max_grad_norm=math.inf)
+        param.grad = values[offset:]
+        optimizer.step()
+        truth = param.grad.double().norm().float()
+        torch.testing.assert_close(optimizer.grad_norm, truth, rtol=2.5e-7, atol=0, equal_nan=True)
+
+
 def run(optimizer: torch.optim.Optimizer, params: list[Tensor], steps: int, first_seed: int = 100) -> None:
     for i in range(steps):
         set_grads(params, first_seed + i)

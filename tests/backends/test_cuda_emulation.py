@@ -21,6 +21,7 @@ from helpers import (
     REGULARIZED,
     FusedRegAdam,
     FusedRegSGD,
+    assert_a_norm_has_the_whole_range,
     assert_same_bits,
     known,
     make_params,
@@ -28,7 +29,6 @@ from helpers import (
     run,
     set_grads,
     snapshot,
-    values_of_the_whole_range,
     variant_of,
 )
 
@@ -243,15 +243,7 @@ def test_more_chunks_than_partial_sums(emulated, monkeypatch) -> None:
 @pytest.mark.parametrize("offset", [0, 1])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_a_norm_has_the_whole_range(dtype, offset, scalars_on_device) -> None:
-    """Squares of gradients in fp32 overflow, or are nothing; and some of a thread's are large, others small, or all
-    zeros. Each result is as good as one in double, rounded to fp32."""
-    for values in values_of_the_whole_range(dtype, device_plan.CHUNK + 777 + offset):
-        param = torch.nn.Parameter(torch.zeros_like(values)[offset:])
-        optimizer = FusedRegSGD([param], lr=1e-3, backend="cuda", max_grad_norm=math.inf)
-        param.grad = values[offset:]
-        optimizer.step()
-        truth = param.grad.double().norm().float()
-        torch.testing.assert_close(optimizer.grad_norm, truth, rtol=2.5e-7, atol=0, equal_nan=True)
+    assert_a_norm_has_the_whole_range("cuda", dtype, device_plan.CHUNK + 777, offset)
 
 
 def test_squares_are_added_up_without_loss(scalars_on_device, monkeypatch) -> None:

@@ -19,6 +19,7 @@ from helpers import (
     FusedRegAdam,
     FusedRegRMSprop,
     FusedRegSGD,
+    assert_a_norm_has_the_whole_range,
     assert_same_bits,
     known,
     make_params,
@@ -26,7 +27,6 @@ from helpers import (
     run,
     set_grads,
     snapshot,
-    values_of_the_whole_range,
     variant_of,
 )
 
@@ -289,15 +289,7 @@ def test_the_norm_has_the_same_bits_in_every_run(scalars_on_host) -> None:
 @pytest.mark.parametrize("offset", [0, 1])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_a_norm_has_the_whole_range(dtype, offset, scalars_on_host) -> None:
-    """Squares of gradients in float32 overflow, or are nothing; and some are large, others small, or all zeros. Each
-    result is as good as one in float64, rounded to float32."""
-    for values in values_of_the_whole_range(dtype, device_plan.CHUNK + 777 + offset):
-        param = torch.nn.Parameter(torch.zeros_like(values)[offset:])
-        optimizer = FusedRegSGD([param], lr=1e-3, backend="triton", max_grad_norm=math.inf)
-        param.grad = values[offset:]
-        optimizer.step()
-        truth = param.grad.double().norm().float()
-        torch.testing.assert_close(optimizer.grad_norm, truth, rtol=2.5e-7, atol=0, equal_nan=True)
+    assert_a_norm_has_the_whole_range("triton", dtype, device_plan.CHUNK + 777, offset)
 
 
 def test_squares_are_added_up_without_loss(scalars_on_host, monkeypatch) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -38,7 +39,7 @@ MEANWHILE = [nothing, grow, reload]
 def trained(cls, options, switches, meanwhile, **more):
     """Two steps under each setting of the switches, and something in between."""
     params = make_params(SHAPES, torch.float64)
-    optimizer = cls(params, lr=0.1, **options, **more)
+    optimizer = cls(params, lr=0.1, **options)
     for i, settings in enumerate(switches):
         for group in optimizer.param_groups:
             group.update(settings)
@@ -181,6 +182,13 @@ def swap_data(optimizer, params, kept) -> None:
             value.data = value.data * 2
 
 
+def twin_and_ours(rule: str, backend: str) -> list[tuple[type, dict[str, Any]]]:
+    """The classes, and options of theirs."""
+    if rule == "adam":
+        return [(torch.optim.Adam, {}), (FusedRegAdam, {"backend": backend})]
+    return [(torch.optim.SGD, {"momentum": 0.9}), (FusedRegSGD, {"momentum": 0.9, "backend": backend})]
+
+
 CHANGES = [clear_state, pop_state, put_copies, swap_states, replace_tensors, write_into_tensors, swap_data]
 
 
@@ -189,13 +197,10 @@ CHANGES = [clear_state, pop_state, put_copies, swap_states, replace_tensors, wri
 @pytest.mark.parametrize("rule", ["adam", "sgd"])
 def test_a_change_of_state_is_seen(rule, change, keep, backend) -> None:
     """As by the twin; and what was taken out, where someone has kept it, is not written any more."""
-    twin = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}[rule]
-    ours = {"adam": FusedRegAdam, "sgd": FusedRegSGD}[rule]
-    options = {"momentum": 0.9} if rule == "sgd" else {}
     results = []
-    for cls, more in ((twin, {}), (ours, {"backend": backend})):
+    for cls, options in twin_and_ours(rule, backend):
         params = make_params(((4, 3), (4, 3), (5,)), torch.float64)
-        optimizer = cls(params, lr=0.1, **options, **more)
+        optimizer = cls(params, lr=0.1, **options)
         run(optimizer, params, 3)
         kept: list = []
         change(optimizer, params, kept)
@@ -396,13 +401,10 @@ CHANGES_OF_TENSORS = [
 @pytest.mark.parametrize("rule", ["adam", "sgd"])
 def test_a_change_of_tensors_is_seen(rule, change, steps, backend) -> None:
     """The gradients' objects are the same in every step, as with ``zero_grad(set_to_none=False)``."""
-    twin = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}[rule]
-    ours = {"adam": FusedRegAdam, "sgd": FusedRegSGD}[rule]
-    options = {"momentum": 0.9} if rule == "sgd" else {}
     results = []
-    for cls, more in ((twin, {}), (ours, {"backend": backend})):
+    for cls, options in twin_and_ours(rule, backend):
         params = make_params(((4, 3), (4, 3), (5, 2)), torch.float64)
-        optimizer = cls(params, lr=0.1, **options, **more)
+        optimizer = cls(params, lr=0.1, **options)
         set_grads(params, 0)
         for _ in range(steps):
             optimizer.step()
