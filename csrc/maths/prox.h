@@ -222,8 +222,9 @@ FUSEDREG_HD void fill_prox(ProxConstants<A>& c, const CommonHyperparameters& com
   const bool is_firm = in_metric || curvature > 0;
   c.firm_up_to = static_cast<A>(l1 != 0 && is_firm ? knee : -1);
   c.firm_shrink = is_firm ? static_cast<A>(1 / curvature) : c.shrink;
-  // Where the problem is convex, x is not worse than zero.
-  c.l0 = static_cast<A>(l0 != 0 || !is_firm ? 2 * tau * l0 : -INFINITY);
+  // Where the problem is convex, x is not worse than zero: no gain is below a NaN, not even one that a far bound makes
+  // -infinity.
+  c.l0 = static_cast<A>(l0 != 0 || !is_firm ? 2 * tau * l0 : NAN);
   c.lower = static_cast<A>(penalties.lower);
   c.upper = static_cast<A>(penalties.upper);
   c.frozen = penalties.freeze_zeros != 0 ? A(0) : static_cast<A>(NAN);

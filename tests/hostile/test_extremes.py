@@ -233,3 +233,15 @@ def test_a_metric_that_is_subnormal_makes_no_nan(cls, strength, backend) -> None
     for _ in range(2):
         optimizer.step()
     assert not param.isnan().any()
+
+
+@pytest.mark.parametrize("strengths", [{}, {"l1": 0.125}, {"l1": 0.125, "l2": 0.5}])
+@pytest.mark.parametrize(("side", "bound"), [("lower", 1e20), ("upper", -1e20)])
+@pytest.mark.parametrize("cls", OPTIMIZERS)
+def test_a_box_far_from_zero_holds_its_weights(cls, side, bound, strengths, backend) -> None:
+    """The squares of its bounds are infinite: the objective of such a weight is too, and zero is no better."""
+    for mode in cls.spec.modes:
+        param = weights_and_gradients()
+        options = known(cls, lr=0.1, weight_decay=0.01) | {side: bound, **strengths, "penalty_mode": mode}
+        cls([param], max_grad_norm=1.0, backend=backend, **options).step()
+        assert (param == torch.tensor(bound)).all()

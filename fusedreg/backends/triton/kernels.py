@@ -252,7 +252,7 @@ def prepare_kernel(
         firm_up_to=tl.where((l1 != 0) & is_firm, knee, -1.0),
         firm_shrink=tl.where(is_firm, 1 / curvature, shrink),
         # Where the problem is convex, x is not worse than zero.
-        l0=tl.where((l0 != 0) | (is_firm == 0), 2 * tau * l0, float("-inf")),
+        l0=tl.where((l0 != 0) | (is_firm == 0), 2 * tau * l0, float("nan")),
         lower=lower,
         upper=upper,
         freezes=freezes,
