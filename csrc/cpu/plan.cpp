@@ -57,7 +57,9 @@ bool Plan::refresh(PyObject* gradients) {
 }
 
 void Plan::make_work_list() {
-  work_list_.clear();
+  std::int64_t elements = 0;
+  for (const Entry& entry : entries_) elements += entry.active ? entry.numel : 0;
+  work_list_ = WorkList(chunk_elements(elements));
   for (std::size_t i = 0; i < entries_.size(); ++i) {
     if (!entries_[i].active) continue;
     work_list_.add_tensor(static_cast<std::int32_t>(i), entries_[i].numel, work_[i].whole);

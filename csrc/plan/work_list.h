@@ -13,16 +13,10 @@ struct Chunk {
   std::int64_t count;
 };
 
-// The size of a chunk is fixed, so that a sum over chunks does not depend on who takes which.
+// The size of a chunk does not go by threads, so that a sum over chunks does not depend on who takes which.
 class WorkList {
  public:
   explicit WorkList(std::int64_t chunk_elements) : chunk_elements_(chunk_elements) {}
-
-  void clear() {
-    chunks_.clear();
-    tasks_.assign(1, 0);
-    elements_ = pending_ = 0;
-  }
 
   // `unit` elements that follow each other, at most a chunk's, are not cut.
   void add_tensor(std::int32_t tensor, std::int64_t numel, std::int64_t unit = 1) {
