@@ -33,39 +33,68 @@ FUSEDREG_HD void update_elements(A* w, const A* g, A* const (&state)[kMaxStates]
   }
 }
 
+// What a step has left of weights, and their prox; `left` is the quotient's numerator, or where it has moved w to.
+template <class U, Further kFurther, bool kL2, class A>
+FUSEDREG_HD void finish_elements(A* w, const A* left, const A* d, [[maybe_unused]] const A* floor_ratio,
+                                 std::int64_t count, const StepConstants<typename U::Rule, A>& c) {
+  constexpr bool kHasFloorRatio = has_floor_ratio<typename U::Rule, U::kStates>(0);
+#pragma GCC ivdep
+  for (std::int64_t i = 0; i < count; ++i) {
+    if constexpr (U::template kIsQuotient<A>) {
+      const Quotient<A> quotient = {left[i], {d[i], kHasFloorRatio ? floor_ratio[i] : A(1)}};
+      w[i] = U::template move<kFurther, kL2>(w[i], quotient, c);
+    } else {
+      w[i] = U::template take_prox<kFurther>(left[i], w[i], no_metric<A>(), c);
+    }
+  }
+}
+
+// Calls body(constant Further, constant l2): what a loop of U is to see to where `acting` is all that acts.
+template <class U, class Body>
+FUSEDREG_HD void with_acting([[maybe_unused]] const Acting& acting, const Body& body) {
+  const auto with_further = [&](auto l2) __attribute__((always_inline)) {
+    constexpr ProxStages kProx = U::kProx;
+    if constexpr (kProx == ProxStages::kSelect || kProx == ProxStages::kShrinkAndSelect) {
+      if (acting.further == Further::kBox) return body(std::integral_constant<Further, Further::kBox>(), l2);
+      if (acting.further == Further::kL0) return body(std::integral_constant<Further, Further::kL0>(), l2);
+      if (acting.further == Further::kFreeze) return body(std::integral_constant<Further, Further::kFreeze>(), l2);
+    } else if constexpr (kProx == ProxStages::kFade) {
+      if (acting.further == Further::kNone) return body(std::integral_constant<Further, Further::kNone>(), l2);
+    }
+    body(std::integral_constant<Further, Further::kAll>(), l2);
+  };
+  if constexpr (U::kHasInverse) {
+    if (!acting.l2) return with_further(std::false_type());
+  }
+  with_further(std::true_type());
+}
+
 // The same for at most kBlockBytes of w. The chain through a root, a metric, a division and what selects is long; the
 // instructions that wait for it leave a processor no room to work on the elements behind. In two loops, there is.
 template <class U, class A, std::size_t... kI>
 FUSEDREG_HD void update_in_two_loops(A* w, const A* g, A* const (&state)[kMaxStates], std::int64_t count,
-                                     const StepConstants<typename U::Rule, A>& c, A* d, A* floor_ratio,
-                                     std::index_sequence<kI...>) {
-  constexpr bool kIsQuotient = U::template kIsQuotient<A>;
-  constexpr bool kHasFloorRatio = has_floor_ratio<typename U::Rule, U::kStates>(0);
+                                     const StepConstants<typename U::Rule, A>& c, const Acting& acting, A* d,
+                                     A* floor_ratio, std::index_sequence<kI...>) {
   [[maybe_unused]] A* s[kMaxStates] = {};
   ((s[kI] = state[kI]), ...);
-  A left[kBlockBytes / sizeof(A)];  // of the step: the quotient's numerator, or where it has moved w to
+  A left[kBlockBytes / sizeof(A)];
 #pragma GCC ivdep
   for (std::int64_t i = 0; i < count; ++i) {
     A weight = w[i], values[kMaxStates] = {};
     ((values[kI] = s[kI][i]), ...);
     [[maybe_unused]] const auto step = U::step(weight, g[i], values, c);
     ((s[kI][i] = values[kI]), ...);
-    if constexpr (kIsQuotient) {
+    if constexpr (U::template kIsQuotient<A>) {
       left[i] = step.numerator;
       d[i] = step.metric.d;
-      if constexpr (kHasFloorRatio) floor_ratio[i] = step.metric.floor_ratio;
+      if constexpr (has_floor_ratio<typename U::Rule, U::kStates>(0)) floor_ratio[i] = step.metric.floor_ratio;
     } else {
       left[i] = weight;
     }
   }
-#pragma GCC ivdep
-  for (std::int64_t i = 0; i < count; ++i) {
-    if constexpr (kIsQuotient) {
-      w[i] = U::move(w[i], Quotient<A>{left[i], {d[i], kHasFloorRatio ? floor_ratio[i] : A(1)}}, c);
-    } else {
-      w[i] = U::take_prox(left[i], w[i], no_metric<A>(), c);
-    }
-  }
+  with_acting<U>(acting, [&](auto further, auto l2) __attribute__((always_inline)) {
+    finish_elements<U, decltype(further)::value, decltype(l2)::value>(w, left, d, floor_ratio, count, c);
+  });
 }
 
 // Of weights that have made their step.
@@ -88,12 +117,13 @@ FUSEDREG_HD void metric_of_elements(const A* const (&state)[kMaxStates], std::in
 // Where `d` is not nullptr, the metric is left there.
 template <class U, class A, std::size_t... kI>
 FUSEDREG_HD void update_block(A* w, const A* g, A* const (&state)[kMaxStates], std::int64_t count,
-                              const StepConstants<typename U::Rule, A>& c, A* d, A* floor_ratio,
-                              std::index_sequence<kI...> states) {
+                              const StepConstants<typename U::Rule, A>& c, [[maybe_unused]] const Acting& acting, A* d,
+                              A* floor_ratio, std::index_sequence<kI...> states) {
   if constexpr (U::template kIsLong<A>) {
     A own_d[kBlockBytes / sizeof(A)], own_floor_ratio[kBlockBytes / sizeof(A)];
     const bool leaves = d != nullptr;
-    update_in_two_loops<U>(w, g, state, count, c, leaves ? d : own_d, leaves ? floor_ratio : own_floor_ratio, states);
+    update_in_two_loops<U>(w, g, state, count, c, acting, leaves ? d : own_d, leaves ? floor_ratio : own_floor_ratio,
+                           states);
   } else {
     update_elements<U>(w, g, state, count, c, states);
     if constexpr (U::Rule::kHasMetric) {
@@ -112,6 +142,7 @@ FUSEDREG_TARGET void update_in_place(A* w, const A* g, A* const (&its_state)[kMa
                                      std::index_sequence<kI...> states) {
   constexpr std::int64_t kBlock = kBlockBytes / sizeof(A);
   const auto c = constants;  // a copy, which no store can be to
+  const Acting acting = acting_in(c.prox);
   const bool prefetches = !looks_ahead_by_itself();
   A* state[kMaxStates] = {};
   ((state[kI] = its_state[kI]), ...);
@@ -122,14 +153,14 @@ FUSEDREG_TARGET void update_in_place(A* w, const A* g, A* const (&its_state)[kMa
       prefetch(g, kAheadBytes, kBlockBytes);
       (prefetch(state[kI], kAheadBytes, kBlockBytes), ...);
     }
-    update_block<U>(w, clip_block(g, clipped, kBlock, c.gradient), state, kBlock, c, d, floor_ratio, states);
+    update_block<U>(w, clip_block(g, clipped, kBlock, c.gradient), state, kBlock, c, acting, d, floor_ratio, states);
     w += kBlock;
     g += kBlock;
     ((state[kI] += kBlock), ...);
     if (d != nullptr) d += kBlock;
     if (floor_ratio != nullptr) floor_ratio += kBlock;
   }
-  update_block<U>(w, clip_block(g, clipped, count, c.gradient), state, count, c, d, floor_ratio, states);
+  update_block<U>(w, clip_block(g, clipped, count, c.gradient), state, count, c, acting, d, floor_ratio, states);
 }
 
 template <class A>

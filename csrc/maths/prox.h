@@ -5,15 +5,17 @@
 
 namespace fusedreg {
 
-// What a kernel's prox can do. Those from kFreeze on freeze zeros.
+// What a kernel's prox can do.
 enum class ProxStages {
   kNone,             // no penalty, or one that enters through the gradient
   kShrink,           // l1, l2
-  kFreeze,           // and zeros that stay zero
-  kSelect,           // the box, and whether a weight is worth l0: no weight is shrunk
+  kSelect,           // the box, whether a weight is worth l0, frozen zeros: no weight is shrunk
   kShrinkAndSelect,  // both
   kFade,             // and the minimax concave penalty
 };
+
+// What a kernel's loop sees to of the box, l0 and frozen zeros. One of them alone takes less.
+enum class Further { kAll, kNone, kBox, kL0, kFreeze };
 
 struct ProxKind {
   ProxStages stages;
@@ -46,25 +48,19 @@ template <class A>
 struct ProxConstants {
   A tau, l1, l2, shrink;
   A half_l1, half_l2;  // of the floor
-  A frozen;            // a weight that is equal to it stays zero: 0, or a NaN
+  A inv_half_l1;
+  A frozen;  // a weight that is equal to it stays zero: 0, or a NaN
   // Of the further stages. Objectives are multiplied by 2 * tau, and in a metric by d.
   A half_inv_gamma, tau_over_gamma, least_d;  // 1 / (2 gamma), tau / gamma, the least d that leaves it convex
   A knee, height;                             // gamma * l1, from where on the minimax concave penalty is flat; how high
   A firm_up_to, firm_shrink;                  // as knee and shrink, for the candidate
-  A l0;                                       // what a weight costs that is not zero
+  A l0;                                       // what a weight costs that is not zero; or a NaN
   A lower, upper;
 };
 
-// On a GPU, whose threads have few registers, the further stages see to frozen zeros.
-#if defined(__CUDACC__)
-constexpr bool kHasFreeze = false;
-#else
-constexpr bool kHasFreeze = true;
-#endif
-
 // Of which x is a quotient.
 constexpr bool shrinks(ProxStages stages) {
-  return stages == ProxStages::kShrink || stages == ProxStages::kFreeze || stages == ProxStages::kShrinkAndSelect;
+  return stages == ProxStages::kShrink || stages == ProxStages::kShrinkAndSelect;
 }
 
 // The problem of one weight, argmin over x of d (x - z)^2 / (2 tau) + l1, l2 and l0, times a number > 0.
@@ -103,16 +99,20 @@ FUSEDREG_HD A shrink(const ProxProblem<A>& of, const ProxConstants<A>& c) {
 }
 
 // x, within the box; or zero, where it gains no more than l0 costs. Not where one is a NaN.
-template <bool kInMetric, class A>
+template <bool kInMetric, Further kFurther, class A>
 FUSEDREG_HD A shrink_and_select(const ProxProblem<A>& of, const ProxConstants<A>& c) {
   const A pulled = soft_threshold(of.scaled, fetch(c.tau) * fetch(c.l1) * of.unit);
-  const A x = clamp(shrink<kInMetric>(of, pulled, c), fetch(c.lower), fetch(c.upper));
-  const A gain = x * (A(2) * pulled - x * of.ridge);  // both have one sign: where l0 acts, a box has zero in it
+  A x = shrink<kInMetric>(of, pulled, c);
+  if constexpr (kFurther == Further::kFreeze) return x;
+  if constexpr (kFurther != Further::kL0) x = clamp(x, fetch(c.lower), fetch(c.upper));
+  if constexpr (kFurther == Further::kBox) return x;
+  // Both have one sign: where l0 acts, a box has zero in it. Where none has moved x, it is pulled / ridge.
+  const A gain = kFurther == Further::kL0 ? x * pulled : x * (A(2) * pulled - x * of.ridge);
   return gain <= fetch(c.l0) * of.unit ? A(0) : x;
 }
 
 // First the best x that is not zero, by the firm threshold; then whether zero is better.
-template <bool kInMetric, class A>
+template <bool kInMetric, Further kFurther, class A>
 FUSEDREG_HD A fade(A z, A d, const ProxConstants<A>& c) {
   const A scaled = d * z, size_of_scaled = absolute(scaled), threshold = fetch(c.tau) * fetch(c.l1);
   const A ridge = d + fetch(c.tau) * fetch(c.l2), curvature = ridge - fetch(c.tau_over_gamma);
@@ -122,6 +122,7 @@ FUSEDREG_HD A fade(A z, A d, const ProxConstants<A>& c) {
   const A height = fetch(c.height), flat_shrink = fetch(c.shrink), firm_shrink = fetch(c.firm_shrink);
   A x = kInMetric ? divide(pulled, is_flat ? ridge : curvature) : pulled * (is_flat ? flat_shrink : firm_shrink);
   if constexpr (kInMetric) x = is_flat & (fetch(c.l2) == A(0)) ? z : x;  // to the bit: d * z / d is not always z
+  if constexpr (kFurther == Further::kNone) return x;
   x = clamp(x, fetch(c.lower), fetch(c.upper));
   const A size = absolute(x);
   const bool is_beyond = size > fetch(c.knee);
@@ -130,66 +131,96 @@ FUSEDREG_HD A fade(A z, A d, const ProxConstants<A>& c) {
   return gain <= fetch(c.l0) ? A(0) : x;
 }
 
-// Without l1 and l2: x is z to the bit, or a bound, or zero.
-template <class A>
-FUSEDREG_HD A select(A z, A d, const ProxConstants<A>& c) {
-  const A x = clamp(z, fetch(c.lower), fetch(c.upper));
-  const A gain = d * (x * (A(2) * z - x));  // both have one sign: where l0 acts, a box has zero in it
-  return gain <= fetch(c.l0) ? A(0) : x;
+// z, or a bound; or zero, where it gains no more than `price`. `d` is the metric, times any number that the price has.
+template <Further kFurther, class A>
+FUSEDREG_HD A select(A z, A d, A price, const ProxConstants<A>& c) {
+  if constexpr (kFurther == Further::kFreeze) return z;
+  const A x = kFurther == Further::kL0 ? z : clamp(z, fetch(c.lower), fetch(c.upper));
+  if constexpr (kFurther == Further::kBox) return x;
+  const A gain = d * (kFurther == Further::kL0 ? x * x : x * (A(2) * z - x));  // one sign, as above
+  return gain <= price ? A(0) : x;
 }
 
-template <ProxStages kStages, class A>
+template <ProxStages kStages, Further kFurther, class A>
 FUSEDREG_HD A keep_frozen(A x, A w_old, A z, const ProxConstants<A>& c) {
-  if constexpr (kStages < ProxStages::kFreeze) return x;
+  constexpr bool kFreezes = kFurther == Further::kAll || kFurther == Further::kFreeze;
+  if constexpr (kStages < ProxStages::kSelect || !kFreezes) return x;
   const bool is_frozen = (w_old == fetch(c.frozen)) & (z == z);  // a NaN is to be seen
   return is_frozen ? A(0) : x;
 }
 
-template <ProxStages kStages, bool kInMetric, class A>
+template <ProxStages kStages, bool kInMetric, Further kFurther, class A>
 FUSEDREG_HD A prox_of_problem(const ProxProblem<A>& problem, A w_old, const ProxConstants<A>& c) {
   constexpr bool kSelects = kStages == ProxStages::kShrinkAndSelect;
-  const A x = kSelects ? shrink_and_select<kInMetric>(problem, c) : shrink<kInMetric>(problem, c);
-  return keep_frozen<kStages>(x, w_old, problem.scaled, c);
+  const A x = kSelects ? shrink_and_select<kInMetric, kFurther>(problem, c) : shrink<kInMetric>(problem, c);
+  return keep_frozen<kStages, kFurther>(x, w_old, problem.scaled, c);
 }
 
-template <ProxStages kStages, bool kInMetric, class A>
+template <ProxStages kStages, bool kInMetric, Further kFurther, class A>
 FUSEDREG_HD A prox(A z, A w_old, const Metric<A>& metric, const ProxConstants<A>& c) {
   if constexpr (kStages == ProxStages::kNone) {
     return z;
   } else if constexpr (kStages == ProxStages::kSelect) {
-    return keep_frozen<kStages>(select(z, kInMetric ? metric.d : A(1), c), w_old, z, c);
+    const A x = select<kFurther>(z, kInMetric ? metric.d : A(1), fetch(c.l0), c);
+    return keep_frozen<kStages, kFurther>(x, w_old, z, c);
   } else {
     const A d = kInMetric ? prox_metric<kStages>(metric, w_old, c) : A(1);
-    if constexpr (kStages == ProxStages::kFade) return keep_frozen<kStages>(fade<kInMetric>(z, d, c), w_old, z, c);
-    return prox_of_problem<kStages, kInMetric>({d * z, d + fetch(c.tau) * fetch(c.l2), A(1)}, w_old, c);
+    if constexpr (kStages == ProxStages::kFade) {
+      return keep_frozen<kStages, kFurther>(fade<kInMetric, kFurther>(z, d, c), w_old, z, c);
+    }
+    return prox_of_problem<kStages, kInMetric, kFurther>({d * z, d + fetch(c.tau) * fetch(c.l2), A(1)}, w_old, c);
   }
 }
 
-// Moves w by a quotient and takes the prox: with one division for both, where the prox has one. w_old is w before its
-// decay.
-template <ProxStages kStages, bool kInMetric, class A>
+// Moves w by a quotient and takes the prox, without l2 and with a floor that is the same for all: what the prox would
+// divide by is the larger of d and it, and the smaller of their inverses is known.
+template <ProxStages kStages, Further kFurther, class A>
+FUSEDREG_HD A prox_by_inverse(A w, const Quotient<A>& by, A w_old, const ProxConstants<A>& c) {
+  const A inverse = divide(A(1), by.metric.d), z = w - by.numerator * inverse;
+  const A inverse_in_prox = inverse < fetch(c.inv_half_l1) ? inverse : fetch(c.inv_half_l1);
+  A x = soft_threshold(z, fetch(c.tau) * fetch(c.l1) * inverse_in_prox);
+  if constexpr (kStages == ProxStages::kShrinkAndSelect) {
+    x = select<kFurther>(x, A(1), fetch(c.l0) * inverse_in_prox, c);
+  }
+  return keep_frozen<kStages, kFurther>(x, w_old, z, c);
+}
+
+// The same in general: with one division for both, where the prox has one. w_old is w before its decay.
+template <ProxStages kStages, bool kInMetric, Further kFurther, class A>
 FUSEDREG_HD A prox_of_quotient(A w, const Quotient<A>& by, A w_old, const ProxConstants<A>& c) {
   if constexpr (!kInMetric || !shrinks(kStages)) {
     const A z = w - divide(by.numerator, by.metric.d);
-    return prox<kStages, kInMetric>(z, w_old, by.metric, c);
+    return prox<kStages, kInMetric, kFurther>(z, w_old, by.metric, c);
   } else {
     // Multiplied by d once more; by a power of two as well, or the products would leave the range.
     const A power = inverse_power_of_two(by.metric.d), unit = by.metric.d * power;
     const A moved = unit * w - by.numerator * power;
     const A d = prox_metric<kStages>(by.metric, w_old, c), ridge = d + fetch(c.tau) * fetch(c.l2);
-    return prox_of_problem<kStages, kInMetric>({d * moved, ridge * unit, unit}, w_old, c);
+    return prox_of_problem<kStages, kInMetric, kFurther>({d * moved, ridge * unit, unit}, w_old, c);
   }
+}
+
+// What acts in a step, the same for all its elements.
+struct Acting {
+  Further further;
+  bool l2;
+};
+
+template <class A>
+FUSEDREG_HD Acting acting_in(const ProxConstants<A>& c) {
+  const bool is_boxed = c.lower != -A(INFINITY) || c.upper != A(INFINITY);
+  const bool has_l0 = c.l0 == c.l0, freezes = c.frozen == c.frozen;  // else a NaN
+  const Further alone = is_boxed ? Further::kBox : has_l0 ? Further::kL0 : freezes ? Further::kFreeze : Further::kNone;
+  return {is_boxed + has_l0 + freezes > 1 ? Further::kAll : alone, c.l2 != A(0)};
 }
 
 FUSEDREG_HD ProxKind prox_kind(const CommonHyperparameters& common, const Penalties& penalties, bool rule_has_metric) {
   if (common.lr == 0) return {ProxStages::kNone, false};
   const bool acts = penalties.mode() != PenaltyMode::kSubgradient, shrinks = acts && penalties.shrinks();
-  const bool selects = (acts && penalties.l0 != 0) || penalties.is_boxed();
+  const bool selects = (acts && penalties.l0 != 0) || penalties.is_boxed() || penalties.freeze_zeros != 0;
   const bool in_metric = acts && penalties.any() && rule_has_metric && penalties.mode() == PenaltyMode::kProximal;
-  const bool freezes = penalties.freeze_zeros != 0;
   if (acts && penalties.fades()) return {ProxStages::kFade, in_metric};
-  if (freezes && !selects && kHasFreeze) return {ProxStages::kFreeze, in_metric};
-  if (selects || freezes) return {shrinks ? ProxStages::kShrinkAndSelect : ProxStages::kSelect, in_metric};
+  if (selects) return {shrinks ? ProxStages::kShrinkAndSelect : ProxStages::kSelect, in_metric};
   return {shrinks ? ProxStages::kShrink : ProxStages::kNone, in_metric};
 }
 
@@ -206,6 +237,7 @@ FUSEDREG_HD void fill_prox(ProxConstants<A>& c, const CommonHyperparameters& com
   c.l2 = static_cast<A>(l2);
   c.half_l1 = static_cast<A>(l1 / 2);
   c.half_l2 = static_cast<A>(l2 / 2);
+  c.inv_half_l1 = static_cast<A>(2 / l1);
   c.shrink = static_cast<A>(1 / (1 + tau * l2));  // one division a step, not one an element
 
   const bool fades = shrinks && penalties.fades();

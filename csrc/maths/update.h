@@ -80,10 +80,11 @@ FUSEDREG_HD auto finish(A w, A z, A* state, const typename Rule::template Consta
 template <class Rule, StateMask kStates, class A>
 FUSEDREG_HD void finish(A, A, A*, const typename Rule::template Constants<A>&, long) {}
 
-template <class Rule_, StateMask kStates_, ProxStages kProx, bool kInMetric_, bool kPenalized>
+template <class Rule_, StateMask kStates_, ProxStages kProx_, bool kInMetric_, bool kPenalized>
 struct Update {
   using Rule = Rule_;
   static constexpr StateMask kStates = kStates_;
+  static constexpr ProxStages kProx = kProx_;
   static constexpr bool kInMetric = kInMetric_;
   // L1 enters through the gradient in a mode in which no penalty acts in the prox.
   static constexpr bool kByL1 = kProx != ProxStages::kShrinkAndSelect && kProx != ProxStages::kFade;
@@ -98,7 +99,7 @@ struct Update {
   // Whether the stages are better taken one after the other, for some elements at a time.
   template <class A>
   static constexpr bool kIsLong =
-      Rule::kHasMetric ? kInMetric && kIsQuotient<A> : kProx > ProxStages::kFreeze && !has_finish<Rule, kStates_>(0);
+      Rule::kHasMetric ? kInMetric && kIsQuotient<A> : kProx > ProxStages::kShrink && !has_finish<Rule, kStates_>(0);
 
   // w, g after the stages 1 to 3, and state[0 .. kStatesOf<Rule>), those of the mask, in the arithmetic type A.
   template <class A>
@@ -122,15 +123,18 @@ struct Update {
   }
 
   // Stage 6: of z, where the step has moved w to.
-  template <class A>
+  template <Further kFurther = Further::kAll, class A>
   FUSEDREG_HD static A take_prox(A z, A w, const Metric<A>& metric, const StepConstants<Rule, A>& c) {
-    return prox<kProx, kInMetric>(z, w, metric, c.prox);
+    return prox<kProx, kInMetric, kFurther>(z, w, metric, c.prox);
   }
 
-  // What a quotient leaves to do, and stage 6.
-  template <class A>
+  // What a quotient leaves to do, and stage 6. Without l2, some are done by the inverse of a metric.
+  static constexpr bool kHasInverse = kInMetric && shrinks(kProx) && !has_floor_ratio<Rule, kStates_>(0);
+  template <Further kFurther = Further::kAll, bool kL2 = true, class A>
   FUSEDREG_HD static A move(A w, const Quotient<A>& by, const StepConstants<Rule, A>& c) {
-    return prox_of_quotient<kProx, kInMetric>(w * c.gradient.w_scale, by, w, c.prox);
+    const A decayed = w * c.gradient.w_scale;
+    if constexpr (kHasInverse && !kL2) return prox_by_inverse<kProx, kFurther>(decayed, by, w, c.prox);
+    return prox_of_quotient<kProx, kInMetric, kFurther>(decayed, by, w, c.prox);
   }
 };
 
@@ -173,9 +177,6 @@ FUSEDREG_HD bool visit_update(const UpdateChoice& choice, StateMask states, Visi
     }
     if (kind.stages == ProxStages::kShrink) visitor(Update<Rule, kMask, ProxStages::kShrink, kInMetric, kPenalized>{});
     if constexpr (kPenalized) {
-      if constexpr (kHasFreeze) {
-        if (kind.stages == ProxStages::kFreeze) visitor(Update<Rule, kMask, ProxStages::kFreeze, kInMetric, true>{});
-      }
       if (kind.stages == ProxStages::kSelect) visitor(Update<Rule, kMask, ProxStages::kSelect, kInMetric, true>{});
       if (kind.stages == ProxStages::kShrinkAndSelect) {
         visitor(Update<Rule, kMask, ProxStages::kShrinkAndSelect, kInMetric, true>{});
