@@ -85,15 +85,23 @@ class Selection {
   void find(std::uint64_t last);
   void check_found(std::uint64_t key) const;
 
-  // Of at most kTileElements weights.
+  // Prefetches a weight and its states.
+  static void ask_for(const Parameter& parameter, std::int64_t place);
+
+  // Of at most kTileElements weights, the first of which is at `place`; behind what was found before.
   void find_in_tile(const Parameter& parameter, std::int64_t begin, std::int64_t count, std::uint64_t last,
-                    FoundKeys& found) const;
+                    std::int64_t place, FoundKeys& found) const;
 
-  // Calls body(what was found, place of the tile's first weight) for each tile of a chunk.
+  // Calls body() after each tile of a chunk; `found` has places in the chunk.
   template <class Body>
-  void for_each_tile(const Chunk& chunk, std::uint64_t last, const Body& body) const;
+  void for_each_tile(const Chunk& chunk, std::uint64_t last, FoundKeys& found, const Body& body) const;
 
-  // Calls body(key, place) for the weights of a chunk with keys up to last_ but 0.
+  // Calls body(keys, places in the chunk, count), or several times, for those of a chunk up to last_ but 0; at most
+  // FoundKeys::kMostKept at a time.
+  template <class Body>
+  void for_each_list(std::int64_t i, const Body& body) const;
+
+  // Calls body(key, place in the parameter) for each of them.
   template <class Body>
   void for_each_found(std::int64_t i, const Body& body) const;
 
