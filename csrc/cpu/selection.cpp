@@ -148,33 +148,28 @@ void Selection::find_in_tile(const Parameter& parameter, std::int64_t begin, std
 }
 
 template <class Body>
-void Selection::for_each_tile(const Chunk& chunk, std::uint64_t last, FoundKeys& found, const Body& body) const {
+void Selection::for_each_tile(const Chunk& chunk, FoundKeys& found, const Body& body) const {
   for (std::int64_t done = 0; done < chunk.count; done += kTileElements) {
-    find_in_tile(parameters_[chunk.tensor], chunk.begin + done, std::min(kTileElements, chunk.count - done), last, done,
-                 found);
+    find_in_tile(parameters_[chunk.tensor], chunk.begin + done, std::min(kTileElements, chunk.count - done), last_,
+                 done, found);
     body();
   }
 }
 
-void Selection::find(std::uint64_t last) {
-  const WithoutGil no_gil;
-  last_ = last;
-  found_.assign(work_list_.chunks().size(), {});
-  for_each_chunk(work_list_, [&](std::int64_t i) {
-    FoundKeys keys;
-    std::int64_t dropped = 0;
-    for_each_tile(work_list_.chunks()[i], last, keys, [&] {
-      if (dropped + keys.count <= kMostKept) return;
-      dropped += keys.count;
-      keys.count = 0;
-    });
-    Found& found = found_[i];
-    found.zeros = keys.zeros;
-    found.count = dropped + keys.count;
-    if (dropped > 0) return;
-    found.keys.assign(keys.keys, keys.keys + keys.count);
-    found.places.assign(keys.places, keys.places + keys.count);
+void Selection::find_in_chunk(std::int64_t i) {
+  FoundKeys keys;
+  std::int64_t dropped = 0;
+  for_each_tile(work_list_.chunks()[i], keys, [&] {
+    if (dropped + keys.count <= kMostKept) return;
+    dropped += keys.count;
+    keys.count = 0;
   });
+  Found& found = found_[i];
+  found.zeros = keys.zeros;
+  found.count = dropped + keys.count;
+  if (dropped > 0) return;
+  found.keys.assign(keys.keys, keys.keys + keys.count);
+  found.places.assign(keys.places, keys.places + keys.count);
 }
 
 template <class Body>
@@ -182,7 +177,7 @@ void Selection::for_each_list(std::int64_t i, const Body& body) const {
   const Found& found = found_[i];
   if (found.count <= kMostKept) return body(found.keys.data(), found.places.data(), found.count);
   FoundKeys keys;
-  for_each_tile(work_list_.chunks()[i], last_, keys, [&] {
+  for_each_tile(work_list_.chunks()[i], keys, [&] {
     body(keys.keys, keys.places, keys.count);
     keys.count = 0;
   });
@@ -245,14 +240,20 @@ void Selection::sample(PyObject* counts) const {
 void Selection::count(int shift, std::uint64_t prefix, std::int64_t end, PyObject* counts) {
   if (end <= 0 || end > kBins) throw std::invalid_argument("there is no such digit");
   const std::uint64_t first = prefix << 16 << shift, last = first + (static_cast<std::uint64_t>(end) << shift) - 1;
-  if (!has_found_ || last > last_) find(last);
-  has_found_ = true;
+  const bool is_beyond = !has_found_ || last > last_;
+  if (is_beyond) {
+    has_found_ = false;
+    last_ = last;
+    found_.assign(work_list_.chunks().size(), {});
+  }
   count_chunks(end, counts, [&](std::int64_t i, std::int64_t* table) {
+    if (is_beyond) find_in_chunk(i);
     if (first == 0) table[0] += found_[i].zeros;
     for_each_found(i, [&](std::uint64_t key, std::int64_t) {
       if (key - first <= last - first) ++table[(key - first) >> shift];
     });
   });
+  has_found_ = true;
 }
 
 void Selection::count_positions(std::uint64_t key, int shift, std::uint64_t prefix, PyObject* counts) const {

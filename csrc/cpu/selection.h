@@ -82,7 +82,8 @@ class Selection {
   };
   static_assert(kChunkElements - 1 <= std::numeric_limits<std::uint16_t>::max());
 
-  void find(std::uint64_t last);
+  // Finds its keys up to last_.
+  void find_in_chunk(std::int64_t i);
   void check_found(std::uint64_t key) const;
 
   // Prefetches a weight and its states.
@@ -92,9 +93,9 @@ class Selection {
   void find_in_tile(const Parameter& parameter, std::int64_t begin, std::int64_t count, std::uint64_t last,
                     std::int64_t place, FoundKeys& found) const;
 
-  // Calls body() after each tile of a chunk; `found` has places in the chunk.
+  // Looks for keys up to last_, and calls body() after each tile of a chunk; `found` has places in the chunk.
   template <class Body>
-  void for_each_tile(const Chunk& chunk, std::uint64_t last, FoundKeys& found, const Body& body) const;
+  void for_each_tile(const Chunk& chunk, FoundKeys& found, const Body& body) const;
 
   // Calls body(keys, places in the chunk, count), or several times, for those of a chunk up to last_ but 0; at most
   // FoundKeys::kMostKept at a time.
