@@ -11,12 +11,15 @@ void load_codes(const CodeLoops& loops, void* to, const void* codes, const float
   loops.load(to, codes, scales, begin, count);
 }
 
-void store_codes(const CodeLoops& loops, void* codes, float* scales, const void* from, std::int64_t begin,
+void set_scales(const CodeLoops& loops, float* scales, const void* from, std::int64_t begin, std::int64_t count) {
+  loops.set_scales(scales + begin / kBlockOfCodes, from, count);
+}
+
+void store_codes(const CodeLoops& loops, void* codes, const float* scales, const void* from, std::int64_t begin,
                  std::int64_t count, const Rounding* rounding, int stream) {
   char* const its_codes = static_cast<char*>(codes) + begin;
-  float* const its_scales = scales + begin / kBlockOfCodes;
+  const float* const its_scales = scales + begin / kBlockOfCodes;
   if (rounding == nullptr) return loops.store(its_codes, its_scales, from, count);
-  loops.set_scales(its_scales, from, count);
   for (std::int64_t first = 0; first < count; first += kBlockOfCodes) {
     const std::int64_t in_block = std::min(kBlockOfCodes, count - first);
     const float scale = its_scales[first / kBlockOfCodes];

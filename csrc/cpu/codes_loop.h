@@ -68,7 +68,7 @@ FUSEDREG_TARGET FUSEDREG_HD float scale_of_block(const A* x, std::int64_t count)
 }
 
 template <class Code, class A>
-FUSEDREG_TARGET void set_scales(float* scales, const void* from, std::int64_t count) {
+FUSEDREG_TARGET void set_scales_of(float* scales, const void* from, std::int64_t count) {
   const A* const x = static_cast<const A*>(from);
   for (std::int64_t i = 0; i < count; i += kBlockOfCodes) {
     *scales++ = scale_of_block<Code>(x + i, std::min(kBlockOfCodes, count - i));
@@ -81,12 +81,10 @@ FUSEDREG_HD float number_to_encode(A x) {
   return kIsRoot<Code> ? square_root(number) : number;
 }
 
-// First all scales, as what comes of one waits long for it.
 template <class Code, class A>
-FUSEDREG_TARGET void store_blocks(void* to, float* scales, const void* from, std::int64_t count) {
+FUSEDREG_TARGET void store_blocks(void* to, const float* scales, const void* from, std::int64_t count) {
   Code* const codes = static_cast<Code*>(to);
   const A* const x = static_cast<const A*>(from);
-  set_scales<Code, A>(scales, from, count);
   for (std::int64_t begin = 0; begin < count; begin += kBlockOfCodes) {
     const std::int64_t end = std::min(begin + kBlockOfCodes, count);
     const float scale = scales[begin / kBlockOfCodes];
@@ -114,7 +112,7 @@ FUSEDREG_TARGET void store_run_of_codes(void* to, const void* from, std::int64_t
 }
 
 template <class Code, class A>
-inline constexpr CodeLoops kCodeLoops = {load_blocks<Code, A>, store_blocks<Code, A>, set_scales<Code, A>,
+inline constexpr CodeLoops kCodeLoops = {load_blocks<Code, A>, set_scales_of<Code, A>, store_blocks<Code, A>,
                                          store_run_of_codes<Code, A>, sizeof(A)};
 
 // nullptr for a dtype that is none of codes.
