@@ -26,6 +26,11 @@ struct DTypes {
   const CodeLoops* codes[kMaxStates] = {};  // of states in 8 bits
 };
 
+// Bytes in memory.
+constexpr std::int64_t element_size(DType dtype) {
+  return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : is_code(dtype) ? 1 : 2;
+}
+
 // The tiles of a rule's streams fit the first-level cache together, and are long enough to pay for a call.
 constexpr std::int64_t kTileElements = 512;
 static_assert(kTileElements % kBlockOfCodes == 0);
@@ -44,19 +49,22 @@ using SquaresKernel = double (*)(const void* g, std::int64_t begin, std::int64_t
 using ScoreKernel = void (*)(const Pointers& at, const DTypes&, std::int64_t begin, std::int64_t count,
                              const void* constants, void* keys);
 
-// What was looked for in a tile of keys, in its order.
+// What was looked for in some tiles of keys, in their order.
 struct FoundKeys {
-  std::int64_t zeros;  // keys that are 0, which are not among the others
-  std::int64_t count;
-  // One more than a tile has: what is written there was not found.
-  std::uint64_t keys[kTileElements + 1];
-  std::uint16_t places[kTileElements + 1];  // in the tile
+  // There are no more before another tile is looked through.
+  static constexpr std::int64_t kMostKept = 2048;
+
+  std::int64_t zeros = 0;  // keys that are 0, which are not among the others
+  std::int64_t count = 0;
+  // One more than there is room for: what is written there was not found.
+  std::uint64_t keys[kMostKept + kTileElements + 1];
+  std::uint16_t places[kMostKept + kTileElements + 1];
 };
 
 // Loops over keys, of the arithmetic type that the scores are of.
 struct KeyLoops {
-  // Finds those up to `last`, of at most kTileElements.
-  void (*find)(const void* keys, std::int64_t count, std::uint64_t last, FoundKeys& found);
+  // Finds those up to `last`, of at most kTileElements, the first of which is at `place`; behind what was found before.
+  void (*find)(const void* keys, std::int64_t count, std::uint64_t last, std::int64_t place, FoundKeys& found);
   // Adds the scores of units, of which each has `run` in a row, to `sums`, or their squares; the first is that `in_run`
   // of its unit.
   void (*add_up)(const void* keys, std::int64_t count, bool squared, std::int64_t run, std::int64_t in_run,

@@ -3,37 +3,65 @@ namespace fusedreg::cpu::FUSEDREG_ISA {
 
 constexpr std::int64_t kKeysInBlock = 32;  // a bit for each fits either kind of key
 
-// Which keys of a block are up to `last`, and not 0: a bit for each.
+// Which lanes are less than `end`: a bit for each.
+#if FUSEDREG_VECTOR_BYTES == 64
+FUSEDREG_TARGET FUSEDREG_HD std::uint32_t lanes_below(std::uint32_t end, Vector<std::uint32_t> lanes) {
+  return _mm512_cmplt_epu32_mask((__m512i)lanes, _mm512_set1_epi32(static_cast<int>(end)));
+}
+FUSEDREG_TARGET FUSEDREG_HD std::uint32_t lanes_below(std::uint64_t end, Vector<std::uint64_t> lanes) {
+  return _mm512_cmplt_epu64_mask((__m512i)lanes, _mm512_set1_epi64(static_cast<long long>(end)));
+}
+#elif FUSEDREG_VECTOR_BYTES == 32
+FUSEDREG_TARGET FUSEDREG_HD std::uint32_t lanes_below(std::uint32_t end, Vector<std::uint32_t> lanes) {
+  return static_cast<std::uint32_t>(_mm256_movemask_ps((__m256)(lanes < end)));
+}
+FUSEDREG_TARGET FUSEDREG_HD std::uint32_t lanes_below(std::uint64_t end, Vector<std::uint64_t> lanes) {
+  return static_cast<std::uint32_t>(_mm256_movemask_pd((__m256d)(lanes < end)));
+}
+#else
+template <class Key, class V>
+FUSEDREG_HD std::uint32_t lanes_below(Key end, V lanes) {
+  std::uint32_t bits = 0;
+  for (std::size_t lane = 0; lane < sizeof(V) / sizeof(Key); ++lane) bits |= lanes[lane] < end ? 1u << lane : 0;
+  return bits;
+}
+#endif
+
+// Which keys of a block are up to `last`, and not 0: a bit for each. Adds to `zeros` those that are 0.
 template <class Key>
-FUSEDREG_HD Key bits_up_to(const Key* keys, Key last) {
-  Key bits = 0;
-  for (int i = 0; i < kKeysInBlock; ++i) bits |= static_cast<Key>(keys[i] - 1) < last ? Key(1) << i : 0;
+FUSEDREG_TARGET FUSEDREG_HD std::uint32_t bits_up_to(const Key* keys, Key last, Vector<Key>& zeros) {
+  constexpr int kWidth = sizeof(Vector<Key>) / sizeof(Key);
+  std::uint32_t bits = 0;
+  for (int i = 0; i < kKeysInBlock; i += kWidth) {
+    const auto some = load_vector<Vector<Key>>(keys + i);
+    bits |= lanes_below(last, some - 1) << i;
+    zeros -= (Vector<Key>)(some == 0);
+  }
   return bits;
 }
 
 // Few blocks have any, and which ones nothing can foretell: they are gathered without a branch.
 template <class A>
-FUSEDREG_TARGET void find_keys(const void* tile, std::int64_t count, std::uint64_t last_key, FoundKeys& found) {
+FUSEDREG_TARGET void find_keys(const void* tile, std::int64_t count, std::uint64_t last_key, std::int64_t first_place,
+                               FoundKeys& found) {
   using Key = KeyOf<A>;
   const Key *const keys = static_cast<const Key*>(tile), last = static_cast<Key>(last_key);
-  Key zeros = 0;
-  for (std::int64_t i = 0; i < count; ++i) zeros += keys[i] == 0 ? 1 : 0;
-  found.zeros = static_cast<std::int64_t>(zeros);
+  Vector<Key> zeros = {};
   std::int64_t blocks[kTileElements / kKeysInBlock + 1], gathered = 0, i = 0;
-  Key bits_of[kTileElements / kKeysInBlock + 1];
+  std::uint32_t bits_of_block[kTileElements / kKeysInBlock + 1];
   for (; i + kKeysInBlock <= count; i += kKeysInBlock) {
     blocks[gathered] = i;
-    bits_of[gathered] = bits_up_to(keys + i, last);
-    gathered += bits_of[gathered] != 0 ? 1 : 0;
+    bits_of_block[gathered] = bits_up_to(keys + i, last, zeros);
+    gathered += bits_of_block[gathered] != 0 ? 1 : 0;
   }
-  std::int64_t n = 0;
+  std::int64_t n = found.count;
   const auto take = [&](std::int64_t place, bool is_one) __attribute__((always_inline)) {
     found.keys[n] = keys[place];
-    found.places[n] = static_cast<std::uint16_t>(place);
+    found.places[n] = static_cast<std::uint16_t>(first_place + place);
     n += is_one ? 1 : 0;
   };
   for (std::int64_t block = 0; block < gathered; ++block) {
-    std::uint64_t bits = bits_of[block];
+    std::uint64_t bits = bits_of_block[block];
     do {
       // As most blocks have no more than three, the branch can be foretold.
       for (int some = 0; some < 3; ++some) {
@@ -43,7 +71,11 @@ FUSEDREG_TARGET void find_keys(const void* tile, std::int64_t count, std::uint64
       }
     } while (bits != 0);
   }
-  for (; i < count; ++i) take(i, static_cast<Key>(keys[i] - 1) < last);
+  for (std::size_t lane = 0; lane < sizeof(zeros) / sizeof(Key); ++lane) found.zeros += zeros[lane];
+  for (; i < count; ++i) {
+    take(i, static_cast<Key>(keys[i] - 1) < last);
+    found.zeros += keys[i] == 0 ? 1 : 0;
+  }
   found.count = n;
 }
 

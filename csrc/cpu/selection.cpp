@@ -13,12 +13,15 @@ namespace fusedreg::cpu {
 namespace {
 
 // Of a chunk's weights, what was found is kept if it is not more.
-constexpr std::int64_t kMostKept = kChunkElements / 16;
+constexpr std::int64_t kMostKept = FoundKeys::kMostKept;
 
 // A sample has the weights of a line of memory in so many.
 constexpr std::int64_t kSampled = 16, kSampledOf = 8192;
 
 constexpr std::uint64_t kEveryKey = ~std::uint64_t{0};
+
+// So many stores ahead is asked for the line of a weight that becomes zero.
+constexpr std::int64_t kAhead = 16;
 
 // Where they are: int64, one a bin, on the CPU.
 std::int64_t* counts_in(PyObject* counts, std::int64_t bins) {
@@ -129,13 +132,13 @@ std::uint64_t narrow(std::uint64_t last) {
 }  // namespace
 
 void Selection::find_in_tile(const Parameter& parameter, std::int64_t begin, std::int64_t count, std::uint64_t last,
-                             FoundKeys& found) const {
+                             std::int64_t place, FoundKeys& found) const {
   alignas(64) std::uint64_t keys[kTileElements];
   parameter.score(parameter.at, parameter.dtypes, begin, count, parameter.constants.data(), keys);
-  parameter.loops.find(keys, count, parameter.is_widened ? narrow(last) : last, found);
+  std::int64_t kept = found.count;
+  parameter.loops.find(keys, count, parameter.is_widened ? narrow(last) : last, place, found);
   if (!parameter.is_widened) return;
-  std::int64_t kept = 0;
-  for (std::int64_t i = 0; i < found.count; ++i) {
+  for (std::int64_t i = kept; i < found.count; ++i) {
     const std::uint64_t key = widen(found.keys[i]);
     found.keys[kept] = key;
     found.places[kept] = found.places[i];
@@ -145,51 +148,47 @@ void Selection::find_in_tile(const Parameter& parameter, std::int64_t begin, std
 }
 
 template <class Body>
-void Selection::for_each_tile(const Chunk& chunk, std::uint64_t last, const Body& body) const {
-  FoundKeys found;
+void Selection::for_each_tile(const Chunk& chunk, FoundKeys& found, const Body& body) const {
   for (std::int64_t done = 0; done < chunk.count; done += kTileElements) {
-    find_in_tile(parameters_[chunk.tensor], chunk.begin + done, std::min(kTileElements, chunk.count - done), last,
-                 found);
-    body(found, chunk.begin + done);
+    find_in_tile(parameters_[chunk.tensor], chunk.begin + done, std::min(kTileElements, chunk.count - done), last_,
+                 done, found);
+    body();
   }
 }
 
-void Selection::find(std::uint64_t last) {
-  const WithoutGil no_gil;
-  last_ = last;
-  found_.assign(work_list_.chunks().size(), {});
-  for_each_chunk(work_list_, [&](std::int64_t i) {
-    const Chunk& chunk = work_list_.chunks()[i];
-    Found& found = found_[i];
-    std::uint64_t keys[kMostKept];
-    std::uint16_t places[kMostKept];
-    for_each_tile(chunk, last, [&](const FoundKeys& tile, std::int64_t begin) {
-      const std::int64_t before = found.count;
-      found.zeros += tile.zeros;
-      found.count += tile.count;
-      if (found.count > kMostKept) return;
-      std::copy_n(tile.keys, tile.count, keys + before);
-      for (std::int64_t k = 0; k < tile.count; ++k) {
-        places[before + k] = static_cast<std::uint16_t>(begin - chunk.begin + tile.places[k]);
-      }
-    });
-    if (found.count > kMostKept) return;
-    found.keys.assign(keys, keys + found.count);
-    found.places.assign(places, places + found.count);
+void Selection::find_in_chunk(std::int64_t i) {
+  FoundKeys keys;
+  std::int64_t dropped = 0;
+  for_each_tile(work_list_.chunks()[i], keys, [&] {
+    if (dropped + keys.count <= kMostKept) return;
+    dropped += keys.count;
+    keys.count = 0;
+  });
+  Found& found = found_[i];
+  found.zeros = keys.zeros;
+  found.count = dropped + keys.count;
+  if (dropped > 0) return;
+  found.keys.assign(keys.keys, keys.keys + keys.count);
+  found.places.assign(keys.places, keys.places + keys.count);
+}
+
+template <class Body>
+void Selection::for_each_list(std::int64_t i, const Body& body) const {
+  const Found& found = found_[i];
+  if (found.count <= kMostKept) return body(found.keys.data(), found.places.data(), found.count);
+  FoundKeys keys;
+  for_each_tile(work_list_.chunks()[i], keys, [&] {
+    body(keys.keys, keys.places, keys.count);
+    keys.count = 0;
   });
 }
 
 template <class Body>
 void Selection::for_each_found(std::int64_t i, const Body& body) const {
-  const Found& found = found_[i];
-  const Chunk& chunk = work_list_.chunks()[i];
-  const auto visit = [&](const std::uint64_t* keys, const std::uint16_t* places, std::int64_t count,
-                         std::int64_t begin) {
+  const std::int64_t begin = work_list_.chunks()[i].begin;
+  for_each_list(i, [&](const std::uint64_t* keys, const std::uint16_t* places, std::int64_t count) {
     for (std::int64_t k = 0; k < count; ++k) body(keys[k], begin + places[k]);
-  };
-  if (found.count <= kMostKept) return visit(found.keys.data(), found.places.data(), found.count, chunk.begin);
-  for_each_tile(chunk, last_,
-                [&](const FoundKeys& tile, std::int64_t begin) { visit(tile.keys, tile.places, tile.count, begin); });
+  });
 }
 
 template <class Body>
@@ -204,35 +203,57 @@ void Selection::count_chunks(std::int64_t bins, PyObject* counts, const Body& bo
   }
 }
 
+void Selection::ask_for(const Parameter& parameter, std::int64_t place) {
+  const auto ask = [&](const void* stream, DType dtype) {
+    __builtin_prefetch(static_cast<const char*>(stream) + place * element_size(dtype));
+  };
+  ask(parameter.at.w, parameter.dtypes.w);
+  for (int k = 0; k < kMaxStates; ++k) {
+    if (parameter.at.state[k] != nullptr) ask(parameter.at.state[k], parameter.dtypes.state[k]);
+  }
+}
+
 void Selection::sample(PyObject* counts) const {
   const int shift = wide_ ? 48 : 16;
   count_chunks(kLeadingBins, counts, [&](std::int64_t i, std::int64_t* table) {
     const Chunk& chunk = work_list_.chunks()[i];
-    FoundKeys found;
+    const Parameter& parameter = parameters_[chunk.tensor];
+    std::int64_t lines[kChunkElements / kSampledOf], count = 0;
     for (std::int64_t of = 0; of < chunk.count; of += kSampledOf) {
       // Anywhere in them, or all could be of one column.
       const std::uint32_t line = random_bits(static_cast<std::uint32_t>(chunk.begin + of), chunk.tensor);
       const std::int64_t begin = of + line % (kSampledOf / kSampled) * kSampled;
       if (begin >= chunk.count) continue;
-      find_in_tile(parameters_[chunk.tensor], chunk.begin + begin, std::min(kSampled, chunk.count - begin), kEveryKey,
-                   found);
-      table[0] += found.zeros;
-      for (std::int64_t k = 0; k < found.count; ++k) ++table[found.keys[k] >> shift];
+      ask_for(parameter, chunk.begin + begin);
+      lines[count++] = begin;
     }
+    FoundKeys found;
+    for (std::int64_t i = 0; i < count; ++i) {
+      find_in_tile(parameter, chunk.begin + lines[i], std::min(kSampled, chunk.count - lines[i]), kEveryKey, lines[i],
+                   found);
+    }
+    table[0] += found.zeros;
+    for (std::int64_t k = 0; k < found.count; ++k) ++table[found.keys[k] >> shift];
   });
 }
 
 void Selection::count(int shift, std::uint64_t prefix, std::int64_t end, PyObject* counts) {
   if (end <= 0 || end > kBins) throw std::invalid_argument("there is no such digit");
   const std::uint64_t first = prefix << 16 << shift, last = first + (static_cast<std::uint64_t>(end) << shift) - 1;
-  if (!has_found_ || last > last_) find(last);
-  has_found_ = true;
+  const bool is_beyond = !has_found_ || last > last_;
+  if (is_beyond) {
+    has_found_ = false;
+    last_ = last;
+    found_.assign(work_list_.chunks().size(), {});
+  }
   count_chunks(end, counts, [&](std::int64_t i, std::int64_t* table) {
+    if (is_beyond) find_in_chunk(i);
     if (first == 0) table[0] += found_[i].zeros;
     for_each_found(i, [&](std::uint64_t key, std::int64_t) {
       if (key - first <= last - first) ++table[(key - first) >> shift];
     });
   });
+  has_found_ = true;
 }
 
 void Selection::count_positions(std::uint64_t key, int shift, std::uint64_t prefix, PyObject* counts) const {
@@ -289,14 +310,25 @@ void Selection::zero(std::uint64_t key, std::int64_t position, const std::vector
     const WithoutGil no_gil;
     for_each_chunk(work_list_, [&](std::int64_t i) {
       const std::int32_t tensor = work_list_.chunks()[i].tensor;
+      const std::int64_t begin = work_list_.chunks()[i].begin;
       const Parameter& parameter = parameters_[tensor];
       visit_dtype(parameter.dtypes.w, [&](auto element) {
         using T = decltype(element);
-        T* const w = static_cast<T*>(parameter.at.w);
-        for_each_found(i, [&](std::uint64_t its_key, std::int64_t place) {
-          bool goes = its_key < key;
-          if (its_key == key && position > 0) goes = parameter.position(place) < position;
-          if (goes && place != kept[tensor]) w[place] = T{};
+        T* const w = static_cast<T*>(parameter.at.w) + begin;
+        for_each_list(i, [&](const std::uint64_t* keys, const std::uint16_t* places, std::int64_t count) {
+          // First those that go, without a branch, as nothing can foretell them; each is in a line of its own, perhaps.
+          std::uint16_t going[kMostKept + kAhead] = {};
+          std::int64_t n = 0;
+          for (std::int64_t k = 0; k < count; ++k) {
+            going[n] = places[k];
+            bool goes = keys[k] < key;
+            if (keys[k] == key && position > 0) goes = parameter.position(begin + places[k]) < position;
+            n += goes & (begin + places[k] != kept[tensor]) ? 1 : 0;
+          }
+          for (std::int64_t k = 0; k < n; ++k) {
+            __builtin_prefetch(w + going[k + kAhead], 1);
+            w[going[k]] = T{};
+          }
         });
       });
     });

@@ -82,18 +82,27 @@ class Selection {
   };
   static_assert(kChunkElements - 1 <= std::numeric_limits<std::uint16_t>::max());
 
-  void find(std::uint64_t last);
+  // Finds its keys up to last_.
+  void find_in_chunk(std::int64_t i);
   void check_found(std::uint64_t key) const;
 
-  // Of at most kTileElements weights.
+  // Prefetches a weight and its states.
+  static void ask_for(const Parameter& parameter, std::int64_t place);
+
+  // Of at most kTileElements weights, the first of which is at `place`; behind what was found before.
   void find_in_tile(const Parameter& parameter, std::int64_t begin, std::int64_t count, std::uint64_t last,
-                    FoundKeys& found) const;
+                    std::int64_t place, FoundKeys& found) const;
 
-  // Calls body(what was found, place of the tile's first weight) for each tile of a chunk.
+  // Looks for keys up to last_, and calls body() after each tile of a chunk; `found` has places in the chunk.
   template <class Body>
-  void for_each_tile(const Chunk& chunk, std::uint64_t last, const Body& body) const;
+  void for_each_tile(const Chunk& chunk, FoundKeys& found, const Body& body) const;
 
-  // Calls body(key, place) for the weights of a chunk with keys up to last_ but 0.
+  // Calls body(keys, places in the chunk, count), or several times, for those of a chunk up to last_ but 0; at most
+  // FoundKeys::kMostKept at a time.
+  template <class Body>
+  void for_each_list(std::int64_t i, const Body& body) const;
+
+  // Calls body(key, place in the parameter) for each of them.
   template <class Body>
   void for_each_found(std::int64_t i, const Body& body) const;
 

@@ -203,9 +203,14 @@ FUSEDREG_HD A* open_state(const Pointers& at, const DTypes& dtypes, std::size_t 
 template <class U, class A, std::size_t... kI>
 FUSEDREG_TARGET void update_converted(const Pointers& at, const DTypes& dtypes, std::int64_t begin, std::int64_t count,
                                       const StepConstants<typename U::Rule, A>& c, std::index_sequence<kI...> states) {
-  A tiles[2 + kMaxStates][kTileElements];
+  // Of whole lines: a vector that lies across two takes AdamW in bfloat16 to 1.4 of its time.
+  alignas(64) A tiles[2 + kMaxStates][kTileElements];
+  // Of many streams, shorter runs of each come faster from memory: AdamW in bfloat16 takes 0.92 of the time. Codes wait
+  // for their blocks' scales, of more blocks less long.
+  [[maybe_unused]] const bool has_codes = (false || ... || (dtypes.codes[kI] != nullptr));
+  const std::int64_t most = sizeof...(kI) > 1 && !has_codes ? kTileElements / 2 : kTileElements;
   for (std::int64_t tile_count; count > 0; begin += tile_count, count -= tile_count) {
-    tile_count = count < kTileElements ? count : kTileElements;
+    tile_count = count < most ? count : most;
     const auto open = [&](void* stream, DType dtype, A* tile) {
       if (dtype == dtype_of<A>()) return static_cast<A*>(stream) + begin;
       load_tile(tile, stream, dtype, begin, tile_count);
@@ -223,6 +228,10 @@ FUSEDREG_TARGET void update_converted(const Pointers& at, const DTypes& dtypes, 
     A* const w = open(at.w, dtypes.w, tiles[0]);
     const A* const g = open(const_cast<void*>(at.g), dtypes.g, tiles[1]);
     update_in_place<U, A>(w, g, state, tile_count, c, nullptr, nullptr, states);
+    [[maybe_unused]] const auto set_scales_of_state = [&](std::size_t k) {
+      if (dtypes.codes[k] != nullptr) set_scales(*dtypes.codes[k], at.scales[k], state[k], begin, tile_count);
+    };
+    (set_scales_of_state(kI), ...);
     close(at.w, dtypes.w, w, Rounding::kWeights);
     const auto close_state = [&](std::size_t k) {
       const int number = Rounding::kFirstState + static_cast<int>(k);

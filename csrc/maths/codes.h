@@ -33,9 +33,10 @@ FUSEDREG_HD float scale_of(float largest) {
   return scale < kSmallestScale<Code> ? kSmallestScale<Code> : scale;
 }
 
-template <class Code>
-FUSEDREG_HD float decode(Code code, float scale) {
-  const float x = static_cast<float>(code) * scale;
+// `code` is a float, or a vector of them.
+template <class Code, class F>
+FUSEDREG_HD F decode(F code, float scale) {
+  const F x = code * scale;
   return kIsRoot<Code> ? x * x : x;
 }
 

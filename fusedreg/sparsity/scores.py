@@ -84,8 +84,12 @@ class CppScores(Scores):
         extension, _ = load_extension()
         assert extension is not None
         self.weights = weights
-        parameters = [self._parameter(each, first) for each, first in zip(weights, firsts, strict=True)]
-        self._selection = extension.Selection(weights[0].spec.name, parameters, is_wide)
+        spec, groups = weights[0].spec, {id(each.group): each.group for each in weights}
+        fields = {key: [float(number) for number in read_numbers(spec, group)] for key, group in groups.items()}
+        parameters = [
+            self._parameter(each, fields[id(each.group)], first) for each, first in zip(weights, firsts, strict=True)
+        ]
+        self._selection = extension.Selection(spec.name, parameters, is_wide)
 
     @staticmethod
     def takes(weights: Weights) -> bool:
@@ -99,15 +103,15 @@ class CppScores(Scores):
         )
 
     @staticmethod
-    def _parameter(weights: Weights, first: int) -> tuple[object, ...]:
-        spec, group = weights.spec, weights.group
+    def _parameter(weights: Weights, fields: list[float], first: int) -> tuple[object, ...]:
+        spec = weights.spec
         dims = memory_order(weights.tensor)
         assert dims is not None
         begin, layout = position_layout(weights, dims)
         return (
             weights.tensor,
             tuple(weights.stored.get(state.name) for state in spec.states),
-            [float(number) for number in read_numbers(spec, group)],
+            fields,
             [weights.scalars.get(each.name, 0.0) for each in spec.scalar_states],
             weights.in_metric,
             first + begin,
