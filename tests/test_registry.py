@@ -307,7 +307,7 @@ def test_a_learning_rate_is_followed_without_all_else(cls, monkeypatch) -> None:
     def refresh() -> tuple[bool, int]:
         checked.clear()
         changed = followed.refresh(opt.param_groups)
-        assert followed.numbers == [read_numbers(opt.spec, group) for group in followed.as_read(opt.param_groups)]
+        assert followed.numbers == [list(read_numbers(opt.spec, group)) for group in followed.as_read(opt.param_groups)]
         return changed, len(checked)
 
     assert refresh() == (True, 2)

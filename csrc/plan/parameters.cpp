@@ -196,10 +196,12 @@ Parameters::Parameters(const RuleInfo& rule, const Columns& columns, bool takes_
 }
 
 void Parameters::take_groups(const std::vector<std::vector<double>>& groups) {
-  groups_.clear();
-  for (const std::vector<double>& values : groups) {
+  groups_.resize(groups.size());
+  for (std::size_t group = 0; group < groups.size(); ++group) {
+    const std::vector<double>& values = groups[group];
     if (values.size() != given_fields_) throw std::invalid_argument("a group has another number of fields");
-    std::vector<double>& fields = groups_.emplace_back(rule_.defaults);
+    std::vector<double>& fields = groups_[group];
+    fields = rule_.defaults;
     for (std::size_t i = 0; i < fields.size(); ++i) {
       if (place_of_field_[i] >= 0) fields[i] = values[place_of_field_[i]];
     }

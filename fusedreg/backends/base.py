@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ..hyperparameters import compiled_field_names
+from ..hyperparameters import Numbers, compiled_field_names
 from ..rules.spec import RuleSpec
 from .memory import is_dtensor
 
@@ -91,7 +91,7 @@ class Plan(Protocol):
     """The host waits for nothing: AMP's scalars, hyperparameters that are tensors, scalar states and the norm are read
     on the device."""
 
-    def set_groups(self, groups: list[dict[str, Any]], numbers: list[tuple[float | Tensor, ...]]) -> None:
+    def set_groups(self, groups: list[dict[str, Any]], numbers: Numbers) -> None:
         """Takes new hyperparameters, which need the same states: the groups, and their numbers in the order of
         ``compiled_field_names``. Those that are tensors on a GPU come as such."""
 

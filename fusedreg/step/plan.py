@@ -83,8 +83,9 @@ class Plans:
         return self.over_processes is None and all(part.read is None for part in self.parts)
 
     def set_groups(self, groups: Groups, hyperparameters: Hyperparameters) -> None:
+        groups, numbers = hyperparameters.as_read(groups), hyperparameters.numbers
         for plan in self.plans:
-            plan.set_groups(hyperparameters.as_read(groups), hyperparameters.numbers)
+            plan.set_groups(groups, numbers)
 
     def follow(
         self,
