@@ -33,7 +33,7 @@ class Entry:
     """Where stochastic rounding acts, what its random bits are a function of: a ``rounding.Place``."""
 
 
-@dataclass(slots=True)
+@dataclass(init=False)  # one is made in every step: it begins with what the class has
 class StepScalars:
     """What a step needs beyond the groups. AMP's scalars come as GradScaler sets them."""
 
@@ -81,7 +81,15 @@ def make_columns(spec: RuleSpec, entries: list[Entry], state: dict[Any, Any]) ->
         [entry.rounding for entry in entries],
         state,
         is_dtensor(entries[0].param),
+        written(entries),
     )
+
+
+def written(entries: list[Entry]) -> tuple[Tensor, ...]:
+    """The tensors that a step writes, but scalar states."""
+    stepped = [entry for entry in entries if entry.state is not None]
+    tensors = [tensor for entry in stepped for tensor in (entry.param, *entry.states, *entry.scales)]
+    return tuple(tensor for tensor in tensors if tensor is not None)
 
 
 class Plan(Protocol):

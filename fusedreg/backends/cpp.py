@@ -95,8 +95,9 @@ class CppPlan(Plan):
     def __init__(self, spec: RuleSpec, entries: list[Entry], state: dict[Any, Any]) -> None:
         extension, _ = load_extension()
         assert extension is not None
-        self._held = objects_held(entries, state)
-        self._plan = extension.Plan(spec.name, make_columns(spec, entries, state))
+        columns = make_columns(spec, entries, state)
+        self._held = objects_held(entries, state), columns
+        self._plan = extension.Plan(spec.name, columns)
 
     def refresh(self, gradients: list[Tensor | None] | None = None) -> bool:
         return self._plan.refresh(gradients)
