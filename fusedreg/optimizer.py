@@ -262,8 +262,10 @@ class FusedRegOptimizer(Optimizer):
         for plan in plans.plans:
             if not plan.refresh():
                 return False
-        step = StepScalars()
-        self._prepare(plans, step, None)
+        step = plans.plain_step
+        if step is None:
+            step = StepScalars()
+            self._prepare(plans, step, None)
         self._plans, plans.watch = plans, watch
         for plan in plans.plans:
             plan.update(step)
@@ -278,8 +280,7 @@ class FusedRegOptimizer(Optimizer):
             if on_gpu(found_inf) and not self._scalars_on_device:
                 # As torch's fused optimizers have it: the host does not know whether a step is skipped.
                 self._scalars_on_device, self._plans = True, None
-        step = StepScalars()
-        step.grad_scale = getattr(self, "grad_scale", None)
+        step = StepScalars(grad_scale=getattr(self, "grad_scale", None))
         if step.grad_scale is not None and not on_gpu(step.grad_scale):
             step.inv_grad_scale = 1.0 / float(step.grad_scale)  # a zero raises by itself
             if step.inv_grad_scale == math.inf:

@@ -33,7 +33,7 @@ class Entry:
     """Where stochastic rounding acts, what its random bits are a function of: a ``rounding.Place``."""
 
 
-@dataclass(init=False)  # one is made in every step: it begins with what the class has
+@dataclass(slots=True)
 class StepScalars:
     """What a step needs beyond the groups. AMP's scalars come as GradScaler sets them."""
 
