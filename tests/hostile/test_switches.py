@@ -333,17 +333,17 @@ NEW_NUMBERS = {
 @pytest.mark.parametrize("key", NEW_NUMBERS)
 @pytest.mark.parametrize("cls", OPTIMIZERS, ids=lambda cls: cls.__name__)
 def test_new_numbers_in_a_training_loop_are_what_they_are_anywhere(cls, key, regularize_min_ndim, backend) -> None:
-    """A hook has every step look at all that there is. Where a value is refused, nothing has moved, and it is refused
+    """As in steps that check and read everything anew. Where a value is refused, nothing has moved, and it is refused
     again; and then the loop goes on, with one that is allowed, with another, and with the first that there was."""
     if key not in inspect.signature(cls).parameters:
         pytest.skip(f"{cls.__name__} has no {key}")
 
-    def flow(value, steps: int, hooked: bool) -> list:
+    def flow(value, steps: int, anew: bool) -> list:
         params = make_params(((4, 3), (5,), (2, 2)))
         options = known(cls, lr=0.1, weight_decay=0.1, momentum=0.9, l1=0.01, regularize_min_ndim=regularize_min_ndim)
         optimizer = cls([{"params": params[:2]}, {"params": params[2:]}], backend=backend, **options)
-        if hooked:
-            optimizer.register_step_post_hook(lambda *_: None)
+        if anew:
+            optimizer.register_step_pre_hook(lambda *_: optimizer._forget())
         run(optimizer, params, steps)
         first, group = optimizer.param_groups
         before = group[key]
@@ -362,7 +362,7 @@ def test_new_numbers_in_a_training_loop_are_what_they_are_anywhere(cls, key, reg
 
     for value in (*NEW_NUMBERS[key], torch.tensor(0.25)):
         for steps in (1, 3):
-            (expected, wanted), (seen, got) = (flow(value, steps, hooked) for hooked in (True, False))
+            (expected, wanted), (seen, got) = (flow(value, steps, anew) for anew in (True, False))
             assert seen == expected, (value, steps)
             assert_same_bits(got, wanted)
 
