@@ -3,7 +3,8 @@
     python benchmarks/plumbing.py
 
 One thread. Hot: step after step. Swept: with 200 MB streamed through the caches before each, as a model's forward and
-backward pass would; then the check waits for memory and for address translation.
+backward pass would; then the check waits for memory and for address translation. Other lr, and betas: where a scheduler
+has changed those before the step.
 """
 
 from __future__ import annotations
@@ -49,25 +50,39 @@ def row(name: str, before: Callable[[], object]) -> list[str]:
     assert optimizer._plans is not None
     (plan,) = optimizer._plans.plans  # the update below works on the gradients that it has read
     scalars = StepScalars()
+    (group,) = optimizer.param_groups
+
+    def step_with_other_lr() -> None:
+        group["lr"] *= 0.999
+        optimizer.step()
+
+    def step_with_other_betas() -> None:
+        group["betas"] = (0.999 * group["betas"][0], group["betas"][1])
+        step_with_other_lr()
+
     parts = {
         "torch": torchs.step,
+        "other lr": step_with_other_lr,
+        "other betas": step_with_other_betas,
         "whole": optimizer.step,
         "check": plan.refresh,
         "pass": lambda: plan.update(scalars),
     }
     found = medians(parts, before)
     python = found["whole"] - found["check"] - found["pass"]
-    return [f"{value:.1f}" for value in (found["torch"], found["whole"], python, found["check"], found["pass"])]
+    of_whole = [found["torch"], found["whole"], python, found["check"], found["pass"]]
+    return [f"{value:.1f}" for value in (*of_whole, found["other lr"], found["other betas"])]
 
 
 def main() -> None:
     torch.set_num_threads(1)
-    console = Console(width=100)
+    console = Console(width=120)
     console.print(stamp("cpu"))
     swept = torch.ones(SWEEP_ELEMENTS)
     states: dict[str, Callable[[], object]] = {"hot": lambda: None, "swept": lambda: swept.mul_(1.0)}
     rows = [[f"{name}, {state}", *row(name, before)] for state, before in states.items() for name in CASES]
     headers = ["microseconds", "torch, fused", "fusedreg", "of it: Python", "plan's check", "pass"]
+    headers += ["other lr", "and betas"]
     Grid("One AdamW step with decay, l1, l2", headers, rows).show(console)
 
 

@@ -202,10 +202,10 @@ Object finish_update(Tables& self, const Arguments&) {
   return none();
 }
 
-// Watch(attributes, empty)
+// Watch(attributes, empty, followed)
 
 std::unique_ptr<Watch> make_watch(PyObject* arguments) {
-  return std::make_unique<Watch>(tuple_item(arguments, 0), tuple_item(arguments, 1));
+  return std::make_unique<Watch>(tuple_item(arguments, 0), tuple_item(arguments, 1), tuple_item(arguments, 2));
 }
 
 Object look(Watch& self, const Arguments& arguments) {

@@ -30,12 +30,18 @@ from .penalties import (
     on_gpu,
     state_dtype_of,
 )
-from .rules.spec import COMMON, RuleSpec, number
+from .rules.spec import COMMON, Hyperparameter, RuleSpec, number
 
 LR_KEY = COMMON[0].name
-"""The first of a group's numbers, which schedulers change before every step."""
+
+FOLLOWED = (LR_KEY, "momentum", "betas", "weight_decay")
+"""What schedulers change before every step. Whether a penalty is on rests on none of them."""
 
 OLD_NAME = "l1_mode"
+
+
+Numbers = list[list["float | Tensor"]]
+"""Those of each group, in the order of ``compiled_field_names``: floats, or tensors that only a GPU knows."""
 
 
 def read_old_name(group: dict[str, Any]) -> None:
@@ -211,27 +217,33 @@ class Hyperparameters:
 
     def __init__(self, spec: RuleSpec, defaults: dict[str, Any]) -> None:
         self._spec = spec
+        own = {each.name: each for each in (*COMMON, *spec.hyperparameters) if each.name in defaults}
+        names = compiled_field_names(spec)
+        # A subclass may read other numbers than the group has.
+        can_be_followed = [key for key in FOLLOWED if key in own and type(own[key]) is Hyperparameter]
+        self._followed = {key: (i, names.index(own[key].field_names[0])) for i, key in enumerate(can_be_followed)}
+        """The first keys, and their places in what is read and in the numbers."""
         keys = (
-            LR_KEY,
-            *(key for key in spec.keys if key in defaults and key != LR_KEY),
+            *self._followed,
+            *(key for key in own if key not in self._followed),
             *(each.name for each in OPTIONS if each is not ROUNDING_SEED),
         )
         # What a group says to a rule that does not know it, nobody reads: Rprop has no weight_decay.
         self._unknown = {each.name for each in COMMON if each.name not in defaults}
         self._read: Callable[[dict[str, Any]], tuple[Any, ...]] = operator.itemgetter(*keys)
-        self._lr_options = [option for option in spec.options if option.name == LR_KEY]
-        self._raw: list[tuple[Any, ...]] | None = None
+        self._checks = {option.name: option.check for option in spec.options}
+        self._raw: list[list[Any]] | None = None
         self.is_constant = False
         """Whether none of what was read can be written in place."""
         self._has_tensors = False
-        self.numbers: list[tuple[float | Tensor, ...]] = []
+        self.numbers: Numbers = []
         self.demands: list[Any] = []
         """What a plan must have been made for, group by group: the states needed, the penalties that are on, whether
         there is a norm, how state is stored."""
 
     def as_read(self, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """The groups without keys that mean nothing to the rule."""
-        if all(self._unknown.isdisjoint(group) for group in groups):
+        if not self._unknown or all(self._unknown.isdisjoint(group) for group in groups):
             return groups
         return [{key: value for key, value in group.items() if key not in self._unknown} for group in groups]
 
@@ -248,7 +260,7 @@ class Hyperparameters:
         for group in groups:
             if OLD_NAME in group:
                 read_old_name(group)
-        raw = list(map(self._read, groups))
+        raw = [list(self._read(group)) for group in groups]
         # The very objects of the last step, none of which can be written in place: the most common case by far.
         if (
             self.is_constant
@@ -257,7 +269,7 @@ class Hyperparameters:
             and all(map(_same_objects, raw, self._raw))
         ):
             return False
-        if self._has_followed_lr(raw):
+        if self._is_followed(raw) and self.follow(groups):
             return True
         has_tensors = any(isinstance(value, Tensor) for value in _flatten(raw))  # equal to a number that it rounds to
         if self._raw is not None and not has_tensors and not self._has_tensors and raw == self._raw:
@@ -266,11 +278,10 @@ class Hyperparameters:
         for group in groups:
             check_group(self._spec, group)
         check_one_max_grad_norm(groups)
-        self.numbers = [read_numbers(self._spec, group) for group in self.as_read(groups)]
+        self.numbers = [list(read_numbers(self._spec, group)) for group in self.as_read(groups)]
         self.demands = [
             (
-                self._spec.needed_states(group),
-                self._spec.needed_scalar_states(group),
+                *self._needed(group),
                 tuple(penalty.is_on(group) for penalty in (*PENALTIES, *UNIT_PENALTIES)),
                 group["unit"] if has_units(group) else None,
                 group[MAX_GRAD_NORM.name] is not None,
@@ -279,29 +290,62 @@ class Hyperparameters:
             for group in groups
         ]
         self._has_tensors = has_tensors
-        self.is_constant = all(map(_is_constant, raw))
+        self.is_constant = all(_is_constant(value) for group in raw for value in group)
         # lists copied: they can be written in place
-        self._raw = [tuple(list(value) if isinstance(value, list) else value for value in group) for group in raw]
+        self._raw = [[list(value) if isinstance(value, list) else value for value in group] for group in raw]
         return True
 
-    def _has_followed_lr(self, raw: list[tuple[Any, ...]]) -> bool:
-        """What a scheduler does before every step: floats in the place of floats, and nothing else is new. Nothing else
-        is then checked or read again."""
+    def _is_followed(self, raw: list[list[Any]]) -> bool:
+        """Whether, under keys that are followed, floats have come in the place of floats, and nothing else is new."""
         if not self.is_constant or self._raw is None or len(raw) != len(self._raw):
             return False
-        for now, before in zip(raw, self._raw, strict=True):
-            if not (type(now[0]) is type(before[0]) is float and _same_objects(now[1:], before[1:])):
-                return False
-        for option in self._lr_options:
-            for lr, *_ in raw:
-                option.check(lr)
-        self.numbers = [(lr, *numbers[1:]) for (lr, *_), numbers in zip(raw, self.numbers, strict=True)]
-        self._raw = raw
+        count = len(self._followed)
+        return all(
+            _same_objects(now[count:], before[count:]) and all(map(_are_floats_alike, now[:count], before[:count]))
+            for now, before in zip(raw, self._raw, strict=True)
+        )
+
+    def follow(self, groups: list[dict[str, Any]]) -> bool:
+        """Takes other floats under keys that are followed, and checks and reads nothing else: the caller knows that
+        nothing else is new. False, and nothing is taken, where they need other states.
+
+        Raises:
+            ValueError: a value that is not allowed.
+        """
+        followed, raws = self._followed, self._raw
+        assert raws is not None
+        new: list[tuple[int, str, Any]] = []
+        for index, group in enumerate(groups):
+            for key, before in zip(followed, raws[index]):  # noqa: B905 (in every step; the followed come first)
+                value = group[key]
+                if value is not before:
+                    if key in self._checks:
+                        self._checks[key](value)
+                    if key != LR_KEY and self.demands[index][:2] != self._needed(group):
+                        return False
+                    new.append((index, key, value))
+        for index, key, value in new:
+            numbers, (i, place) = self.numbers[index], followed[key]
+            if isinstance(value, tuple):
+                numbers[place : place + len(value)] = value
+            else:
+                numbers[place] = value
+            raws[index][i] = value  # last: where a signal comes between, the next step finds it new again
         return True
+
+    def _needed(self, group: dict[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        return self._spec.needed_states(group), self._spec.needed_scalar_states(group)
 
 
 def _same_objects(a: Sequence[Any], b: Sequence[Any]) -> bool:
     return len(a) == len(b) and all(map(operator.is_, a, b))
+
+
+def _are_floats_alike(now: Any, before: Any) -> bool:
+    """Whether two values are the same object, two floats, or tuples of as many floats."""
+    if type(now) is type(before) is tuple:
+        return len(now) == len(before) and all(map(_are_floats_alike, now, before))
+    return now is before or type(now) is type(before) is float
 
 
 def _is_constant(value: Any) -> bool:

@@ -11,7 +11,7 @@ import functools
 import math
 import sys
 from collections.abc import Callable
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -21,9 +21,10 @@ from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimize
 from . import backends
 from .backends import StepScalars
 from .backends.codes import as_saved, decoded
-from .backends.cpp import OTHER, OTHER_RATES, make_watch
+from .backends.cpp import OTHER, OTHER_NUMBERS, make_watch
 from .checkpoints import bring_up_to_date, regroup, restore_states
 from .hyperparameters import (
+    FOLLOWED,
     Hyperparameters,
     Split,
     check_group,
@@ -240,8 +241,8 @@ class FusedRegOptimizer(Optimizer):
         return loss
 
     def _step_again(self) -> bool:
-        """The step of a training loop: since the last one, nothing is new but gradients and learning rates. False if
-        there is more, and nothing was done."""
+        """The step of a training loop: since the last one, nothing is new but gradients and what schedulers change.
+        False if there is more, and nothing was done."""
         plans = self._plans
         if plans is None or plans.watch is None:
             return False
@@ -251,16 +252,20 @@ class FusedRegOptimizer(Optimizer):
         if seen == OTHER:
             return False
         self._plans = None  # as in _step
-        if seen == OTHER_RATES:
-            hyperparameters = cast(Hyperparameters, self._hyperparameters)
-            groups = spare_small(self.param_groups, self._splits)
-            hyperparameters.refresh(groups)
+        if seen == OTHER_NUMBERS:
+            hyperparameters = self._hyperparameters
+            assert hyperparameters is not None
+            groups = spare_small(self.param_groups, self._splits) if self._splits else self.param_groups
+            if not hyperparameters.follow(groups):
+                return False
             plans.set_groups(groups, hyperparameters)
         for plan in plans.plans:
             if not plan.refresh():
                 return False
-        step = StepScalars()
-        self._prepare(plans, step, None)
+        step = plans.plain_step
+        if step is None:
+            step = StepScalars()
+            self._prepare(plans, step, None)
         self._plans, plans.watch = plans, watch
         for plan in plans.plans:
             plan.update(step)
@@ -335,7 +340,7 @@ class FusedRegOptimizer(Optimizer):
             if not is_watched and not has_scalars and hyperparameters.is_constant and plans.can_be_watched:
                 hooks = (self._optimizer_step_pre_hooks, self._optimizer_step_post_hooks)
                 plans.watch = make_watch(
-                    self.__dict__, (*hooks, _global_optimizer_pre_hooks, _global_optimizer_post_hooks)
+                    self.__dict__, (*hooks, _global_optimizer_pre_hooks, _global_optimizer_post_hooks), FOLLOWED
                 )
 
     def _prepare(self, plans: Plans, step: StepScalars, found_inf: Tensor | None) -> bool:

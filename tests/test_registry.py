@@ -77,7 +77,7 @@ def test_cpp_has_no_rule_that_python_lacks() -> None:
 @needs_cpp
 def test_a_rule_or_field_that_cpp_lacks_is_an_error() -> None:
     def plan(rule, fields):
-        columns = (fields, [], [], [], [], [], [], [], {}, False)
+        columns = (fields, [], [], [], [], [], [], [], {}, False, ())
         return EXTENSION.Plan(rule, columns)
 
     plan("adam", ["lr", "beta1"])
@@ -88,12 +88,12 @@ def test_a_rule_or_field_that_cpp_lacks_is_an_error() -> None:
     param = torch.zeros(2)
     states, scalars = (torch.zeros(2), None, None), (torch.zeros(()),)
     with pytest.raises(ValueError, match="no kernel for these states together"):
-        EXTENSION.Plan("adam", (["lr"], [param], [0], [{}], [states], [(None,) * 3], [scalars], [None], {}, False))
+        EXTENSION.Plan("adam", (["lr"], [param], [0], [{}], [states], [(None,) * 3], [scalars], [None], {}, False, ()))
     states = (torch.zeros(2, dtype=torch.int8), torch.zeros(2, dtype=torch.uint8), None)
     for scales, message in [(None, "has no scales"), (torch.zeros(2), "not as many as its blocks")]:
         with pytest.raises(ValueError, match=message):
             EXTENSION.Plan(
-                "adam", (["lr"], [param], [0], [{}], [states], [(scales,) * 3], [scalars], [None], {}, False)
+                "adam", (["lr"], [param], [0], [{}], [states], [(scales,) * 3], [scalars], [None], {}, False, ())
             )
 
 
@@ -307,7 +307,7 @@ def test_a_learning_rate_is_followed_without_all_else(cls, monkeypatch) -> None:
     def refresh() -> tuple[bool, int]:
         checked.clear()
         changed = followed.refresh(opt.param_groups)
-        assert followed.numbers == [read_numbers(opt.spec, group) for group in followed.as_read(opt.param_groups)]
+        assert followed.numbers == [list(read_numbers(opt.spec, group)) for group in followed.as_read(opt.param_groups)]
         return changed, len(checked)
 
     assert refresh() == (True, 2)

@@ -633,7 +633,8 @@ def test_a_renewal_allocates_nothing_of_parameter_size(two_threads) -> None:
     optimizer = FusedRegAdam(params, sparsity=0.9)
     run(optimizer, params, 2)
     schedule = SparsitySchedule(optimizer, 1)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+    cpu = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=cpu, profile_memory=True, acc_events=True) as profile:  # else 2.10 warns
         schedule.step()
     assert int((params[0] == 0).sum()) > 5_000_000
     allocated = max(abs(event.cpu_memory_usage) for event in profile.key_averages())

@@ -137,7 +137,7 @@ def test_how_state_is_stored_is_the_loading_optimizer_s_to_say() -> None:
     assert {own["exp_avg"].dtype for own in other.state.values()} == {torch.float32}
 
 
-@pytest.mark.filterwarnings("ignore:torch.distributed is")
+@pytest.mark.filterwarnings("ignore:torch.distributed is", "ignore:TypedStorage is deprecated")  # torch 2.10's own use
 @pytest.mark.parametrize("flat", [False, True])
 def test_distributed_checkpoints(flat, tmp_path) -> None:
     """By name, through files, into another dtype."""

@@ -29,6 +29,9 @@ Plan::Plan(const std::string& rule, const Columns& columns)
       kernels_(find_rule(rules(), rule)),
       work_(columns.groups.size()),
       constants_stride_((kernels_.constants_size - 1) / sizeof(std::max_align_t) + 1) {
+  for (std::size_t i = 0; i < entries_.size(); ++i) {
+    if (entries_[i].active) take_dtypes(i);
+  }
   make_work_list();
 }
 
@@ -39,19 +42,25 @@ void Plan::take_dtypes(std::size_t i) {
   dtypes.w = entry.dtype;
   dtypes.g = entry.grad_dtype;
   dtypes.converted = dtypes.w != arithmetic || dtypes.g != arithmetic;
+  const InstructionSet& set = instruction_set();
   for_each_state(entry.needed, [&](std::size_t k) {
     dtypes.state[k] = entry.state_dtypes[k];
-    dtypes.codes[k] = instruction_set().codes(dtypes.state[k], arithmetic);
+    dtypes.codes[k] = set.codes(dtypes.state[k], arithmetic);
     dtypes.converted |= dtypes.state[k] != arithmetic;
   });
-  const bool clamps = !std::isinf(common_[entry.group].clip_value);
-  work_[i].squares = instruction_set().sum_of_squares(entry.grad_dtype, clamps);
+}
+
+void Plan::choose_squares(std::size_t i) {
+  const bool clamps = !std::isinf(common_[entries_[i].group].clip_value);
+  work_[i].squares = instruction_set().sum_of_squares(entries_[i].grad_dtype, clamps);
 }
 
 bool Plan::refresh(PyObject* gradients) {
   if (!refresh_gradients(gradients)) return false;
   for (std::size_t i = 0; i < entries_.size(); ++i) {
-    if (entries_[i].active && work_[i].dtypes.g != entries_[i].grad_dtype) take_dtypes(i);
+    if (!entries_[i].active || work_[i].dtypes.g == entries_[i].grad_dtype) continue;
+    take_dtypes(i);
+    choose_squares(i);
   }
   return true;
 }
@@ -98,12 +107,19 @@ void Plan::set_groups(const std::vector<std::vector<double>>& groups) {
     read_fields(fields.data(), common_.emplace_back(), penalties_.emplace_back());
   }
   bool is_cut_otherwise = false;
+  const Entry* previous = nullptr;
+  UpdateKernel kernel = nullptr;  // of the previous one, and of most
   for (std::size_t i = 0; i < entries_.size(); ++i) {
     const Entry& entry = entries_[i];
     if (!entry.active) continue;
-    const double* fields = groups_.at(entry.group).data();
-    take_dtypes(i);
-    work_[i].update = kernels_.update(instruction_set().isa, arithmetic_of(entry.dtype), fields, entry.needed);
+    choose_squares(i);
+    if (previous == nullptr || previous->group != entry.group || previous->dtype != entry.dtype ||
+        previous->needed != entry.needed) {
+      const double* fields = groups_.at(entry.group).data();
+      kernel = kernels_.update(instruction_set().isa, arithmetic_of(entry.dtype), fields, entry.needed);
+      previous = &entry;
+    }
+    work_[i].update = kernel;
     work_[i].has_units = has_units(common_[entry.group], penalties_[entry.group]);
     std::int64_t whole = 1;
     if (work_[i].has_units) {

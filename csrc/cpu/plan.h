@@ -43,8 +43,11 @@ class Plan : public Parameters {
   // Long enough for other threads to run Python meanwhile: to let them costs more than a few small tensors.
   bool takes_long() const { return work_list_.elements() > kSerialElements; }
 
-  // Says what the streams' dtypes are, and chooses the kernel that reads the gradient.
+  // Says what the streams' dtypes are.
   void take_dtypes(std::size_t entry);
+
+  // Chooses the kernel of the norm, which reads the gradient.
+  void choose_squares(std::size_t entry);
 
   // Cuts the parameters into chunks.
   void make_work_list();

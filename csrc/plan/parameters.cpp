@@ -97,7 +97,8 @@ Columns::Columns(PyObject* columns)
       scalar_states(tuple_item(columns, 6)),
       positions(tuple_item(columns, 7)),
       optimizer_state(tuple_item(columns, 8)),
-      sharded(to_bool(tuple_item(columns, 9))) {
+      sharded(to_bool(tuple_item(columns, 9))),
+      written(tuple_item(columns, 10)) {
   if (PyDict_Check(optimizer_state) == 0) throw std::invalid_argument("an optimizer's state is a dict");
 }
 
@@ -115,6 +116,7 @@ Parameters::Parameters(const RuleInfo& rule, const Columns& columns, bool takes_
       place_of_field_(rule.fields.size(), -1),
       given_fields_(columns.field_names.size()),
       takes_other_gradients_(takes_other_gradients),
+      written_(columns.written),
       optimizer_state_(columns.optimizer_state),
       optimizer_state_items_(items_of(columns.optimizer_state)) {
   const std::vector<std::string>& field_names = columns.field_names;
@@ -196,10 +198,12 @@ Parameters::Parameters(const RuleInfo& rule, const Columns& columns, bool takes_
 }
 
 void Parameters::take_groups(const std::vector<std::vector<double>>& groups) {
-  groups_.clear();
-  for (const std::vector<double>& values : groups) {
+  groups_.resize(groups.size());
+  for (std::size_t group = 0; group < groups.size(); ++group) {
+    const std::vector<double>& values = groups[group];
     if (values.size() != given_fields_) throw std::invalid_argument("a group has another number of fields");
-    std::vector<double>& fields = groups_.emplace_back(rule_.defaults);
+    std::vector<double>& fields = groups_[group];
+    fields = rule_.defaults;
     for (std::size_t i = 0; i < fields.size(); ++i) {
       if (place_of_field_[i] >= 0) fields[i] = values[place_of_field_[i]];
     }
@@ -413,11 +417,19 @@ void Parameters::unstage(Entry& entry) {
 
 void Parameters::finish_update() {
   Versions versions;
+  // A copy back counts by itself, and a DTensor for its part.
+  const bool is_plain = std::none_of(entries_.begin(), entries_.end(),
+                                     [](const Entry& entry) { return entry.sharded || entry.is_copied(); });
+  const bool all_at_once = is_plain && versions.change_all(written_);
   for (std::size_t i = 0; i < entries_.size(); ++i) {
-    prefetch(i);
     Entry& entry = entries_[i];
     if (!entry.active) continue;
     entry.grad = Gradient();
+    if (all_at_once) {
+      entry.staged.reset();
+      continue;
+    }
+    prefetch(i);
     for_each_state(entry.needed, [&](std::size_t k) {
       if (entry.scales[k].is_there()) versions.change(entry.scale_objects[k], entry.scales[k]);
     });

@@ -23,9 +23,10 @@ bool is_dense(const View& view);
 // under the group's options, in the rule's order, with None for those that it does not need. `scales[i]`: those of
 // states in 8 bits, likewise. `sharded`: parameters and states are DTensors, and the plan works on the part of them
 // that this process holds. `positions[i]` is None, or what stochastic rounding knows elements by: the parameter's
-// number, the position of its first element here in the whole parameter, and the strides of that. All of these objects,
-// opt.state and its items too, are borrowed: the caller holds them as long as the plan lives. A reference from here is
-// one that Python's garbage collector cannot see, and would keep a cycle for ever.
+// number, the position of its first element here in the whole parameter, and the strides of that. `written`: a tuple of
+// the tensors that a step writes, but for scalar states. All of these objects, opt.state and its items too, are
+// borrowed: the caller holds them as long as the plan lives. A reference from here is one that Python's garbage
+// collector cannot see, and would keep a cycle for ever.
 struct Columns {
   // Of a tuple of them, in this order.
   explicit Columns(PyObject* columns);
@@ -35,6 +36,7 @@ struct Columns {
   std::vector<int> groups;
   PyObject *state_dicts, *states, *scales, *scalar_states, *positions, *optimizer_state;
   bool sharded;
+  PyObject* written;
 };
 
 // It holds what does not change from step to step, checks in every step that this still is so, and says when it is not:
@@ -146,6 +148,7 @@ class Parameters {
   std::vector<int> place_of_field_;  // in what take_groups gets; -1 for a default
   std::size_t given_fields_;
   const bool takes_other_gradients_;
+  PyObject* const written_;
   PyObject* const optimizer_state_;
   Items optimizer_state_items_;
   bool has_inference_ = false;

@@ -117,7 +117,8 @@ template <class Convert>
 auto to_vector(PyObject* sequence, const Convert& convert) {
   std::vector<decltype(convert(sequence))> converted;
   if (PySequence_Size(sequence) == 0) return converted;
-  const Object items = Object::own(PySequence_List(sequence));
+  const Object items = PyList_Check(sequence) ? Object::share(sequence) : Object::own(PySequence_List(sequence));
+  converted.reserve(length(items.get()));
   for (std::size_t i = 0; i < length(items.get()); ++i) converted.push_back(convert(item(items.get(), i)));
   return converted;
 }

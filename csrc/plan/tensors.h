@@ -81,7 +81,7 @@ struct View {
 //   it,
 //                and Python's garbage collector to see who holds it
 //   Gradient     likewise, for the time of a step
-//   Versions     tells autograd of in-place changes
+//   Versions     tells autograd of in-place changes; change_all(tuple): of all at once, false where nothing is gained
 #if defined(FUSEDREG_STABLE)
 #include "tensors_stable.h"
 #else

@@ -176,7 +176,12 @@ class Versions {
  public:
   void change(PyObject* tensor) { changed_.push_back(tensor); }
   void change(PyObject* object, const Tensor&) { changed_.push_back(object); }
+  bool change_all(PyObject* tensors) {
+    Object::own(PyObject_CallFunctionObjArgs(found.increment_version, tensors, nullptr));
+    return true;
+  }
   void tell() {
+    if (changed_.empty()) return;
     const Object tensors = Object::own(PyTuple_New(static_cast<Py_ssize_t>(changed_.size())));
     for (std::size_t i = 0; i < changed_.size(); ++i) {
       Py_INCREF(changed_[i]);

@@ -1,6 +1,6 @@
-// What a step asks of its optimizer before anything else: whether all is as it was in the last step, or all but
-// learning rates. Looked at by identity, in one call: in a training loop Python's own code and objects are seldom in
-// the cache.
+// What a step asks of its optimizer before anything else: whether all is as it was in the last step, or all but the
+// numbers that schedulers change. Looked at by identity, in one call: in a training loop Python's own code and objects
+// are seldom in the cache.
 #pragma once
 
 #include <cstdint>
@@ -14,24 +14,33 @@ namespace fusedreg {
 class Watch {
  public:
   // `attributes`: the optimizer's __dict__. `empty`: a tuple of dicts that are empty, hooks for instance, of which
-  // those that are the optimizer's are among its attributes, and the others live as long as the process.
-  Watch(PyObject* attributes, PyObject* empty);
+  // those that are the optimizer's are among its attributes, and the others live as long as the process. `followed`:
+  // a tuple of keys of groups, whose floats, or tuples of floats, may change.
+  Watch(PyObject* attributes, PyObject* empty, PyObject* followed);
 
-  enum Seen { kOther, kSame, kOtherRates };
+  enum Seen { kOther, kSame, kOtherNumbers };
 
-  // What it was given, as it is now. Other learning rates are taken for the next time.
+  // What it was given, as it is now. Other numbers under the keys that are followed are taken for the next time.
   Seen look(PyObject* attributes);
 
  private:
+  // By value: a scheduler's are new objects, which nobody holds for us.
+  struct Followed {
+    PyObject* key;
+    bool is_tuple;
+    std::vector<std::uint64_t> numbers;  // as bits
+  };
+
   struct Group {
     PyObject* dict;
     Items items;
-    PyObject *lr_key, *params;
-    std::uint64_t lr;  // as bits
+    std::vector<Followed> followed;  // in the order of the items
+    PyObject* params;
     std::vector<PyObject*> its_params;
   };
 
-  Seen look(Group& group) const;
+  static Seen look(Followed& followed, PyObject* value);
+  static Seen look(Group& group);
 
   Items attributes_;
   PyObject* groups_;

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ..hyperparameters import compiled_field_names
+from ..hyperparameters import Numbers, compiled_field_names
 from ..rules.spec import RuleSpec
 from .memory import is_dtensor
 
@@ -81,7 +81,15 @@ def make_columns(spec: RuleSpec, entries: list[Entry], state: dict[Any, Any]) ->
         [entry.rounding for entry in entries],
         state,
         is_dtensor(entries[0].param),
+        written(entries),
     )
+
+
+def written(entries: list[Entry]) -> tuple[Tensor, ...]:
+    """The tensors that a step writes, but scalar states."""
+    stepped = [entry for entry in entries if entry.state is not None]
+    tensors = [tensor for entry in stepped for tensor in (entry.param, *entry.states, *entry.scales)]
+    return tuple(tensor for tensor in tensors if tensor is not None)
 
 
 class Plan(Protocol):
@@ -91,7 +99,7 @@ class Plan(Protocol):
     """The host waits for nothing: AMP's scalars, hyperparameters that are tensors, scalar states and the norm are read
     on the device."""
 
-    def set_groups(self, groups: list[dict[str, Any]], numbers: list[tuple[float | Tensor, ...]]) -> None:
+    def set_groups(self, groups: list[dict[str, Any]], numbers: Numbers) -> None:
         """Takes new hyperparameters, which need the same states: the groups, and their numbers in the order of
         ``compiled_field_names``. Those that are tensors on a GPU come as such."""
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..hyperparameters import Numbers
 from ..rules.spec import RuleSpec
 from .base import Entry, Plan, StepScalars, make_columns, objects_held
 from .codes import DTYPES as CODES
@@ -56,21 +57,22 @@ def load_extension(name: str = "_C") -> tuple[ModuleType | None, str | None]:
         return None, f"the compiled extension does not load ({error}): {REBUILD}"
 
 
-OTHER, SAME, OTHER_RATES = range(3)
+OTHER, SAME, OTHER_NUMBERS = range(3)
 """What a watch sees: ``Watch::Seen`` of csrc/plan/watch.h."""
 
 
-def make_watch(attributes: dict[str, Any], empty: tuple[dict[Any, Any], ...]) -> Any:
+def make_watch(attributes: dict[str, Any], empty: tuple[dict[Any, Any], ...], followed: tuple[str, ...]) -> Any:
     """Of an optimizer's ``__dict__`` and its param groups, whose parameters and constants the caller holds; None where
     there is no extension, or the groups are no lists and dicts.
 
     Args:
         empty: hooks, its own and torch's, of which there are none.
+        followed: the keys of groups under which other floats may come to be.
     """
     extension, _ = load_extension()
     groups = attributes["param_groups"]
     are_plain = type(groups) is list and all(isinstance(each, dict) and type(each["params"]) is list for each in groups)
-    return extension.Watch(attributes, empty) if extension is not None and are_plain else None
+    return extension.Watch(attributes, empty, followed) if extension is not None and are_plain else None
 
 
 @functools.cache
@@ -93,13 +95,14 @@ class CppPlan(Plan):
     def __init__(self, spec: RuleSpec, entries: list[Entry], state: dict[Any, Any]) -> None:
         extension, _ = load_extension()
         assert extension is not None
-        self._held = objects_held(entries, state)
-        self._plan = extension.Plan(spec.name, make_columns(spec, entries, state))
+        columns = make_columns(spec, entries, state)
+        self._held = objects_held(entries, state), columns
+        self._plan = extension.Plan(spec.name, columns)
 
     def refresh(self, gradients: list[Tensor | None] | None = None) -> bool:
         return self._plan.refresh(gradients)
 
-    def set_groups(self, groups: list[dict[str, Any]], numbers: list[tuple[float | Tensor, ...]]) -> None:
+    def set_groups(self, groups: list[dict[str, Any]], numbers: Numbers) -> None:
         self._plan.set_groups(numbers)
 
     def sum_of_squares(self, step: StepScalars) -> float:

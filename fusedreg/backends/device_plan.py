@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from ..hyperparameters import Numbers
 from ..penalties import has_stages
 from ..rules.spec import RuleSpec, number
 from .base import Entry, Plan, StepScalars
@@ -257,7 +258,7 @@ class DevicePlan(Plan):
 
     # -- what the plan is given
 
-    def set_groups(self, groups: list[dict[str, Any]], numbers: list[tuple[float | Tensor, ...]]) -> None:
+    def set_groups(self, groups: list[dict[str, Any]], numbers: Numbers) -> None:
         self._kept = []
         stages = [self._kernels.compiles_stages and has_stages(group) for group in groups]
         of_rows = [stages[group] for group in self._group_of_row]

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..hyperparameters import Numbers
 from ..penalties import PENALTIES, Prox, as_python, has_units
 from ..penalties.l1 import L1
 from ..penalties.mcp import MCP_GAMMA
@@ -166,7 +167,7 @@ class ReferencePlan(Plan):
         self.gradients: list[Tensor | None] = []
         self.fresh = True
 
-    def set_groups(self, groups: list[dict[str, Any]], numbers: list[tuple[float | Tensor, ...]]) -> None:
+    def set_groups(self, groups: list[dict[str, Any]], numbers: Numbers) -> None:
         self.groups = [self._resolve(group) for group in groups]
 
     def _keeps_tensors(self, group: dict[str, Any]) -> bool:

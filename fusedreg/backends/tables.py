@@ -74,8 +74,9 @@ class CompiledTables(Tables):
     def __init__(self, spec: RuleSpec, entries: list[Entry], state: dict[Any, Any], scalars_on_host: bool) -> None:
         extension, _ = load_extension()
         assert extension is not None
-        self._held = objects_held(entries, state)
-        self._tables = extension.Tables(spec.name, make_columns(spec, entries, state), scalars_on_host)
+        columns = make_columns(spec, entries, state)
+        self._held = objects_held(entries, state), columns
+        self._tables = extension.Tables(spec.name, columns, scalars_on_host)
 
     def set_groups(self, groups: list[dict[str, Any]], numbers: list[list[float]]) -> None:
         self._tables.set_groups(numbers)

@@ -42,11 +42,19 @@ class Hyperparameter:
         return (self.name,) if self.fields is None else self.fields
 
     def read(self, group: Group) -> tuple[float | Tensor, ...]:
-        """The numbers of a group, in the order of ``field_names``: floats, or tensors that only a GPU knows."""
+        """The numbers of a group, in the order of ``field_names``: floats, or tensors that only a GPU knows.
+
+        Raises:
+            ValueError: there are more or fewer.
+        """
         if not self.field_names:
             return ()
         value = group.get(self.name, self.default)
+        if self.fields is None:
+            return (number(value, self.is_on_host),)
         values = value if isinstance(value, (tuple, list)) else (value,)
+        if len(values) != len(self.fields):
+            raise ValueError(f"Invalid {self.name} value: {value} (allowed: {len(self.fields)} numbers)")
         return tuple(number(each, self.is_on_host) for each in values)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import backends
-from ..backends import Entry, Plan
+from ..backends import Entry, Plan, StepScalars
 from ..backends.codes import are_codes, check_codes, scale_name
 from ..backends.memory import is_dtensor, needs_reading, read_gradient
 from ..hyperparameters import Hyperparameters, check_params
@@ -69,6 +69,9 @@ class Plans:
         self.some_on_device = any(plan.stays_on_device for plan in self.plans)
         self.all_on_device = all(plan.stays_on_device for plan in self.plans)
         self.over_processes: SumOverProcesses | None = None
+        has_norm = any(group[MAX_GRAD_NORM.name] is not None for group in groups)
+        self.plain_step = None if has_norm or self.some_on_device else StepScalars()
+        """What a step that a watch has seen nothing new in takes, where there is no more to prepare."""
         self.watch: Any = None
         """From a step's end to the next: of what it rests on in Python."""
         self._state = state
@@ -83,8 +86,9 @@ class Plans:
         return self.over_processes is None and all(part.read is None for part in self.parts)
 
     def set_groups(self, groups: Groups, hyperparameters: Hyperparameters) -> None:
+        groups, numbers = hyperparameters.as_read(groups), hyperparameters.numbers
         for plan in self.plans:
-            plan.set_groups(hyperparameters.as_read(groups), hyperparameters.numbers)
+            plan.set_groups(groups, numbers)
 
     def follow(
         self,

@@ -18,6 +18,7 @@ from twin_pairs import (
     few_configurations,
     make_model,
     train,
+    twin_must_make_state_late,
 )
 
 SHAPES = ((6, 3), (5,), (), (2, 3, 5))
@@ -179,6 +180,8 @@ def test_amsgrad_switched_on_late(backend) -> None:
 @every_rival
 @every_configuration
 def test_groups_added_deleted_and_reordered(configuration, backend, rival) -> None:
+    twin_must_make_state_late(configuration, rival)
+
     def flow(make):
         params = make_params(SHAPES, torch.float64)
         late, later = (make_params(((4, 4), (3,)), torch.float64, seed=seed) for seed in (8, 9))
@@ -203,6 +206,7 @@ def test_groups_added_deleted_and_reordered(configuration, backend, rival) -> No
 @every_configuration
 def test_parameters_appended_removed_and_replaced(configuration, backend, rival) -> None:
     """In group["params"] itself, past add_param_group."""
+    twin_must_make_state_late(configuration, rival)
 
     def flow(make):
         params = make_params(SHAPES, torch.float64)
@@ -364,6 +368,7 @@ def test_an_added_group_takes_the_optimizers_strengths(backend) -> None:
 @pytest.mark.parametrize("held", ["nothing-held", "state-dict-held"])
 def test_state_cleared(configuration, held, backend, rival) -> None:
     """optimizer.state.clear() starts anew, whoever still holds the old state."""
+    twin_must_make_state_late(configuration, rival)
 
     def flow(make):
         params = make_params(SHAPES, torch.float64)
@@ -384,6 +389,7 @@ def test_state_cleared(configuration, held, backend, rival) -> None:
 @every_configuration
 def test_state_replaced(configuration, backend, rival) -> None:
     """By a new defaultdict; then one parameter's by a new dict, by a copy, and taken out."""
+    twin_must_make_state_late(configuration, rival)
 
     def flow(make):
         params = make_params(SHAPES, torch.float64)
@@ -406,6 +412,7 @@ def test_state_replaced(configuration, backend, rival) -> None:
 @every_configuration
 def test_one_parameters_state_taken_out_and_held(configuration, backend, rival) -> None:
     """As when a parameter is reset, and its old state is kept to be looked at."""
+    twin_must_make_state_late(configuration, rival)
 
     def flow(make):
         params = make_params(SHAPES, torch.float64)
@@ -487,6 +494,7 @@ def test_keys_of_a_users_own(configuration, backend) -> None:
 @every_configuration
 def test_all_in_one_run(configuration, backend, rival) -> None:
     """The edits of this suite one after the other, on one optimizer: a plan must survive them all."""
+    twin_must_make_state_late(configuration, rival)
 
     def flow(make):
         params = make_params(SHAPES, torch.float64)

@@ -7,14 +7,33 @@ regularizer off the twin says what is right; with one on, the reference does, wh
 from __future__ import annotations
 
 import copy
+import inspect
 import itertools
+import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from helpers import REGULARIZED, FusedRegAdam, FusedRegFTRL, FusedRegSGD, make_params, run, set_grads
+from helpers import (
+    OPTIMIZERS,
+    REGULARIZED,
+    FusedRegAdam,
+    FusedRegFTRL,
+    FusedRegSGD,
+    assert_same_bits,
+    known,
+    make_params,
+    run,
+    set_grads,
+    snapshot,
+)
+from torch.optim import lr_scheduler
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from fusedreg.backends.cpp import load_extension
+from fusedreg.optimizer import FusedRegOptimizer
 
 SHAPES = ((4, 3), (5,))
 
@@ -287,6 +306,90 @@ def test_a_tensor_hyperparameter_written_in_place(key, backend) -> None:
         results.append([param.detach() for param in params])
     for a, b in zip(*results, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-15, atol=0)
+
+
+# What schedulers change before every step goes a way of its own. Here are also values that must not go it.
+NEW_NUMBERS = {
+    "lr": [0.02, 0.0, -0.0, -0.1, math.nan, math.inf, 1, True, np.float64(0.02), np.float32(0.02), "small", None, ()],
+    "momentum": [0.5, 0.0, -0.5, math.nan, 1, True, np.float64(0.5), "small", None, (0.5,)],
+    "betas": [
+        (0.5, 0.8),
+        (0.0, 0.8),
+        (1.5, 0.8),
+        (math.nan, 0.8),
+        (0.5, 0),
+        (np.float64(0.5), 0.8),
+        [0.5, 0.8],
+        (0.5,),
+        (0.5, 0.8, 0.9),
+        0.5,
+        None,
+    ],
+    "weight_decay": [0.3, 0.0, -0.3, math.nan, 1, np.float64(0.3), "small", None],
+}
+
+
+@pytest.mark.parametrize("key", NEW_NUMBERS)
+@pytest.mark.parametrize("cls", OPTIMIZERS, ids=lambda cls: cls.__name__)
+def test_new_numbers_in_a_training_loop_are_what_they_are_anywhere(cls, key, backend) -> None:
+    """As in steps that check and read everything anew. Where a value is refused, nothing has moved, and it is refused
+    again; and then the loop goes on, with one that is allowed, with another, and with the first that there was."""
+    if key not in inspect.signature(cls).parameters:
+        pytest.skip(f"{cls.__name__} has no {key}")
+
+    def flow(value, least: int, anew: bool) -> list:
+        params = make_params(((4, 3), (5,), (2, 2)))
+        options = known(cls, lr=0.1, weight_decay=0.1, momentum=0.9, l1=0.01, regularize_min_ndim=least)
+        optimizer = cls([{"params": params[:2]}, {"params": params[2:]}], backend=backend, **options)
+        if anew:
+            optimizer.register_step_pre_hook(lambda *_: optimizer._forget())
+        run(optimizer, params, 2)
+        first, group = optimizer.param_groups
+        before = group[key]
+        seen = []
+        for i, (of_first, its) in enumerate([(value, before), (value, value), (before, value), (before, before)]):
+            first[key], group[key] = of_first, its
+            for _ in range(2):
+                was = snapshot(optimizer)
+                try:
+                    run(optimizer, params, 1, first_seed=i)
+                    seen.append("done")
+                except Exception as error:
+                    assert_same_bits(was, snapshot(optimizer))
+                    seen.append(f"{type(error).__name__}: {error}")
+        return [seen, snapshot(optimizer)]
+
+    for value in (*NEW_NUMBERS[key], torch.tensor(0.25)):
+        for least in (0, 2):
+            (expected, wanted), (seen, got) = (flow(value, least, anew) for anew in (True, False))
+            assert seen == expected, (value, least)
+            assert_same_bits(got, wanted)
+
+
+@pytest.mark.parametrize("scheduler", ["OneCycleLR", "CyclicLR", "weight decay"])
+@pytest.mark.parametrize("cls", OPTIMIZERS, ids=lambda cls: cls.__name__)
+def test_what_schedulers_change_is_not_read_with_all_else(cls, scheduler, monkeypatch) -> None:
+    params = make_params(SHAPES)
+    optimizer = cls(params, **known(cls, lr=0.1, momentum=0.9))
+    cycles = bool({"momentum", "betas"} & set(optimizer.defaults))
+    if scheduler == "OneCycleLR":
+        schedule = lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=20, cycle_momentum=cycles)
+    elif scheduler == "CyclicLR":
+        schedule = lr_scheduler.CyclicLR(optimizer, 0.01, 0.1, step_size_up=3, cycle_momentum=cycles)
+    elif "weight_decay" in optimizer.defaults:
+        optimizer.param_groups[0]["weight_decay"] = 0.1
+        schedule = None
+    else:
+        pytest.skip(f"{cls.__name__} has no weight_decay")
+    slow = []
+    monkeypatch.setattr(cls, "_step", lambda self: slow.append(self) or FusedRegOptimizer._step(self))
+    for i in range(6):
+        run(optimizer, params, 1, first_seed=i)
+        if schedule is None:
+            optimizer.param_groups[0]["weight_decay"] *= 0.9
+        else:
+            schedule.step()
+    assert len(slow) <= (1 if load_extension()[0] is not None else 6)
 
 
 # -- the tensors themselves are the user's to change
