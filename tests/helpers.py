@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -32,18 +32,14 @@ IDS = [f"{cls.__name__}-{name}" for cls, name in OPTIMIZER_VARIANTS]
 
 
 @contextmanager
-def threads(count: int) -> Iterator[None]:
+def one_thread() -> Iterator[None]:
+    """For what is tiny, or where torch's own operations are parallel: its threads spin, and crawl on a busy machine."""
     before = torch.get_num_threads()
-    torch.set_num_threads(count)
+    torch.set_num_threads(1)
     try:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def one_thread() -> AbstractContextManager[None]:
-    """For what is tiny, or where torch's own operations are parallel: its threads spin, and crawl on a busy machine."""
-    return threads(1)
 
 
 def variant_of(cls: type, name: str) -> dict[str, Any]:

@@ -58,7 +58,7 @@ def compile_loops(isa: str, loops: str, folder: Path) -> str:
 
 
 @needs_gcc
-@pytest.mark.parametrize("stages", ["kShrink", "kSelect", "kShrinkAndSelect", "kFade"])
+@pytest.mark.parametrize("stages", ["kShrink", "kFreeze", "kSelect", "kShrinkAndSelect", "kFade"])
 @each_isa
 def test_the_update_loop_is_vectorised(isa, register, stages, tmp_path) -> None:
     """The main loop of fp32 Adam with its prox has packed square roots and divisions of the full width."""

@@ -254,25 +254,24 @@ def test_a_backend_of_one_dtype_refuses_before_the_first_step() -> None:
     assert rejection_of_memory(param, [param.to(BF16)], torch.float32, None, "cpu", (torch.float32,)) is None
 
 
-@pytest.mark.parametrize("state_dtype", [BF16, "int8"], ids=str)
 @pytest.mark.parametrize("cls", [FusedRegAdam, FusedRegSGD])
-def test_target_sparsity(cls, state_dtype, backend) -> None:
-    """The scores read states where they are, or decode them: the same zeros by the kernel and by torch."""
+def test_target_sparsity(cls, backend) -> None:
+    """The scores read states where they are: the same zeros by the kernel and by torch."""
     if backend not in ("cpp", "reference"):
         pytest.skip("it takes states of the parameter's dtype")
     zeros = []
     for is_strided in (False, True):  # the kernel takes dense parameters alone
-        params = [torch.nn.Parameter(p.detach().clone()) for p in make_params(((20, 30), (1000,)))]
+        params = [torch.nn.Parameter(p.detach().clone()) for p in make_params(((20, 30), (50,)))]
         if is_strided:
             params = [torch.nn.Parameter(torch.zeros(*p.shape, 2)[..., 0].copy_(p.detach())) for p in params]
-        optimizer = cls(params, lr=0.01, backend=backend, state_dtype=state_dtype, sparsity=0.75)
+        optimizer = cls(params, lr=0.01, backend=backend, state_dtype=BF16, sparsity=0.75)
         schedule = fusedreg.SparsitySchedule(optimizer, 20, every=5)
         for step in range(20):
             set_grads(params, step)
             optimizer.step()
             schedule.step()
         zeros.append([p.detach() == 0 for p in params])
-    assert sum(int(each.sum()) for each in zeros[0]) == 0.75 * 1600
+    assert sum(int(each.sum()) for each in zeros[0]) == round(0.75 * 650)
     for ours, theirs in zip(*zeros, strict=True):
         assert torch.equal(ours, theirs)
 

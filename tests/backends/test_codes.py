@@ -319,6 +319,26 @@ def test_a_step_is_not_divided_by_a_second_moment_that_was_lost(backend) -> None
     assert w.abs().max() < 0.51
 
 
+@each_backend
+def test_the_metric_of_target_sparsity(backend) -> None:
+    """The same zeros by the kernel, which decodes a tile at a time, and by torch."""
+    zeros = []
+    for is_strided in (False, True):  # the kernel takes dense parameters alone
+        params = [nn.Parameter(numbers(600, LINEAR).view(20, 30)), nn.Parameter(numbers(1000, LINEAR))]
+        if is_strided:
+            params = [nn.Parameter(torch.zeros(*p.shape, 2)[..., 0].copy_(p.detach())) for p in params]
+        optimizer = FusedRegAdam(params, lr=0.01, backend=backend, state_dtype="int8", sparsity=0.75)
+        schedule = fusedreg.SparsitySchedule(optimizer, 20, every=5)
+        for step in range(20):
+            set_grads(params, step)
+            optimizer.step()
+            schedule.step()
+        zeros.append([p.detach() == 0 for p in params])
+    assert sum(int(each.sum()) for each in zeros[0]) == 1200
+    for ours, theirs in zip(*zeros, strict=True):
+        assert torch.equal(ours, theirs)
+
+
 # -- memory
 
 
