@@ -56,13 +56,22 @@ void Plan::choose_squares(std::size_t i) {
 }
 
 bool Plan::refresh(PyObject* gradients) {
-  if (!refresh_gradients(gradients)) return false;
-  for (std::size_t i = 0; i < entries_.size(); ++i) {
-    if (!entries_[i].active || work_[i].dtypes.g == entries_[i].grad_dtype) continue;
-    take_dtypes(i);
-    choose_squares(i);
-  }
-  return true;
+  return refresh_gradients(gradients, [&](std::size_t i, const void* g) {
+    Entry& entry = entries_[i];
+    if (!entry.active) return;
+    if (g != nullptr) {
+      entry.pointers.g = g;
+      entry.grad_dtype = entry.dtype;
+    }
+    if (work_[i].dtypes.g != entry.grad_dtype) {
+      take_dtypes(i);
+      choose_squares(i);
+    }
+    // The pass comes when all are bound: a small tensor's elements are there by then.
+    __builtin_prefetch(entry.pointers.w);
+    __builtin_prefetch(entry.pointers.g);
+    for_each_state(entry.needed, [&](std::size_t k) { __builtin_prefetch(entry.pointers.state[k]); });
+  });
 }
 
 void Plan::make_work_list() {
@@ -80,8 +89,8 @@ void Plan::make_work_list() {
 // Of the parameter where the kernels find it: a staged one is contiguous.
 UnitLayout Plan::layout_of_units(const Entry& entry) const {
   const int unit = static_cast<int>(penalties_[entry.group].unit);
-  if (!entry.is_copied() && entry.is_dense) return unit_layout(entry.sizes, entry.strides, unit);
-  return unit_layout(entry.sizes, contiguous_strides(entry.sizes), unit);
+  const auto& [sizes, strides] = *entry.layout;
+  return unit_layout(sizes, !entry.is_copied() && entry.is_dense ? strides : contiguous_strides(sizes), unit);
 }
 
 UnitWork Plan::unit_work(std::size_t i) const {
@@ -160,7 +169,7 @@ void Plan::prepare(double inv_grad_scale, double clip_coef) {
   Scalars before, now;
   double after[kMaxScalarStates] = {}, tau = 0;
   for (std::size_t i = 0; i < entries_.size(); ++i) {
-    prefetch(i);
+    prefetch_scalars(i);
     Entry& entry = entries_[i];
     if (!entry.active) continue;
     read_scalar_states(entry, now);
@@ -212,8 +221,9 @@ void Plan::prepare_rounding(const std::vector<std::uint32_t>& keys) {
     const DType arithmetic = arithmetic_of(entry.dtype);
     const bool as_stored = !entry.is_copied() && entry.is_dense;
     if (work.places_as_stored != as_stored) {  // it may be staged in one step and not in another
-      const std::vector<std::int64_t> strides = as_stored ? entry.strides : contiguous_strides(entry.sizes);
-      work.rounding.positions = Positions(entry.first_position, entry.sizes, strides, entry.position_strides);
+      const auto& [sizes, strides] = *entry.layout;
+      work.rounding.positions = Positions(entry.first_position, sizes, as_stored ? strides : contiguous_strides(sizes),
+                                          entry.position_strides);
       work.places_as_stored = as_stored;
     }
     work.rounding.store_run = instruction_set().store_run(arithmetic);

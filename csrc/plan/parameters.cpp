@@ -16,15 +16,6 @@ bool same(const std::int64_t* a, std::size_t size, const std::vector<std::int64_
   return true;
 }
 
-// Whether two tensors of these sizes have their elements in the same order. The stride of a size of 1 says nothing:
-// channels_last convolutions of 1x1 and their gradients come with different ones.
-bool same_layout(const std::vector<std::int64_t>& sizes, const std::int64_t* a, const std::vector<std::int64_t>& b) {
-  for (std::size_t i = 0; i < sizes.size(); ++i) {
-    if (a[i] != b[i] && sizes[i] > 1) return false;
-  }
-  return true;
-}
-
 // What a DTensor calls its parts.
 struct Names {
   PyObject* const local_tensor = PyUnicode_InternFromString("_local_tensor");
@@ -118,7 +109,8 @@ Parameters::Parameters(const RuleInfo& rule, const Columns& columns, bool takes_
       takes_other_gradients_(takes_other_gradients),
       written_(columns.written),
       optimizer_state_(columns.optimizer_state),
-      optimizer_state_items_(items_of(columns.optimizer_state)) {
+      optimizer_state_items_(columns.optimizer_state),
+      sharded_(columns.sharded) {
   const std::vector<std::string>& field_names = columns.field_names;
   for (std::size_t i = 0; i < field_names.size(); ++i) {
     const auto found = std::find(rule.fields.begin(), rule.fields.end(), field_names[i]);
@@ -129,15 +121,19 @@ Parameters::Parameters(const RuleInfo& rule, const Columns& columns, bool takes_
   }
   const std::size_t count = length(columns.params);
   entries_.reserve(count);
+  watched_.resize(count);
   for (std::size_t i = 0; i < count; ++i) {
     Entry& entry = entries_.emplace_back();
     entry.param_object = item(columns.params, i);
     if (!is_tensor(entry.param_object)) throw std::invalid_argument("a parameter is not a tensor");
     entry.sharded = columns.sharded;
     entry.group = columns.groups.at(i);
-    entry.state_dict = item(columns.state_dicts, i);
-    entry.active = entry.state_dict != Py_None;
+    Watched& watched = watched_[i];
+    watched.param = entry.param_object;
+    watched.state_dict = item(columns.state_dicts, i);
+    entry.active = watched.state_dict != Py_None;
     if (!entry.active) continue;
+    if (PyDict_Check(watched.state_dict) == 0) throw std::invalid_argument("a parameter's state is a dict");
     View param;
     if (!look(entry.param(), param) || !is_supported(param.element)) {
       throw std::invalid_argument("a plan takes floating point and complex tensors with memory of their own");
@@ -151,13 +147,15 @@ Parameters::Parameters(const RuleInfo& rule, const Columns& columns, bool takes_
     entry.element = param.element;
     entry.dtype = entry.grad_dtype = dtype_of(param.element);
     entry.data.w = param.data;
-    entry.sizes.assign(param.sizes, param.sizes + param.dim);
-    entry.strides.assign(param.strides, param.strides + param.dim);
+    const auto numbers = [&](const std::int64_t* first) { return std::vector<std::int64_t>(first, first + param.dim); };
+    entry.layout = watched.layout = &*layouts_.insert({numbers(param.sizes), numbers(param.strides)}).first;
+    watched.place = Place(entry.param());
+    watched.place_of_grad = place_of_gradient(entry.param_object);
     entry.numel = param.numel() * (is_complex(param.element) ? 2 : 1);
     entry.device = param.device;
     entry.is_dense = is_dense(param) && is_as_stored(entry.param());
     entry.has_inference = is_inference(entry.param());
-    entry.state_items = items_of(entry.state_dict);
+    watched.state_items = Unchanged(watched.state_dict);
     PyObject *const its_states = item(columns.states, i), *const its_scalars = item(columns.scalar_states, i);
     PyObject* const its_scales = item(columns.scales, i);
     if (tuple_length(its_states) != rule.states.size() || tuple_length(its_scales) != rule.states.size() ||
@@ -168,9 +166,10 @@ Parameters::Parameters(const RuleInfo& rule, const Columns& columns, bool takes_
       PyObject* const state = entry.state_objects[k] = tuple_item(its_states, k);
       if (state == Py_None) continue;
       if (!is_tensor(state)) throw std::invalid_argument("a state is not a tensor");
-      entry.state[k] = Tensor(entry.sharded ? local_of(state) : state);
+      watched.state[k] = Tensor(entry.sharded ? local_of(state) : state);
+      watched.state_places[k] = Place(watched.state[k]);
       View seen;
-      if (!entry.state[k].look(seen)) throw std::invalid_argument("a state has no memory of its own");
+      if (!watched.state[k].look(seen)) throw std::invalid_argument("a state has no memory of its own");
       entry.data.state[k] = seen.data;
       entry.state_dtypes[k] = dtype_of(seen.element);
       entry.has_inference |= is_inference(entry.sharded ? local_of(state) : state);
@@ -184,6 +183,7 @@ Parameters::Parameters(const RuleInfo& rule, const Columns& columns, bool takes_
         throw std::invalid_argument("the scales of a state in 8 bits are not as many as its blocks");
       }
     }
+    watched.needed = entry.needed;
     has_inference_ |= entry.has_inference;
     if (std::find(rule.variants.begin(), rule.variants.end(), entry.needed) == rule.variants.end()) {
       throw std::invalid_argument("the rule '" + rule.name + "' has no kernel for these states together");
@@ -193,6 +193,7 @@ Parameters::Parameters(const RuleInfo& rule, const Columns& columns, bool takes_
       if (scalar == Py_None) continue;
       if (!is_tensor(scalar)) throw std::invalid_argument("a scalar state is not a tensor");
       entry.scalar_states[k].tensor = Tensor(scalar);
+      entry.scalar_places[k] = Place(entry.scalar_states[k].tensor);
     }
   }
 }
@@ -208,28 +209,6 @@ void Parameters::take_groups(const std::vector<std::vector<double>>& groups) {
       if (place_of_field_[i] >= 0) fields[i] = values[place_of_field_[i]];
     }
   }
-}
-
-namespace {
-
-double read_number(const void* at, bool is_single) {
-  return is_single ? *static_cast<const float*>(at) : *static_cast<const double*>(at);
-}
-
-void write_number(void* at, bool is_single, double value) {
-  if (is_single) {
-    *static_cast<float*>(at) = static_cast<float>(value);
-  } else {
-    *static_cast<double*>(at) = value;
-  }
-}
-
-}  // namespace
-
-double Parameters::ScalarState::read() const { return tensor.is_there() ? read_number(tensor.read(), is_single()) : 0; }
-
-void Parameters::ScalarState::write(double value) const {
-  if (tensor.is_there()) write_number(tensor.write(), is_single(), value);
 }
 
 void Parameters::read_scalar_states(const Entry& entry, Scalars& scalars) const {
@@ -253,60 +232,29 @@ void Parameters::write_scalar_states(const Scalars& scalars, const double* value
   }
 }
 
-void Parameters::prefetch(std::size_t i) const {
-  constexpr std::size_t kAhead = 6;
-  if (i + kAhead >= entries_.size()) return;
-  const Entry& entry = entries_[i + kAhead];
-  const auto touch = [](const void* at) {
-    __builtin_prefetch(at);
-    __builtin_prefetch(static_cast<const char*>(at) + 64);
-    __builtin_prefetch(static_cast<const char*>(at) + 128);
-  };
-  touch(own_memory(entry.param()));
-  touch(entry.state_dict);
-  for_each_state(entry.needed, [&](std::size_t k) { touch(entry.state[k].own_memory()); });
-  for (std::size_t k = 0; k < scalar_state_count_; ++k) touch(entry.scalar_states[k].tensor.own_memory());
-}
-
-unsigned Parameters::singles(const Entry& entry) const {
-  unsigned mask = 0;
-  for (std::size_t k = 0; k < scalar_state_count_; ++k) mask |= entry.scalar_states[k].is_single() ? 1u << k : 0u;
-  return mask;
-}
-
-bool Parameters::read_gradient(Entry& entry) {
-  entry.grad = Gradient::of_parameter(entry.param_object);
-  if (!entry.sharded || !entry.grad.is_there()) return true;
-  const Object grad = entry.grad.object();
-  if (Py_TYPE(grad.get()) != Py_TYPE(entry.param_object)) return false;
-  PyObject* const ours = borrow_attribute(entry.param_object, names().spec);
+bool Parameters::read_sharded_gradient(Watched& watched) {
+  watched.grad = Gradient::of_parameter(watched.param);
+  if (!watched.grad.is_there()) return true;
+  const Object grad = watched.grad.object();
+  if (Py_TYPE(grad.get()) != Py_TYPE(watched.param)) return false;
+  PyObject* const ours = borrow_attribute(watched.param, names().spec);
   PyObject* const theirs = borrow_attribute(grad.get(), names().spec);
   if (ours != theirs &&
       !(are_equal(borrow_attribute(ours, names().mesh), borrow_attribute(theirs, names().mesh)) &&
         are_equal(borrow_attribute(ours, names().placements), borrow_attribute(theirs, names().placements)))) {
     return false;
   }
-  entry.grad = Gradient::of(local_of(grad.get()));
+  watched.grad = Gradient::of(local_of(grad.get()));
   return true;
 }
 
-bool Parameters::refresh_gradients(PyObject* gradients) {
-  if (!holds(optimizer_state_, optimizer_state_items_)) return false;
-  const bool are_given = gradients != Py_None;
-  if (are_given && length(gradients) != entries_.size()) throw std::invalid_argument("not one gradient a parameter");
-  // Outside of InferenceMode, torch lets nobody write what was made inside.
-  if (has_inference_ && !is_inference_mode()) return false;
-  for (std::size_t i = 0; i < entries_.size(); ++i) {
-    prefetch(i);
-    Entry& entry = entries_[i];
-    if (are_given) {
-      entry.grad = Gradient::of(item(gradients, i));
-    } else if (!read_gradient(entry)) {
-      return false;
-    }
-    if (!bind(entry)) return false;
+bool Parameters::can_refresh(PyObject* gradients) {
+  if (!optimizer_state_items_.is(optimizer_state_)) return false;
+  if (gradients != Py_None && length(gradients) != entries_.size()) {
+    throw std::invalid_argument("not one gradient a parameter");
   }
-  return true;
+  // Outside of InferenceMode, torch lets nobody write what was made inside.
+  return !has_inference_ || is_inference_mode();
 }
 
 bool Parameters::takes(Element gradient, const Entry& entry) const {
@@ -317,28 +265,34 @@ bool Parameters::takes(Element gradient, const Entry& entry) const {
   return takes_other_gradients_ && is_narrow(gradient) && is_narrow(entry.element);
 }
 
-bool Parameters::bind(Entry& entry) {
-  if (entry.grad.is_there() != entry.active) return false;
+bool Parameters::bind(std::size_t i) {
+  Entry& entry = entries_[i];
+  Watched& watched = watched_[i];
+  if (watched.grad.is_there() != entry.active) return false;
   if (!entry.active) return true;
-  const auto has_shape = [&](const View& view) { return same(view.sizes, view.dim, entry.sizes); };
+  watched.is_known = false;
+  const Layout& layout = *entry.layout;
+  const auto has_shape = [&](const View& view) { return same(view.sizes, view.dim, layout.sizes); };
+  const auto has_layout = [&](const View& view) { return layout.is(view.sizes, view.strides, view.dim); };
   View param, grad;
   if (!look(entry.param(), param) || param.data != entry.data.w || param.element != entry.element ||
-      !has_shape(param) || !same(param.strides, param.dim, entry.strides) ||
-      !holds(entry.state_dict, entry.state_items)) {
+      !has_shape(param) || !same(param.strides, param.dim, layout.strides) ||
+      !watched.state_items.is(watched.state_dict)) {
     return false;
   }
-  if (!entry.grad.look(grad) || !takes(grad.element, entry) || grad.device != entry.device || !has_shape(grad) ||
+  if (!watched.grad.look(grad) || !takes(grad.element, entry) || grad.device != entry.device || !has_shape(grad) ||
       !grad.has_memory()) {
     return false;
   }
-  bool fast = entry.is_dense && same_layout(entry.sizes, grad.strides, entry.strides) && entry.grad.is_as_stored(grad);
+  bool fast = entry.is_dense && has_layout(grad) && watched.grad.is_as_stored(grad);
   bool fits = true, all_else_fits = entry.is_dense, can_be_copied = true;
   for_each_state(entry.needed, [&](std::size_t k) {
     View state;
-    fits = fits && entry.state[k].look(state) && has_shape(state) && is_supported_state(state.element) &&
+    fits = fits && watched.state[k].look(state) && has_shape(state) && is_supported_state(state.element) &&
            dtype_of(state.element) == entry.state_dtypes[k] && is_complex(state.element) == is_complex(entry.element) &&
-           state.data == entry.data.state[k] && (!entry.sharded || entry.state[k].is(local_of(entry.state_objects[k])));
-    all_else_fits = all_else_fits && fits && same_layout(entry.sizes, state.strides, entry.strides);
+           state.data == entry.data.state[k] &&
+           (!entry.sharded || watched.state[k].is(local_of(entry.state_objects[k])));
+    all_else_fits = all_else_fits && fits && has_layout(state);
     if (!fits || !is_code(entry.state_dtypes[k])) return;
     can_be_copied = can_be_copied && is_contiguous(state);
     float* scales = nullptr;
@@ -351,14 +305,16 @@ bool Parameters::bind(Entry& entry) {
     entry.staged.reset();
     entry.pointers = entry.data;
     entry.pointers.g = grad.data;
-    // The pass comes when all are bound: a small tensor's elements are there by then.
-    __builtin_prefetch(entry.pointers.w);
-    __builtin_prefetch(entry.pointers.g);
-    for_each_state(entry.needed, [&](std::size_t k) { __builtin_prefetch(entry.pointers.state[k]); });
+    // A DTensor's part is another object in every step, and scales are looked at by themselves.
+    watched.is_known = !entry.sharded && !entry.has_codes() && entry.numel > 0;
+    if (watched.is_known) {
+      watched.fields = Fields(entry.param_object);
+      for_each_state(entry.needed, [&](std::size_t k) { watched.state_fields[k] = Fields(watched.state[k]); });
+    }
   } else if (entry.has_codes() && all_else_fits) {
-    stage_gradient(entry);
+    stage_gradient(entry, watched.grad);
   } else if (can_be_copied) {
-    stage(entry);
+    stage(entry, watched.grad);
   } else {
     return false;
   }
@@ -389,21 +345,21 @@ static void* copy_of(PyObject* from, PyObject* like, Object& to) {
   return view.data;
 }
 
-void Parameters::stage(Entry& entry) {
+void Parameters::stage(Entry& entry, const Gradient& grad) {
   entry.staged = std::make_unique<Staged>();
   entry.pointers = entry.data;
   entry.pointers.w = copy_of(entry.param(), Py_None, entry.staged->param);
-  entry.pointers.g = copy_of(entry.grad.object().get(), Py_None, entry.staged->grad);
+  entry.pointers.g = copy_of(grad.object().get(), Py_None, entry.staged->grad);
   for_each_state(entry.needed, [&](std::size_t k) {
     PyObject* const state = entry.state_objects[k];
     entry.pointers.state[k] = copy_of(entry.sharded ? local_of(state) : state, Py_None, entry.staged->state[k]);
   });
 }
 
-void Parameters::stage_gradient(Entry& entry) {
+void Parameters::stage_gradient(Entry& entry, const Gradient& grad) {
   entry.staged = std::make_unique<Staged>();
   entry.pointers = entry.data;
-  entry.pointers.g = copy_of(entry.grad.object().get(), entry.param(), entry.staged->grad);
+  entry.pointers.g = copy_of(grad.object().get(), entry.param(), entry.staged->grad);
 }
 
 void Parameters::unstage(Entry& entry) {
@@ -416,20 +372,27 @@ void Parameters::unstage(Entry& entry) {
 }
 
 void Parameters::finish_update() {
+  // Raw pointers bypass autograd's check of in-place changes; the version counters keep it honest.
   Versions versions;
   // A copy back counts by itself, and a DTensor for its part.
-  const bool is_plain = std::none_of(entries_.begin(), entries_.end(),
-                                     [](const Entry& entry) { return entry.sharded || entry.is_copied(); });
-  const bool all_at_once = is_plain && versions.change_all(written_);
+  const auto is_copied = [](const Entry& entry) { return entry.is_copied(); };
+  const bool all_at_once =
+      !sharded_ && std::none_of(entries_.begin(), entries_.end(), is_copied) && versions.change_all(written_);
   for (std::size_t i = 0; i < entries_.size(); ++i) {
-    Entry& entry = entries_[i];
-    if (!entry.active) continue;
-    entry.grad = Gradient();
+    Watched& watched = watched_[i];
+    watched.grad = Gradient();
     if (all_at_once) {
-      entry.staged.reset();
+      entries_[i].staged.reset();
       continue;
     }
-    prefetch(i);
+    if (watched.is_known) {  // by far the most common case
+      versions.change(watched.param);
+      for_each_state(watched.needed,
+                     [&](std::size_t k) { versions.change(entries_[i].state_objects[k], watched.state[k]); });
+      continue;
+    }
+    Entry& entry = entries_[i];
+    if (!entry.active) continue;
     for_each_state(entry.needed, [&](std::size_t k) {
       if (entry.scales[k].is_there()) versions.change(entry.scale_objects[k], entry.scales[k]);
     });
@@ -438,11 +401,10 @@ void Parameters::finish_update() {
       continue;
     }
     entry.staged.reset();
-    // Raw pointers bypass autograd's check of in-place changes; the version counters keep it honest.
     versions.change(entry.param());
     for_each_state(entry.needed, [&](std::size_t k) {
       PyObject* const state = entry.state_objects[k];
-      versions.change(entry.sharded ? local_of(state) : state, entry.state[k]);
+      versions.change(entry.sharded ? local_of(state) : state, watched.state[k]);
     });
     if (!entry.sharded) continue;
     versions.change(entry.param_object);  // a DTensor counts for itself, too

@@ -18,10 +18,11 @@ class Tables : public Parameters {
 
   // With zeros for what only the device knows: nothing that a scalar state is moved by may be there.
   void set_groups(const std::vector<std::vector<double>>& groups) { take_groups(groups); }
-  bool refresh(PyObject* gradients) { return refresh_gradients(gradients); }
+  bool refresh(PyObject* gradients);
 
-  // Of this step. `rows`: kRowColumns columns, with an item for each parameter that has a gradient. `sets`: the
-  // scalar sets, of kSetWidth numbers each; parameters of the same group with the same scalar states share one.
+  // Of this step, in new objects where they are not what they were. `rows`: kRowColumns columns, with an item for each
+  // parameter that has a gradient. `sets`: the scalar sets, of kSetWidth numbers each; parameters of the same group
+  // with the same scalar states share one.
   std::pair<Object, Object> tables();
 
   // Those that the host keeps.
@@ -31,14 +32,20 @@ class Tables : public Parameters {
  private:
   using ScalarSet = std::array<std::int64_t, kSetWidth>;
 
-  bool is_on_host(const ScalarState& scalar) const;
+  bool is_on_host(const ScalarState& scalar) const {
+    return !scalar.tensor.is_there() || (scalars_on_host_ && scalar.tensor.is_on_cpu());
+  }
   ScalarSet set_of(const Entry& entry) const;
-  void assign_sets();
+  void take(std::size_t row, const Entry& entry, const void* g);
+  void share_sets();
 
   bool scalars_on_host_;
   std::vector<std::size_t> order_;  // the entry of each row: those with a gradient
-  std::vector<ScalarSet> set_of_row_;
-  std::vector<std::int64_t> sets_, set_index_, rows_;
+  std::vector<std::int64_t> rows_;
+  std::vector<ScalarSet> sets_, last_sets_;  // in the order of the first row of each
+  bool share_as_before_ = false;             // rows a set, as in the last step
+  bool has_new_rows_ = true;
+  Object rows_made_, sets_made_;
 };
 
 }  // namespace fusedreg

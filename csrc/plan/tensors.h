@@ -50,6 +50,22 @@ constexpr DType dtype_of(Element element) {
   }
 }
 
+// Sizes, and the order of a tensor's elements in memory.
+struct Layout {
+  std::vector<std::int64_t> sizes, strides;
+
+  // The stride of a size of 1 says nothing: channels_last convolutions of 1x1 and their gradients come with different
+  // ones.
+  bool is(const std::int64_t* its_sizes, const std::int64_t* its_strides, std::size_t dim) const {
+    if (dim != sizes.size()) return false;
+    for (std::size_t i = 0; i < dim; ++i) {
+      if (its_sizes[i] != sizes[i] || (its_strides[i] != strides[i] && sizes[i] > 1)) return false;
+    }
+    return true;
+  }
+  auto operator<=>(const Layout&) const = default;
+};
+
 // A tensor's memory as it is now. The sizes and strides are the tensor's own, and last as long as nobody changes it.
 struct View {
   void* data = nullptr;
@@ -81,6 +97,10 @@ struct View {
 //   it,
 //                and Python's garbage collector to see who holds it
 //   Gradient     likewise, for the time of a step
+//   Fields       all that look() and is_as_stored() read of a tensor, when they had an answer: where the fields are as
+//                they were, so is the answer, and to compare them is the quickest. In the wheel there are none
+//   Place        where torch keeps what a step asks of a tensor: to be asked for ahead of time
+//   place_of_gradient(PyObject* tensor)   likewise, where its gradient is found
 //   Versions     tells autograd of in-place changes; change_all(tuple): of all at once, false where nothing is gained
 #if defined(FUSEDREG_STABLE)
 #include "tensors_stable.h"

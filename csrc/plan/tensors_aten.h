@@ -5,6 +5,7 @@
 #include <c10/core/InferenceMode.h>
 #include <c10/core/impl/TorchDispatchModeTLS.h>
 #include <torch/csrc/autograd/python_variable.h>
+#include <torch/csrc/autograd/variable.h>
 #include <torch/csrc/profiler/api.h>
 
 namespace fusedreg {
@@ -34,6 +35,25 @@ inline Element element_of(const at::Tensor& tensor) {
   }
 }
 
+inline c10::StorageImpl* storage_of(const at::Tensor& tensor) {
+  return tensor.unsafeGetTensorImpl()->unsafe_storage().unsafeGetStorageImpl();
+}
+
+// As data_ptr() and const_data_ptr() have it, which ask in three calls whether there is a storage.
+[[gnu::always_inline]] inline const void* read_memory_of(const at::Tensor& tensor) {
+  const c10::StorageImpl* const storage = storage_of(tensor);
+  const void* const begin = storage == nullptr || tensor.numel() == 0 ? nullptr : storage->data();
+  if (begin == nullptr) return tensor.const_data_ptr();
+  return static_cast<const char*>(begin) + tensor.storage_offset() * tensor.element_size();
+}
+
+[[gnu::always_inline]] inline void* memory_of(const at::Tensor& tensor) {
+  c10::StorageImpl* const storage = storage_of(tensor);
+  void* const begin = storage == nullptr || tensor.numel() == 0 ? nullptr : storage->mutable_data();
+  if (begin == nullptr) return tensor.data_ptr();
+  return static_cast<char*>(begin) + tensor.storage_offset() * tensor.element_size();
+}
+
 // A gradient is only read: memory that it shares until somebody writes it stays shared.
 inline bool look(const at::Tensor& tensor, View& view, bool is_written = true) {
   // A subclass that keeps its numbers elsewhere, zeros that are only known to be such.
@@ -43,7 +63,7 @@ inline bool look(const at::Tensor& tensor, View& view, bool is_written = true) {
   }
   const at::IntArrayRef sizes = tensor.sizes();
   const c10::Device device = tensor.device();
-  view = {is_written ? tensor.data_ptr() : const_cast<void*>(tensor.const_data_ptr()),
+  view = {is_written ? memory_of(tensor) : const_cast<void*>(read_memory_of(tensor)),
           sizes.data(),
           tensor.strides().data(),
           sizes.size(),
@@ -72,26 +92,27 @@ class Tensor {
   bool is(PyObject* object) const { return THPVariable_Unpack(object).is_same(tensor_); }
   bool is_on_cpu() const { return tensor_.is_cpu(); }
   Element element() const { return element_of(tensor_); }
-  const void* read() const { return tensor_.const_data_ptr(); }
-  void* write() const { return tensor_.data_ptr(); }
-  const void* own_memory() const { return tensor_.unsafeGetTensorImpl(); }
+  bool is_double() const { return tensor_.dtype() == caffe2::TypeMeta::Make<double>(); }
+  const void* read() const { return read_memory_of(tensor_); }
+  void* write() const { return memory_of(tensor_); }
 
  protected:
   explicit Tensor(const at::Tensor& tensor) : tensor_(tensor) {}
+  friend class Fields;
+  friend class Place;
   friend class Versions;
   at::Tensor tensor_;
 };
-
-// Where what torch knows of a parameter is: to be asked for ahead of time.
-inline const void* own_memory(PyObject* tensor) { return THPVariable_Unpack(tensor).unsafeGetTensorImpl(); }
 
 class Gradient : private Tensor {
  public:
   Gradient() = default;
   static Gradient of(PyObject* object) { return THPVariable_Check(object) ? Gradient(object) : Gradient(); }
-  // Tensor::grad() looks for reasons to warn first
+  // Tensor::grad() looks for reasons to warn first, and TensorImpl::grad() makes two calls
   static Gradient of_parameter(PyObject* param) {
-    return Gradient(THPVariable_Unpack(param).unsafeGetTensorImpl()->grad());
+    const c10::AutogradMetaInterface* const meta = THPVariable_Unpack(param).unsafeGetTensorImpl()->autograd_meta();
+    if (meta == nullptr) return Gradient();
+    return Gradient(static_cast<const torch::autograd::AutogradMeta*>(meta)->grad_);
   }
 
   using Tensor::is_there;
@@ -100,7 +121,70 @@ class Gradient : private Tensor {
   Object object() const { return Object::own(THPVariable_Wrap(tensor_)); }
 
  private:
+  friend class Fields;
+  friend class Place;
   using Tensor::Tensor;
+};
+
+// Nothing is read there: what is out of date does no harm.
+class Place {
+ public:
+  Place() = default;
+  explicit Place(PyObject* tensor) : Place(THPVariable_Unpack(tensor)) {}
+  explicit Place(const Tensor& tensor) : Place(tensor.tensor_) {}
+  explicit Place(const Gradient& grad) : Place(grad.tensor_) {}
+
+  void prefetch() const {
+    for (std::size_t at = 0; at < sizeof(c10::TensorImpl); at += 64) __builtin_prefetch(impl_ + at);
+    __builtin_prefetch(storage_ + 32);
+  }
+
+ private:
+  explicit Place(const at::Tensor& tensor)
+      : impl_(reinterpret_cast<const char*>(tensor.unsafeGetTensorImpl())),
+        storage_(reinterpret_cast<const char*>(storage_of(tensor))) {}
+
+  const char *impl_ = nullptr, *storage_ = nullptr;
+};
+
+class Fields {
+ public:
+  Fields() = default;
+  explicit Fields(PyObject* tensor) : Fields(THPVariable_Unpack(tensor)) {}
+  explicit Fields(const Tensor& tensor) : Fields(tensor.tensor_) {}
+
+  bool are_of(PyObject* tensor, const Layout& layout) const { return are_of(THPVariable_Unpack(tensor), layout); }
+  bool are_of(const Tensor& tensor, const Layout& layout) const { return are_of(tensor.tensor_, layout); }
+  const void* find(const Gradient& grad, const Layout& layout) const {
+    if (!is_alike(grad.tensor_, layout) || grad.tensor_.device() != device_) return nullptr;
+    return read_memory_of(grad.tensor_);
+  }
+
+ private:
+  explicit Fields(const at::Tensor& tensor)
+      : keys_(tensor.key_set()),
+        dtype_(tensor.dtype()),
+        device_(tensor.device()),
+        offset_(tensor.storage_offset()),
+        memory_(storage_of(tensor)->mutable_data()) {}
+
+  // Whether it is strided, has numbers of its own, and is conjugated or negated, is all in its keys.
+  bool is_alike(const at::Tensor& tensor, const Layout& layout) const {
+    const c10::impl::SizesAndStrides& own = tensor.unsafeGetTensorImpl()->sizes_and_strides();
+    return tensor.key_set() == keys_ && tensor.dtype() == dtype_ &&
+           layout.is(own.sizes_data(), own.strides_data(), own.size());
+  }
+  bool are_of(const at::Tensor& tensor, const Layout& layout) const {
+    c10::StorageImpl* const storage = storage_of(tensor);
+    return is_alike(tensor, layout) && tensor.storage_offset() == offset_ && storage != nullptr &&
+           storage->mutable_data() == memory_;
+  }
+
+  c10::DispatchKeySet keys_;  // of no tensor, where they were never taken
+  caffe2::TypeMeta dtype_;
+  c10::Device device_{c10::kCPU};
+  std::int64_t offset_ = 0;
+  const void* memory_ = nullptr;
 };
 
 class Versions {
@@ -116,6 +200,11 @@ class Versions {
     if (!tensor.is_inference()) tensor.unsafeGetTensorImpl()->bump_version();
   }
 };
+
+inline const void* place_of_gradient(PyObject* param) {
+  const auto* const meta = THPVariable_Unpack(param).unsafeGetTensorImpl()->autograd_meta();
+  return meta == nullptr ? nullptr : &static_cast<const torch::autograd::AutogradMeta*>(meta)->grad_;
+}
 
 inline void prepare_torch() {}
 

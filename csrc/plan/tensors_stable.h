@@ -134,20 +134,19 @@ class Tensor {
     while (element < static_cast<int>(Element::kOther) && found.elements[element] != dtype) ++element;
     return static_cast<Element>(element);
   }
+  bool is_double() const { return element() == Element::kFloat64; }
   const void* read() const { return write(); }
   void* write() const {
     void* data = nullptr;
     check(aoti_torch_get_data_ptr(handle_, &data));
     return data;
   }
-  const void* own_memory() const { return handle_; }
 
  private:
+  friend class Place;
   PyObject* object_ = nullptr;
   AtenTensorHandle handle_ = nullptr;
 };
-
-inline const void* own_memory(PyObject* tensor) { return tensor; }
 
 class Gradient {
  public:
@@ -168,8 +167,36 @@ class Gradient {
   Object object() const { return Object::share(object_.get()); }
 
  private:
+  friend class Place;
   explicit Gradient(Object object) : object_(std::move(object)) {}
   Object object_;
+};
+
+class Place {
+ public:
+  Place() = default;
+  explicit Place(PyObject* tensor) : place_(tensor) {}
+  explicit Place(const Tensor& tensor) : place_(tensor.handle_) {}
+  explicit Place(const Gradient& grad) : place_(grad.object_.get()) {}
+
+  void prefetch() const { __builtin_prefetch(place_); }
+
+ private:
+  const void* place_ = nullptr;
+};
+
+inline const void* place_of_gradient(PyObject* param) { return param; }
+
+class Fields {
+ public:
+  Fields() = default;
+  template <class T>
+  explicit Fields(const T&) {}
+  template <class T>
+  bool are_of(const T&, const Layout&) const {
+    return false;
+  }
+  const void* find(const Gradient&, const Layout&) const { return nullptr; }
 };
 
 class Versions {

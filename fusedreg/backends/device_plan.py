@@ -111,7 +111,7 @@ class Kernels(Protocol):
 
 
 # What a CUDA graph reads when it is replayed, as long as it lives; nobody says when that ends.
-_kept_for_graphs: list[Tensor] = []
+_kept_for_graphs: list[Any] = []
 
 
 def is_gpu(device: torch.device) -> bool:
@@ -144,13 +144,37 @@ def upload(numbers: Tensor, device: torch.device) -> Tensor:
     return numbers.to(device, non_blocking=True)
 
 
+class Pinned:
+    """Memory that uploads are made from, and what it takes to write and read it without asking torch each time."""
+
+    def __init__(self, room: int) -> None:
+        self._numbers = pinned(room)
+        self._bytes = memoryview((ctypes.c_char * (8 * room)).from_address(self._numbers.data_ptr())).cast("B")
+        self._used, self._place = self._numbers, room  # in the last upload
+        self.room = room
+
+    def upload(self, parts: list[bytes], device: torch.device) -> list[Tensor]:
+        """In one copy."""
+        place, starts = 0, []
+        for part in parts:
+            self._bytes[8 * place : 8 * place + len(part)] = part
+            starts.append(place)
+            place += numbers_in(part)
+        if place != self._place:
+            self._used, self._place = self._numbers[:place], place
+        on_device = upload(self._used, device)
+        if len(parts) == 1:
+            return [on_device]
+        return [on_device[start : start + numbers_in(part)] for start, part in zip(starts, parts, strict=True)]
+
+
 class Staging:
     """Pinned memory that uploads are made from. It is kept: what no upload reads any more is taken again, the oldest
     first, so there comes to be as much of it as the host is ahead of the device, and then no step asks for any."""
 
     def __init__(self) -> None:
-        self._used: deque[tuple[Tensor, Any]] = deque()
-        self._spare: Tensor | None = None
+        self._used: deque[tuple[Pinned, Any]] = deque()
+        self._spare: Pinned | None = None
         """For a capture, which had better neither ask for pinned memory nor whether an upload is done."""
 
     def upload(self, parts: list[bytes], room: int, device: torch.device, capturing: bool) -> list[Tensor]:
@@ -163,29 +187,22 @@ class Staging:
             memory, self._spare, done = self._spare, None, None
         else:
             memory, done = self._used.popleft() if self._used and self._used[0][1].query() else (None, new_event())
-        if memory is None or memory.numel() < room:
-            memory = pinned(room)
-        place, starts = 0, []
-        for part in parts:
-            ctypes.memmove(memory.data_ptr() + 8 * place, part, len(part))
-            starts.append(place)
-            place += numbers_in(part)
-        on_device = upload(memory[:place], device)
+        if memory is None or memory.room < room:
+            memory = Pinned(room)
+        on_device = memory.upload(parts, device)
         if done is None:
             _kept_for_graphs.append(memory)
         else:
             done.record()
             self._used.append((memory, done))
-            if self._spare is None or self._spare.numel() < room:
-                self._spare = pinned(room)
-        if len(parts) == 1:
-            return [on_device]
-        return [on_device[start : start + numbers_in(part)] for start, part in zip(starts, parts, strict=True)]
+            if self._spare is None or self._spare.room < room:
+                self._spare = Pinned(room)
+        return on_device
 
 
 def numbers_in(part: bytes) -> int:
     """Of nothing one, as nothing has no address."""
-    return max(len(part) // 8, 1)
+    return len(part) // 8 or 1
 
 
 class DeviceTables:
@@ -203,23 +220,22 @@ class DeviceTables:
 
     def put(self, tables: dict[str, bytes], device: torch.device, stream: int, capturing: bool) -> dict[str, Tensor]:
         # Another stream does not wait for this one's upload. A graph's capture does: it begins with a synchronization.
-        is_ordered = capturing or self._stream == stream
-        changed = {
-            name: numbers for name, numbers in tables.items() if not is_ordered or self._numbers.get(name) != numbers
-        }
+        if not capturing and self._stream != stream:
+            self._numbers, self._stream = {}, stream
+        # What is as it was most often is the same object, which is the same at once.
+        changed = [name for name, numbers in tables.items() if self._numbers.get(name) != numbers]
         if changed:
+            parts = [tables[name] for name in changed]
             if is_gpu(device):
-                room = sum(map(numbers_in, tables.values()))
-                made = self._staging.upload(list(changed.values()), room, device, capturing)
+                room = sum(map(len, tables.values())) // 8 + len(tables)
+                made = self._staging.upload(parts, room, device, capturing)
             else:
-                made = [torch.frombuffer(bytearray(each or bytes(8)), dtype=torch.int64) for each in changed.values()]
-            for (name, numbers), table in zip(changed.items(), made, strict=True):
+                made = [torch.frombuffer(bytearray(each or bytes(8)), dtype=torch.int64) for each in parts]
+            for name, table in zip(changed, made, strict=True):
                 # What is uploaded into a graph is there only when the graph is replayed.
-                self._numbers[name], self._on_device[name] = (None if capturing else numbers), table
+                self._numbers[name], self._on_device[name] = (None if capturing else tables[name]), table
         if capturing:
             _kept_for_graphs.extend(self._on_device[name] for name in tables if name not in changed)
-        else:
-            self._stream = stream
         return {name: self._on_device[name] for name in tables}
 
 
@@ -243,7 +259,7 @@ class DevicePlan(Plan):
         self._group_of_row = [entry.group for entry in active]
         self._has_stages: list[bool] = []
         self._made_by = make_tables(spec, entries, state, scalars_on_host)
-        self._group_scalars = b""
+        self._group_scalars = self._scalars = b""
         self._kept: list[Tensor] = []
 
         self._launches: list[Launch] = []
@@ -269,6 +285,7 @@ class DevicePlan(Plan):
         scalars = [limit if self._is_on_device(limit) else float(number(limit or 0.0))]
         scalars += [value for values in numbers for value in values]
         self._group_scalars = as_bytes(number for value in scalars for number in self._encode(value, self._kept))
+        self._scalars = PLAIN_STEP + self._group_scalars
         on_host = [[0.0 if isinstance(value, Tensor) else value for value in values] for values in numbers]
         self._made_by.set_groups(groups, on_host)
 
@@ -300,7 +317,7 @@ class DevicePlan(Plan):
             return partial_sums
 
     def update(self, step: StepScalars) -> None:
-        with self._guard(), torch.no_grad():
+        with self._guard():
             tables, self._step = self._step or self._make_tables(step), None
             squares, norm = None, None
             if step.norm is not None:
@@ -329,12 +346,14 @@ class DevicePlan(Plan):
         rows, sets = self._made_by.tables()
         self._cut_into_chunks(rows)
         kept: list[Tensor] = []
-        scale = 1.0 if step.grad_scale is None else step.grad_scale
-        of_step = [
-            *self._encode(scale if self._is_on_device(scale) else float(scale), kept),
-            *self._encode(0.0 if step.found_inf is None else step.found_inf, kept),
-        ]
-        scalars = as_bytes(of_step) + self._group_scalars
+        scalars = self._scalars
+        if step.grad_scale is not None or step.found_inf is not None:
+            scale = 1.0 if step.grad_scale is None else step.grad_scale
+            of_step = [
+                *self._encode(scale if self._is_on_device(scale) else float(scale), kept),
+                *self._encode(0.0 if step.found_inf is None else step.found_inf, kept),
+            ]
+            scalars = as_bytes(of_step) + self._group_scalars
         if capturing:
             _kept_for_graphs.extend((*kept, *self._kept))
         numbers = {"rows": rows, "chunks": self._chunks, "sets": sets, "scalars": scalars}
@@ -389,6 +408,10 @@ class DevicePlan(Plan):
 
 def as_bytes(numbers: Iterable[int]) -> bytes:
     return array("q", numbers).tobytes()
+
+
+# Of a step without AMP: no scale, and no found_inf.
+PLAIN_STEP = as_bytes((*encode_value(1.0), *encode_value(0.0)))
 
 
 def _mask(states: Sequence[Tensor | None]) -> int:

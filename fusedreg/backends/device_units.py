@@ -92,7 +92,7 @@ class DeviceUnits:
         self._groups = [entry.group for entry in entries]
         self._shape_of = shape_of
         self._units: list[Unit | None] = [None] * len(entries)
-        self._made_for: bytes | None = None
+        self._rows: bytes | None = None  # that the table was made for
         self._table = b""
         self.launches: list[UnitLaunch] = []
         self.scratch = 0
@@ -102,7 +102,7 @@ class DeviceUnits:
         of_groups = [group["unit"] if has_units(group) else None for group in groups]
         units = [of_groups[group] for group in self._groups]
         if units != self._units:
-            self._units, self._made_for = units, None
+            self._units, self._rows = units, None
 
     def table(self, rows: bytes) -> bytes:
         """What the launches walk; empty where there is nothing to do.
@@ -110,10 +110,11 @@ class DeviceUnits:
         Args:
             rows: the table of the parameters. Its first column says where each is: a staged one is contiguous.
         """
-        addresses = rows[: 8 * len(self._params)]
-        if addresses != self._made_for:
-            self._made_for = addresses
-            self._make(array("q", addresses))
+        if rows != self._rows:
+            addresses = slice(8 * len(self._params))
+            if self._rows is None or rows[addresses] != self._rows[addresses]:
+                self._make(array("q", rows[addresses]))
+            self._rows = rows
         return self._table
 
     def _make(self, addresses: array[int]) -> None:

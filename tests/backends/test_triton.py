@@ -383,6 +383,12 @@ def test_tables_are_made_once(scalars_on_host, both_tables) -> None:
     assert len(before) > 1
     assert optimizer._plans.plans == [plan]
     assert changed == {"sets"}  # the step count
+    before = dict(plan._tables._on_device)
+    params[0].grad = params[0].grad.clone()
+    optimizer.step()
+    changed = {name for name, table in plan._tables._on_device.items() if table is not before[name]}
+    assert optimizer._plans.plans == [plan]
+    assert changed == {"rows", "sets"}
 
 
 def test_a_replaced_state_dict_is_seen(scalars_on_host, both_tables) -> None:
@@ -429,6 +435,7 @@ class BothTables:
     def tables(self):
         rows, sets = self.same("tables")
         assert len(rows) % (8 * tables.ROW_COLUMNS) == len(sets) % (8 * tables.SET_WIDTH) == 0
+        self.last = rows, sets
         return rows, sets
 
     def move_scalar_states(self) -> None:
@@ -485,6 +492,39 @@ def test_cpp_and_python_make_the_same_tables(cls, variant, dtype, interpreted, m
     step(8)
     optimizer.load_state_dict(optimizer.state_dict())
     step(9)
+
+
+@needs_cpp
+def test_scalar_sets_part_and_meet_again(scalars_on_host, monkeypatch) -> None:
+    """C++ asks first whether parameters share their sets as in the last step, Python begins anew."""
+    monkeypatch.setattr("fusedreg.backends.device_plan.make_tables", BothTables)
+    monkeypatch.setattr("fusedreg.backends.triton.compilation.Launcher.__call__", lambda *arguments: None)
+    params = make_params([(4, 3)] * 6)
+    optimizer = FusedRegAdam([{"params": params[:4]}, {"params": params[4:], "lr": 0.1}], backend="triton")
+    set_grads(params, 0)
+    optimizer.step()
+    counts = [optimizer.state[param]["step"] for param in params]
+    (plan,) = optimizer._plans.plans
+
+    def sets_after(*written: int) -> list[int]:
+        for count, number in zip(counts, written, strict=False):
+            count.fill_(number)
+        optimizer.step()
+        assert optimizer._plans.plans == [plan]
+        rows, sets = plan._made_by.last
+        columns = torch.frombuffer(bytearray(rows), dtype=torch.int64).view(tables.ROW_COLUMNS, -1)
+        assert len(sets) == 8 * tables.SET_WIDTH * (columns[tables.SET].max() + 1)
+        return columns[tables.SET].tolist()
+
+    assert sets_after() == [0, 0, 0, 0, 1, 1]
+    assert sets_after(5, 5, 9, 9) == [0, 0, 1, 1, 2, 2]
+    assert sets_after() == [0, 0, 1, 1, 2, 2]
+    assert sets_after(7, 7, 8, 7) == [0, 0, 1, 0, 2, 2]
+    assert sets_after(4, 4, 4, 4) == [0, 0, 0, 0, 1, 1]
+    assert sets_after(4, 4, 4, 4, 1, 2) == [0, 0, 0, 0, 1, 2]
+    assert sets_after(6, 5) == [0, 1, 1, 1, 2, 3]
+    optimizer.state[params[0]]["step"].data = torch.tensor(6.0, dtype=torch.float64)
+    assert sets_after(6, 6, 6, 6) == [0, 1, 1, 1, 2, 3]
 
 
 @needs_cpp

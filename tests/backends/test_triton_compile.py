@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import INTERPRETING
-from helpers import OPTIMIZERS, FusedRegSGD, make_params, regularized, run
+from helpers import OPTIMIZERS, FusedRegAdam, FusedRegSGD, make_params, regularized, run
 from unlaunched import Driver, UnlaunchedTritonBackend
 
 from fusedreg import backends
@@ -293,6 +293,19 @@ def test_tritons_jit_is_asked_once_for_each_kind_of_launch(driver, monkeypatch) 
     run(optimizer, params, 4)
     assert len(asked) == 3 + 2
     assert len(driver.launched) == 4 * (3 + 2)
+
+
+def test_a_kept_launch_has_the_programs_of_its_step(driver) -> None:
+    """One for each scalar set: as many as there are step counts."""
+    params = make_params([(5,), (3,)])
+    optimizer = FusedRegAdam(params, backend="triton")
+    programs = []
+    for count in (1, 2, 7, 4, 4):
+        driver.launched.clear()
+        run(optimizer, params, 1)
+        programs.append([launched[0] for launched in driver.launched])
+        optimizer.state[params[0]]["step"].fill_(count)
+    assert programs == [[1, 2], [1, 2], [1, 2], [2, 2], [1, 2]]
 
 
 @pytest.mark.parametrize("cls", OPTIMIZERS)

@@ -53,6 +53,8 @@ class Launcher:
         self._options = options(warps, registers)
         self._compiled: Any = None
         self._values: list[Any] = []
+        self._runner: Any = None
+        self._programs = 0  # of the runner
 
     def compile(self, arguments: tuple[Any, ...]) -> None:
         """And loads it. What may fail about a launch has failed then."""
@@ -70,7 +72,9 @@ class Launcher:
         if self._compiled is None:
             self.kernel[(programs,)](*arguments, **self.constants, **self._options)
         else:
-            self._compiled[programs, 1, 1](*arguments, *self._values, stream=stream)
+            if programs != self._programs:
+                self._runner, self._programs = self._compiled[programs, 1, 1], programs
+            self._runner(*arguments, *self._values, stream=stream)
 
 
 def options(warps: int, registers: int | None = None) -> dict[str, Any]:
