@@ -112,7 +112,8 @@ def test_the_loops_over_keys_are_vectorised(isa, register, tmp_path) -> None:
 #include "cpu/unit_loop.h"
 #include "cpu/key_loop.h"
 using namespace fusedreg;
-template void cpu::{isa}::find_keys<float>(const void*, std::int64_t, std::uint64_t, cpu::FoundKeys&);
+template void cpu::{isa}::find_keys<float>(const void*, std::int64_t, std::uint64_t, std::int64_t,
+                                                cpu::FoundKeys&);
 template void cpu::{isa}::add_up_keys<float>(const void*, std::int64_t, bool, std::int64_t, std::int64_t, double*);
 """,
         tmp_path,
