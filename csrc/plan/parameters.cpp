@@ -104,13 +104,13 @@ PyObject* Parameters::local_of(PyObject* dtensor) {
 Parameters::Parameters(const RuleInfo& rule, const Columns& columns, bool takes_other_gradients)
     : rule_(rule),
       scalar_state_count_(rule.scalar_states.size()),
+      sharded_(columns.sharded),
       place_of_field_(rule.fields.size(), -1),
       given_fields_(columns.field_names.size()),
       takes_other_gradients_(takes_other_gradients),
       written_(columns.written),
       optimizer_state_(columns.optimizer_state),
-      optimizer_state_items_(columns.optimizer_state),
-      sharded_(columns.sharded) {
+      optimizer_state_items_(columns.optimizer_state) {
   const std::vector<std::string>& field_names = columns.field_names;
   for (std::size_t i = 0; i < field_names.size(); ++i) {
     const auto found = std::find(rule.fields.begin(), rule.fields.end(), field_names[i]);
