@@ -173,6 +173,7 @@ Parameters::Parameters(const RuleInfo& rule, const Columns& columns, bool takes_
       entry.data.state[k] = seen.data;
       entry.state_dtypes[k] = dtype_of(seen.element);
       entry.has_inference |= is_inference(entry.sharded ? local_of(state) : state);
+      entry.is_dense = entry.is_dense && is_as_stored(entry.sharded ? local_of(state) : state);
       entry.needed |= StateMask{1} << k;
       if (!is_code(entry.state_dtypes[k])) continue;
       PyObject* const scales = tuple_item(its_scales, k);
@@ -280,6 +281,7 @@ bool Parameters::bind(std::size_t i) {
       !watched.state_items.is(watched.state_dict)) {
     return false;
   }
+  if (entry.is_dense && !is_still_as_stored(entry.param())) return false;
   if (!watched.grad.look(grad) || !takes(grad.element, entry) || grad.device != entry.device || !has_shape(grad) ||
       !grad.has_memory()) {
     return false;
@@ -290,7 +292,7 @@ bool Parameters::bind(std::size_t i) {
     View state;
     fits = fits && watched.state[k].look(state) && has_shape(state) && is_supported_state(state.element) &&
            dtype_of(state.element) == entry.state_dtypes[k] && is_complex(state.element) == is_complex(entry.element) &&
-           state.data == entry.data.state[k] &&
+           state.data == entry.data.state[k] && (!entry.is_dense || is_still_as_stored(entry.state_objects[k])) &&
            (!entry.sharded || watched.state[k].is(local_of(entry.state_objects[k])));
     all_else_fits = all_else_fits && fits && has_layout(state);
     if (!fits || !is_code(entry.state_dtypes[k])) return;

@@ -92,6 +92,8 @@ struct View {
 //   bool is_inference_mode()
 //   bool is_observed()                     by a profiler, or a mode that sees torch's operations and none of ours
 //   bool is_as_stored(PyObject* tensor)    neither conjugated nor negated when it is read
+//   bool is_still_as_stored(tensor)        the same of one that was when the plan was made. The wheel does not ask: it
+//                                          would in each step, and only `tensor.data = ` makes it so behind a plan
 //
 //   Tensor       holds a tensor; not a parameter, which others hold: torch.utils.swap_tensors must be able to exchange
 //   it,

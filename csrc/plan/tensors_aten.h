@@ -81,6 +81,7 @@ inline bool is_observed() {
 }
 inline bool is_as_stored(const at::Tensor& tensor) { return !tensor.is_conj() && !tensor.is_neg(); }
 inline bool is_as_stored(PyObject* tensor) { return is_as_stored(THPVariable_Unpack(tensor)); }
+inline bool is_still_as_stored(PyObject* tensor) { return is_as_stored(tensor); }
 
 class Tensor {
  public:

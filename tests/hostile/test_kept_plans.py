@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import EXTENSION
 from helpers import FusedRegAdam, set_grads
 from torch import Tensor
 
+IS_WHEEL = EXTENSION is not None and ".abi3." in str(EXTENSION.__file__)
 State = dict[str, Tensor]
 Change = Callable[[Tensor, State], object]
 CHANGES: dict[str, Change] = {}
@@ -109,6 +111,18 @@ def in_freed_memory_too(param: Tensor, state: State) -> None:
 @change("param")
 def negated_when_it_is_read(param: Tensor, state: State) -> None:
     param.data = torch._neg_view(-param.data)
+
+
+@of_any
+def negated_where_it_is(tensor: Tensor) -> None:
+    if IS_WHEEL:
+        pytest.skip("it looks for that when it makes a plan")
+    tensor.data = torch._neg_view(tensor.data)
+
+
+@change("state")
+def another_that_is_negated(param: Tensor, state: State) -> None:
+    state["exp_avg"] = torch._neg_view(-state["exp_avg"])
 
 
 @change("gradient")
