@@ -6,11 +6,13 @@ import math
 
 import pytest
 import torch
+from conftest import needs_cpp
 from helpers import (
     IDS,
     OPTIMIZER_VARIANTS,
     FusedRegAdam,
     assert_same_bits,
+    known,
     make_params,
     regularized,
     run,
@@ -111,3 +113,38 @@ def test_freezing_may_be_switched_between_steps(backend) -> None:
             optimizer.step()
         results.append([param.detach() for param in params])
     assert_same_bits(*results)
+
+
+FURTHER = {
+    "alone": {},
+    "box": {"lower": -0.5, "upper": 0.4},
+    "l0": {"l0": 0.02},
+    "freeze_zeros": {"freeze_zeros": True},
+    "mcp_gamma": {"mcp_gamma": 3.0},
+    "box, l0, freeze_zeros": {"lower": -0.5, "upper": 0.4, "l0": 0.02, "freeze_zeros": True},
+}
+
+
+@needs_cpp
+@every_optimizer
+@pytest.mark.parametrize("clip", [{}, {"weight_decay": 0.1, "max_grad_norm": 1.0}], ids=["plain", "decay-clip"])
+@pytest.mark.parametrize("l2", [0.0, 0.07])
+@pytest.mark.parametrize("further", FURTHER)
+def test_each_stage_behind_l1_with_and_without_l2(cls, flags, further, l2, clip) -> None:
+    """A C++ kernel has a loop for each. Gradients from nothing to large, so that the prox's floor acts on some."""
+    generator = torch.Generator().manual_seed(1)
+    weights = torch.randn(7, 37, generator=generator, dtype=torch.float64)
+    weights[0, ::3] = 0.0
+    scales = 10.0 ** torch.randint(-12, 1, weights.shape, generator=generator)
+    gradients = [torch.randn(weights.shape, generator=generator, dtype=torch.float64) * scales for _ in range(3)]
+    options = {**known(cls, lr=0.1, l1=0.05, l2=l2, **clip), **FURTHER[further], **variant_of(cls, flags)}
+    results = []
+    for backend in ("cpp", "reference"):
+        param = torch.nn.Parameter(weights.clone())
+        optimizer = cls([param], backend=backend, **options)
+        for gradient in gradients:
+            param.grad = gradient.clone()
+            optimizer.step()
+        results.append(param.detach())
+    # Some hundred operations in double precision.
+    torch.testing.assert_close(*results, rtol=1e-11, atol=1e-13)
