@@ -74,11 +74,12 @@ import rule_units  # noqa: E402
 CSRC = Path("csrc").resolve()
 UNITS = Path(BUILD) / "rules"
 HEADERS = [str(path) for path in Path("csrc").rglob("*.h")]
-# Debug information, which Python's own flags ask for, would be ten times the code. math-errno and trapping-math stand
-# in the way of vectorised square roots and selects. -fopenmp without linking it: at::parallel_for then runs on torch's
-# own pool. Vectors are passed to functions that are always inlined, whose calling convention is nobody's.
+# C++20 with any torch: 2.10 would ask for C++17. Debug information, which Python's own flags ask for, would be ten
+# times the code. math-errno and trapping-math stand in the way of vectorised square roots and selects. -fopenmp without
+# linking it: at::parallel_for then runs on torch's own pool. Vectors are passed to functions that are always inlined,
+# whose calling convention is nobody's.
 WARNINGS = ["-Wall", "-Wextra", "-Wno-unknown-pragmas", "-Wno-psabi"]
-FLAGS = ["-O3", "-g0", "-fno-math-errno", "-fno-trapping-math"]
+FLAGS = ["-std=c++20", "-O3", "-g0", "-fno-math-errno", "-fno-trapping-math"]
 # Another torch is another command, so that everything is compiled again, however old its headers are.
 TORCH = [f"-DFUSEDREG_TORCH={torch.__version__}"]
 OPENMP = ["-fopenmp"] if sys.platform.startswith("linux") else []

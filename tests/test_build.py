@@ -52,7 +52,7 @@ def compile_loops(isa: str, loops: str, folder: Path) -> str:
     version = int(run("g++", "-dumpversion").stdout.split(".")[0])
     if version < 12 and isa != "baseline":
         pytest.skip(f"g++ {version} has no x86-64 levels for single functions; 12 has")
-    built = run("g++", "-std=c++20", f"-I{ROOT}/csrc", *flags, "-S", str(source), "-o", str(folder / "loop.s"))
+    built = run("g++", f"-I{ROOT}/csrc", *flags, "-S", str(source), "-o", str(folder / "loop.s"))
     assert built.returncode == 0, built.stderr
     return (folder / "loop.s").read_text()
 

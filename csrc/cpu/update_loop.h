@@ -233,7 +233,7 @@ FUSEDREG_TARGET void update_converted(const Pointers& at, const DTypes& dtypes, 
     };
     (set_scales_of_state(kI), ...);
     close(at.w, dtypes.w, w, Rounding::kWeights);
-    const auto close_state = [&](std::size_t k) {
+    [[maybe_unused]] const auto close_state = [&](std::size_t k) {
       const int number = Rounding::kFirstState + static_cast<int>(k);
       if (dtypes.codes[k] == nullptr) return close(at.state[k], dtypes.state[k], state[k], number);
       store_codes(*dtypes.codes[k], at.state[k], at.scales[k], state[k], begin, tile_count, dtypes.rounding, number);
