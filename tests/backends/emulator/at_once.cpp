@@ -77,6 +77,7 @@ void wait_for_all() {
 class Pool {
  public:
   explicit Pool(unsigned threads) : threads_(threads) {
+    pthread_barrier_init(&all_begin_, nullptr, kBlocksAtOnce * threads);
     for (unsigned group = 0; group < kBlocksAtOnce; ++group) {
       for (unsigned thread = 0; thread < threads; ++thread) {
         std::thread([this, group, thread] { work(group, thread); }).detach();
@@ -103,6 +104,8 @@ class Pool {
     for (int launches = 0;; ++launches) {
       begun_.wait(lock, [&] { return launches_ > launches; });
       lock.unlock();
+      // Or the lock would order one that begins late behind one that has ended, and a race of theirs not be seen.
+      pthread_barrier_wait(&all_begin_);
       int most = 0;
       gridDim.x = launch_->blocks;
       hides = launch_->hides;
@@ -122,6 +125,7 @@ class Pool {
   const unsigned threads_;
   std::mutex mutex_;
   std::condition_variable begun_, done_;
+  pthread_barrier_t all_begin_;
   const Launch* launch_ = nullptr;
   int launches_ = 0, most_barriers_ = 0;
   unsigned busy_ = 0;
