@@ -141,17 +141,6 @@ FUSEDREG_HD A clamp(A x, A lower, A upper) {
   return x > upper ? upper : x;
 }
 
-// A power of two that brings x, finite and not negative, below 1, and to 1/16 at least if x is normal. It is never 0
-// nor infinite. Negative for an infinite x, which it leaves infinite: a threshold times it is none.
-FUSEDREG_HD float inverse_power_of_two(float x) {
-  const std::uint32_t above = bit_cast<std::uint32_t>(x) + (1u << 23);  // an exponent of infinity reaches the sign
-  return bit_cast<float>((254u << 23) - (above & (508u << 23))) * 0.125f;
-}
-FUSEDREG_HD double inverse_power_of_two(double x) {
-  const std::uint64_t above = bit_cast<std::uint64_t>(x) + (1ull << 52);
-  return bit_cast<double>((2046ull << 52) - (above & (4092ull << 52))) * 0.125;
-}
-
 // 0 for a NaN.
 template <class A>
 FUSEDREG_HD A sign(A x) {

@@ -192,11 +192,12 @@ FUSEDREG_HD A prox_of_quotient(A w, const Quotient<A>& by, A w_old, const ProxCo
     const A z = w - divide(by.numerator, by.metric.d);
     return prox<kStages, kInMetric, kFurther>(z, w_old, by.metric, c);
   } else {
-    // Multiplied by d once more; by a power of two as well, or the products would leave the range.
-    const A power = inverse_power_of_two(by.metric.d), unit = by.metric.d * power;
-    const A moved = unit * w - by.numerator * power;
+    // Where the floor does not act, step and prox share their metric. Where it does, all is multiplied by the step's.
+    const A moved = by.metric.d * w - by.numerator;
     const A d = prox_metric<kStages>(by.metric, w_old, c), ridge = d + fetch(c.tau) * fetch(c.l2);
-    return prox_of_problem<kStages, kInMetric, kFurther>({d * moved, ridge * unit, unit}, w_old, c);
+    const bool is_at_floor = d != by.metric.d;
+    const A floor = is_at_floor ? d : A(1), unit = is_at_floor ? by.metric.d : A(1);
+    return prox_of_problem<kStages, kInMetric, kFurther>({floor * moved, ridge * unit, unit}, w_old, c);
   }
 }
 

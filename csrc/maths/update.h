@@ -21,7 +21,6 @@
 //                                                          prox has left it; z is what the prox was given
 #pragma once
 
-#include <cfloat>
 #include <type_traits>
 
 #include "gradient.h"
@@ -144,10 +143,11 @@ struct UpdateChoice {
   bool penalized;
 };
 
-// Whether a metric may be so small that products of it vanish, which the one division of a step and its prox takes.
+// Whether eps, which no metric is below, is so small that products of two metrics and a weight may vanish. The one division
+// of a step and its prox takes them where the floor acts: for weights above 2 eps / l2, or 2 tau.
 template <class Hyperparameters>
 FUSEDREG_HD auto has_tiny_metric(const Hyperparameters& h, int) -> decltype(h.eps, bool()) {
-  return h.eps < static_cast<double>(FLT_MIN);
+  return h.eps < 1e-12;
 }
 
 template <class Hyperparameters>
