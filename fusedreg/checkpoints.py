@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .backends import codes
-from .backends.memory import is_dtensor
+from . import codes
 from .hyperparameters import check_group, read_old_name
+from .memory import is_dtensor
 from .penalties import OF_STORAGE, OPTIONS, REGULARIZE_MIN_NDIM, ROUNDING_SEED, off, state_dtype_of
 from .rules.spec import RuleSpec
 

@@ -20,9 +20,9 @@ from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimize
 
 from . import backends
 from .backends import StepScalars
-from .backends.codes import as_saved, decoded
 from .backends.cpp import OTHER, OTHER_NUMBERS, make_watch
 from .checkpoints import bring_up_to_date, regroup, restore_states
+from .codes import as_saved, decoded
 from .hyperparameters import (
     FOLLOWED,
     Hyperparameters,

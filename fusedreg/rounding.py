@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .backends.codes import DTYPES
-from .backends.memory import local, offsets_of
+from .codes import DTYPES
+from .memory import local, offsets_of
 
 # The streams: the weights, the weights that stage 7 stores once more, and the states, in their rule's order.
 WEIGHTS, WEIGHTS_OF_UNITS, FIRST_STATE = range(3)

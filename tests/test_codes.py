@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import fusedreg
 from fusedreg import FusedRegAdam, FusedRegRMSprop, FusedRegSGD
 from fusedreg.backends import BACKENDS
-from fusedreg.backends.codes import BLOCK, DTYPES, LINEAR, ROOTS, are_codes, decode, encode, make_codes, scale_name
+from fusedreg.codes import BLOCK, DTYPES, LINEAR, ROOTS, are_codes, decode, encode, make_codes, scale_name
 from fusedreg.parity import known, regularized
 
 EACH = [name for name in ("cpp", "reference") if BACKENDS[name].unavailable_reason() is None]
@@ -258,7 +258,8 @@ def test_every_layout(layout, grad_layout, rounds) -> None:
 @pytest.mark.parametrize("rounds", [False, True], ids=["nearest", "stochastic"])
 @named(IN_CODES)
 def test_every_rule_follows_the_oracle(cls, variant, rounds) -> None:
-    """Where float32 is rounded otherwise, a code may be another, by one, and the weights by what that makes."""
+    """Where float32 is rounded otherwise, a code may be another, by one, and the weights by what that makes; and where a
+    block's scale is, some of its codes."""
     results = []
     with one_thread():
         for backend, options in [("cpp", {"state_dtype": "int8"}), ("reference", {"state_dtype": "int8"}), ("cpp", {})]:
@@ -277,7 +278,9 @@ def test_every_rule_follows_the_oracle(cls, variant, rounds) -> None:
             codes, its_codes = optimizer.state[param][name], reference.state[other][name]
             assert codes.dtype == its_codes.dtype == next(s.codes for s in cls.spec.states if s.name == name)
             assert (codes.int() - its_codes.int()).abs().max() <= 1
-            assert (codes != its_codes).float().mean() < 2e-3
+            others = [block.sum().item() for block in (codes != its_codes).flatten().split(BLOCK)]
+            assert max(others) <= BLOCK / 16
+            assert sum(others) - max(others) < 2e-3 * codes.numel()  # one scale may be another
             state = decode(codes, optimizer.state[param][scale_name(name)])
             # as in float32, up to what six roundings may come to
             assert (state - plain.state[its_wide][name]).abs().max() <= 0.06 * state.abs().max()

@@ -14,7 +14,7 @@ from torch import nn
 
 import fusedreg
 from fusedreg import FusedRegAdam, FusedRegSGD
-from fusedreg.backends.memory import rejection_of_memory
+from fusedreg.memory import rejection_of_memory
 from fusedreg.parity import regularized
 
 SHAPES = ((7, 13), (33,), (), (0, 4))

@@ -1,4 +1,4 @@
-// States in 8 bits: a code for each element, and a scale for each block of them. fusedreg/backends/codes.py says what
+// States in 8 bits: a code for each element, and a scale for each block of them. fusedreg/codes.py says what
 // they mean, and has the same functions for the oracle.
 #pragma once
 

@@ -340,7 +340,7 @@ static void copy_into(PyObject* tensor, PyObject* from) {
 
 // Returns where the copy is. `like` gives it its layout; without, it is contiguous.
 static void* copy_of(PyObject* from, PyObject* like, Object& to) {
-  const Object memory = Object::own(PyImport_ImportModule("fusedreg.backends.memory"));
+  const Object memory = Object::own(PyImport_ImportModule("fusedreg.memory"));
   to = Object::own(PyObject_CallMethod(memory.get(), "copy_of", "OO", from, like));
   View view;
   if (!look(to.get(), view)) throw std::runtime_error("a copy has no memory");

@@ -236,7 +236,7 @@ inline void prepare_torch() {
   found.dispatch_modes = attribute(c.get(), "_len_torch_dispatch_stack").release();
   found.profiler_enabled = attribute(attribute(module.get(), "autograd").get(), "_profiler_enabled").release();
   found.handle_of = attribute(aoti.get(), "unsafe_alloc_void_ptr_from_tensor").release();
-  const Object memory = Object::own(PyImport_ImportModule("fusedreg.backends.memory"));
+  const Object memory = Object::own(PyImport_ImportModule("fusedreg.memory"));
   found.is_plain = attribute(memory.get(), "is_plain").release();
 
   const Object exchange = attribute(found.tensor_type, "__dlpack_c_exchange_api__");

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ..hyperparameters import Numbers, compiled_field_names
+from ..memory import is_dtensor
 from ..rules.spec import RuleSpec
-from .memory import is_dtensor
 
 
 @dataclass

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..codes import DTYPES as CODES
 from ..hyperparameters import Numbers
+from ..memory import rejection_of_memory
 from ..rules.spec import RuleSpec
 from .base import Entry, Plan, StepScalars, make_columns, objects_held
-from .codes import DTYPES as CODES
-from .memory import rejection_of_memory
 
 REBUILD = "rebuild it with `pip install --no-build-isolation --force-reinstall --no-deps .` in fusedreg's source folder"
 SOURCES = Path(__file__).parents[2]

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..memory import rejection_of_memory
 from ..rules.spec import RuleSpec
 from .base import Entry, Plan
 from .cpp import DTYPES, load_extension
 from .device_plan import DevicePlan, Kernels, Launch, StepTables
 from .device_units import UnitLaunch, UnitLayout, UnitShape
-from .memory import rejection_of_memory
 
 
 class CudaKernels(Kernels):

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..memory import local
 from ..penalties import has_units
 from ..penalties.units import Unit
 from .base import Entry
-from .memory import local
 
 if TYPE_CHECKING:
     from .device_plan import Kernels, StepTables

@@ -15,7 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..codes import decode, encode
 from ..hyperparameters import Numbers
+from ..memory import is_dtensor, local, widest
 from ..penalties import PENALTIES, Prox, as_python, has_units
 from ..penalties.l1 import L1
 from ..penalties.mcp import MCP_GAMMA
@@ -24,8 +26,6 @@ from ..penalties.units import UnitProx, as_units, from_units, unit_prox
 from ..rounding import FIRST_STATE, WEIGHTS, WEIGHTS_OF_UNITS, Place, bits_of_stream, round_stochastically
 from ..rules.spec import RuleSpec, Scalars, Step, number
 from .base import Entry, Plan, StepScalars
-from .codes import decode, encode
-from .memory import is_dtensor, local, widest
 
 AsStored = Callable[[str, Tensor], Tensor]
 

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from ..hyperparameters import compiled_field_names
+from ..memory import copy_of, has_layout_of, is_plain, local
 from ..rules.spec import COMMON, RuleSpec
 from .base import Entry, make_columns, objects_held
 from .cpp import load_extension
-from .memory import copy_of, has_layout_of, is_plain, local
 
 MAX_STATES, MAX_SCALAR_STATES = 3, 3  # of any rule
 

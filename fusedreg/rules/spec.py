@@ -89,7 +89,7 @@ class TensorState:
     needed: Callable[[Group], bool] = always
     initial: Callable[[Group], float] = lambda group: 0.0
     codes: torch.dtype | None = None
-    """What it is in 8 bits (backends/codes.py): ``LINEAR`` where it has a sign, ``ROOTS`` where it is never negative.
+    """What it is in 8 bits (codes.py): ``LINEAR`` where it has a sign, ``ROOTS`` where it is never negative.
     None: it is not allowed in them."""
     why_no_codes: str = "its rule does not say how"
     """Why not, for an error."""

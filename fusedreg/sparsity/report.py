@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from ..backends.memory import local
 from ..flat_parameters import is_flat, whole_parameters
+from ..memory import local
 from ..step.partition import sum_over_shards
 
 

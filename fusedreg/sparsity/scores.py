@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from ..backends.cpp import CppBackend, load_extension
-from ..backends.memory import memory_order
 from ..backends.reference import arithmetic_dtype
 from ..hyperparameters import read_numbers
+from ..memory import memory_order
 from ..penalties.units import unit_code
 from .weights import Weights, flat, position_layout
 

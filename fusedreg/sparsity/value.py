@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..backends.memory import local
 from ..flat_parameters import is_flat
 from ..hyperparameters import spare_small
+from ..memory import local
 from ..optimizer import FusedRegOptimizer
 from ..penalties import PENALTIES, UNIT_PENALTIES
 from ..penalties.units import as_units

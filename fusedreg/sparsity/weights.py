@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..backends.codes import are_codes, decode, scale_name
-from ..backends.memory import local, offsets_of
 from ..backends.reference import arithmetic_dtype
+from ..codes import are_codes, decode, scale_name
 from ..flat_parameters import is_flat
+from ..memory import local, offsets_of
 from ..optimizer import FusedRegOptimizer
 from ..penalties.spec import on_host
 from ..rules.spec import RuleSpec

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..backends.memory import has_freed_memory, is_dtensor, local
 from ..flat_parameters import is_flat
+from ..memory import has_freed_memory, is_dtensor, local
 from ..penalties.units import count_units
 from ..rounding import are_rounded
 
@@ -60,7 +60,7 @@ def check_gradient(param: Tensor, grad: Tensor, optimizer: str, group: int) -> N
     """Raises if a step cannot be taken on ``param``, before anything has changed.
 
     Args:
-        grad: ``param.grad``, or what was read of it (backends/memory.py).
+        grad: ``param.grad``, or what was read of it (memory.py).
         optimizer: its name, for errors.
         group: the index of the parameter's group, for errors.
     """

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..backends import codes
-from ..backends.memory import widest
+from .. import codes
+from ..memory import widest
 from ..penalties import state_dtype_of
 from ..rules.spec import Group, RuleSpec, ScalarState, TensorState
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ..backends import DeviceNorm, StepScalars
-from ..backends.memory import widest
 from ..backends.reference import clip_coefficient
+from ..memory import widest
 from ..rules.spec import number
 from .plan import Plans
 

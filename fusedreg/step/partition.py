@@ -14,8 +14,8 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from ..backends.memory import is_dtensor, widest
 from ..flat_parameters import is_flat
+from ..memory import is_dtensor, widest
 
 
 class Partition(NamedTuple):

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from .. import backends
 from ..backends import Entry, Plan, StepScalars
-from ..backends.codes import are_codes, check_codes, scale_name
-from ..backends.memory import is_dtensor, needs_reading, read_gradient
+from ..codes import are_codes, check_codes, scale_name
 from ..hyperparameters import Hyperparameters, check_params
+from ..memory import is_dtensor, needs_reading, read_gradient
 from ..penalties import MAX_GRAD_NORM, STOCHASTIC_ROUNDING, has_units, state_dtype_of
 from ..rounding import are_rounded, place_of
 from ..rules.spec import RuleSpec

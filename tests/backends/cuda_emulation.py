@@ -17,7 +17,7 @@ from fusedreg.backends.base import Entry, Plan
 from fusedreg.backends.cpp import DTYPES
 from fusedreg.backends.cuda import CudaKernels
 from fusedreg.backends.device_plan import DevicePlan
-from fusedreg.backends.memory import rejection_of_memory
+from fusedreg.memory import rejection_of_memory
 from fusedreg.rules.spec import RuleSpec
 
 ROOT = Path(__file__).parents[2]

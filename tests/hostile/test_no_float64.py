@@ -11,7 +11,7 @@ from helpers import IDS, OPTIMIZER_VARIANTS, FusedRegSGD, regularized
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from fusedreg.backends.memory import widest
+from fusedreg.memory import widest
 
 
 class NoFloat64(TorchDispatchMode):

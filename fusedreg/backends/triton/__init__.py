@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...memory import rejection_of_memory
 from ...rules.spec import RuleSpec
 from ..base import Entry, Plan
 from ..cpp import DTYPES
-from ..memory import rejection_of_memory
 
 # The first release whose JIT functions take and return the tuples that the kernels use. torch 2.8 brings it.
 OLDEST = (3, 4)

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ...backends.memory import is_dtensor
 from ...flat_parameters import is_flat
+from ...memory import is_dtensor
 from . import carry
 from .dead import Plan, plan
 from .follow import Follower, NotFollowed

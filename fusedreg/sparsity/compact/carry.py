@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ...backends.codes import decoded
+from ...codes import decoded
 from ...hyperparameters import spare_small
 from ...optimizer import FusedRegOptimizer
 from .dead import Plan
