@@ -1,12 +1,16 @@
 // Tensors, as the C++ of one torch has them: for a build from source.
 #pragma once
 
+// They have parameters that they do not use.
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wunused-parameter"
 #include <ATen/core/Tensor.h>
 #include <c10/core/InferenceMode.h>
 #include <c10/core/impl/TorchDispatchModeTLS.h>
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/autograd/variable.h>
 #include <torch/csrc/profiler/api.h>
+#pragma GCC diagnostic pop
 
 namespace fusedreg {
 
