@@ -74,7 +74,7 @@ import rule_units  # noqa: E402
 CSRC = Path("csrc").resolve()
 UNITS = Path(BUILD) / "rules"
 HEADERS = [str(path) for path in Path("csrc").rglob("*.h")]
-# C++20 with any torch: 2.10 would ask for C++17. Debug information, which Python's own flags ask for, would be ten
+# C++20 with any torch: 2.11 would ask for C++17. Debug information, which Python's own flags ask for, would be ten
 # times the code. math-errno and trapping-math stand in the way of vectorised square roots and selects. -fopenmp without
 # linking it: at::parallel_for then runs on torch's own pool. Vectors are passed to functions that are always inlined,
 # whose calling convention is nobody's.
