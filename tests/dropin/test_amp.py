@@ -19,6 +19,8 @@ from twin_pairs import (
     every_rival,
     few_configurations,
     has_option,
+    like_every_rival,
+    like_the_twin,
     loss_of,
     make_model,
     on_default_device,
@@ -46,29 +48,25 @@ def scaled_backward(scaler, params, i: int, bad=None) -> None:
     scaler.scale(sum(losses)).backward()
 
 
-@every_rival
+@like_every_rival
 @every_configuration
 @pytest.mark.parametrize("bad", [math.inf, math.nan], ids=str)
-def test_growth_backoff_and_skipped_steps(configuration, bad, backend, rival) -> None:
+def test_growth_backoff_and_skipped_steps(make, bad):
     """Steps 0, 5 and 6 overflow. The scale, and the steps between, are the twin's."""
-
-    def flow(make):
-        params = make_params(SHAPES, torch.float32)
-        optimizer, scaler = make(params), make_scaler()
-        scales = []
-        for i in range(10):
-            optimizer.zero_grad()
-            scaled_backward(scaler, params, i, bad if i in (0, 5, 6) else None)
-            before = snapshot(optimizer)
-            scaler.step(optimizer)
-            if i in (0, 5, 6):
-                assert_same_bits(before, snapshot(optimizer))
-            scaler.update()
-            scales.append(scaler.get_scale())
-        assert min(scales) < 256.0 < max(scales)
-        return contents(optimizer), scales, scaler.state_dict()
-
-    assert_alike(flow, configuration, backend, rival)
+    params = make_params(SHAPES, torch.float32)
+    optimizer, scaler = make(params), make_scaler()
+    scales = []
+    for i in range(10):
+        optimizer.zero_grad()
+        scaled_backward(scaler, params, i, bad if i in (0, 5, 6) else None)
+        before = snapshot(optimizer)
+        scaler.step(optimizer)
+        if i in (0, 5, 6):
+            assert_same_bits(before, snapshot(optimizer))
+        scaler.update()
+        scales.append(scaler.get_scale())
+    assert min(scales) < 256.0 < max(scales)
+    return contents(optimizer), scales, scaler.state_dict()
 
 
 @few_configurations
@@ -84,25 +82,21 @@ def test_the_first_step_overflows(configuration, backend) -> None:
     assert all(state["step"] == 0 for state in optimizer.state.values())  # Adagrad's is there from the beginning
 
 
-@every_rival
+@like_every_rival
 @few_configurations
-def test_unscale_before_the_step(configuration, backend, rival) -> None:
+def test_unscale_before_the_step(make):
     """unscale_, a clip by hand, then the step: nothing may be unscaled twice."""
-
-    def flow(make):
-        params = make_params(SHAPES, torch.float32)
-        optimizer, scaler = make(params), make_scaler()
-        norms = []
-        for i in range(6):
-            optimizer.zero_grad()
-            scaled_backward(scaler, params, i, math.inf if i == 2 else None)
-            scaler.unscale_(optimizer)
-            norms.append(torch.nn.utils.clip_grad_norm_(params, 1.0))
-            scaler.step(optimizer)
-            scaler.update()
-        return [contents(optimizer), norms[:2] + norms[3:]]
-
-    assert_alike(flow, configuration, backend, rival)
+    params = make_params(SHAPES, torch.float32)
+    optimizer, scaler = make(params), make_scaler()
+    norms = []
+    for i in range(6):
+        optimizer.zero_grad()
+        scaled_backward(scaler, params, i, math.inf if i == 2 else None)
+        scaler.unscale_(optimizer)
+        norms.append(torch.nn.utils.clip_grad_norm_(params, 1.0))
+        scaler.step(optimizer)
+        scaler.update()
+    return [contents(optimizer), norms[:2] + norms[3:]]
 
 
 def test_the_norm_is_that_of_the_unscaled_gradients(backend) -> None:
@@ -207,25 +201,22 @@ def test_the_scaler_leaves_all_to_our_step(configuration, backend) -> None:
     assert len(calls) == 2
 
 
+@like_the_twin
 @few_configurations
-def test_steps_with_and_without_the_scaler(configuration, backend) -> None:
+def test_steps_with_and_without_the_scaler(make):
     """What the scaler has set on the optimizer is gone after its step."""
-
-    def flow(make):
-        params = make_params(SHAPES, torch.float32)
-        optimizer, scaler = make(params), make_scaler()
-        for i in range(6):
-            optimizer.zero_grad()
-            if i % 2:
-                ((params[0] - i) ** 2).sum().backward()
-                optimizer.step()
-            else:
-                scaled_backward(scaler, params, i)
-                scaler.step(optimizer)
-                scaler.update()
-        return contents(optimizer)
-
-    assert_alike(flow, configuration, backend)
+    params = make_params(SHAPES, torch.float32)
+    optimizer, scaler = make(params), make_scaler()
+    for i in range(6):
+        optimizer.zero_grad()
+        if i % 2:
+            ((params[0] - i) ** 2).sum().backward()
+            optimizer.step()
+        else:
+            scaled_backward(scaler, params, i)
+            scaler.step(optimizer)
+            scaler.update()
+    return contents(optimizer)
 
 
 def test_a_scaler_that_is_off(backend) -> None:
@@ -279,24 +270,22 @@ def test_no_gradient_anywhere(backend) -> None:
     assert_alike(flow, "adam", backend)
 
 
+@like_the_twin
 @few_configurations
-def test_scaler_state_resumes_with_the_optimizers(configuration, backend) -> None:
-    def flow(make):
-        params = make_params(SHAPES, torch.float32)
-        optimizer, scaler = make(params), make_scaler()
-        for i in range(8):
-            if i == 4:
-                optimizer_state, scaler_state = optimizer.state_dict(), scaler.state_dict()
-                optimizer, scaler = make(params), make_scaler(init_scale=8.0)
-                optimizer.load_state_dict(optimizer_state)
-                scaler.load_state_dict(scaler_state)
-            optimizer.zero_grad()
-            scaled_backward(scaler, params, i, math.inf if i == 2 else None)
-            scaler.step(optimizer)
-            scaler.update()
-        return contents(optimizer), scaler.get_scale()
-
-    assert_alike(flow, configuration, backend)
+def test_scaler_state_resumes_with_the_optimizers(make):
+    params = make_params(SHAPES, torch.float32)
+    optimizer, scaler = make(params), make_scaler()
+    for i in range(8):
+        if i == 4:
+            optimizer_state, scaler_state = optimizer.state_dict(), scaler.state_dict()
+            optimizer, scaler = make(params), make_scaler(init_scale=8.0)
+            optimizer.load_state_dict(optimizer_state)
+            scaler.load_state_dict(scaler_state)
+        optimizer.zero_grad()
+        scaled_backward(scaler, params, i, math.inf if i == 2 else None)
+        scaler.step(optimizer)
+        scaler.update()
+    return contents(optimizer), scaler.get_scale()
 
 
 @every_rival
