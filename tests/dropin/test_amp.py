@@ -112,27 +112,24 @@ def test_the_norm_is_that_of_the_unscaled_gradients(backend) -> None:
         torch.testing.assert_close(optimizer.grad_norm, expected)
 
 
-@every_rival
-def test_two_optimizers_with_one_scaler(backend, rival) -> None:
+@like_every_rival
+@pytest.mark.parametrize("configuration", ["adam-amsgrad"])
+def test_two_optimizers_with_one_scaler(make):
     """Only the one whose gradients overflow skips; the scale backs off for both."""
-
-    def flow(make):
-        first, second = make_params(SHAPES, seed=1), make_params(SHAPES, seed=2)
-        optimizers, scaler = (make(first), make(second, lr=0.01)), make_scaler()
-        scales = []
-        for i in range(8):
-            for optimizer in optimizers:
-                optimizer.zero_grad()
-            scaled_backward(scaler, first, i, math.inf if i in (2, 5) else None)
-            scaled_backward(scaler, second, i, math.inf if i in (4, 5) else None)
-            for optimizer in optimizers:
-                scaler.step(optimizer)
-            scaler.update()
-            scales.append(scaler.get_scale())
-        assert optimizers[0].state[first[0]]["step"] == optimizers[1].state[second[0]]["step"] == 6
-        return list(map(contents, optimizers)), scales
-
-    assert_alike(flow, "adam-amsgrad", backend, rival)
+    first, second = make_params(SHAPES, seed=1), make_params(SHAPES, seed=2)
+    optimizers, scaler = (make(first), make(second, lr=0.01)), make_scaler()
+    scales = []
+    for i in range(8):
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        scaled_backward(scaler, first, i, math.inf if i in (2, 5) else None)
+        scaled_backward(scaler, second, i, math.inf if i in (4, 5) else None)
+        for optimizer in optimizers:
+            scaler.step(optimizer)
+        scaler.update()
+        scales.append(scaler.get_scale())
+    assert optimizers[0].state[first[0]]["step"] == optimizers[1].state[second[0]]["step"] == 6
+    return list(map(contents, optimizers)), scales
 
 
 @every_configuration
@@ -219,55 +216,51 @@ def test_steps_with_and_without_the_scaler(make):
     return contents(optimizer)
 
 
-def test_a_scaler_that_is_off(backend) -> None:
-    def flow(make):
-        params = make_params(SHAPES)
-        optimizer, scaler = make(params), make_scaler(enabled=False)
-        for i in range(3):
-            optimizer.zero_grad()
-            scaled_backward(scaler, params, i)
-            scaler.unscale_(optimizer)
-            scaler.step(optimizer)
-            scaler.update()
-        return contents(optimizer), scaler.get_scale()
-
-    assert_alike(flow, "adam", backend)
-
-
-def test_misuse_of_the_scaler_is_told_as_with_the_twin(backend) -> None:
-    def flow(make):
-        params = make_params(SHAPES)
-        optimizer, scaler = make(params), make_scaler()
-        told = []
-
-        def note(call, *args, **kwargs):
-            with pytest.raises(RuntimeError) as caught:
-                call(*args, **kwargs)
-            told.append(str(caught.value))
-
-        scaled_backward(scaler, params, 1)
-        note(scaler.step, optimizer, closure=lambda: 0.0)
+@like_the_twin
+@pytest.mark.parametrize("configuration", ["adam"])
+def test_a_scaler_that_is_off(make):
+    params = make_params(SHAPES)
+    optimizer, scaler = make(params), make_scaler(enabled=False)
+    for i in range(3):
+        optimizer.zero_grad()
+        scaled_backward(scaler, params, i)
         scaler.unscale_(optimizer)
-        note(scaler.unscale_, optimizer)
         scaler.step(optimizer)
-        note(scaler.step, optimizer)
-        note(scaler.unscale_, optimizer)
-        return contents(optimizer), told
-
-    assert_alike(flow, "adam", backend)
+        scaler.update()
+    return contents(optimizer), scaler.get_scale()
 
 
-def test_no_gradient_anywhere(backend) -> None:
+@like_the_twin
+@pytest.mark.parametrize("configuration", ["adam"])
+def test_misuse_of_the_scaler_is_told_as_with_the_twin(make):
+    params = make_params(SHAPES)
+    optimizer, scaler = make(params), make_scaler()
+    told = []
+
+    def note(call, *args, **kwargs):
+        with pytest.raises(RuntimeError) as caught:
+            call(*args, **kwargs)
+        told.append(str(caught.value))
+
+    scaled_backward(scaler, params, 1)
+    note(scaler.step, optimizer, closure=lambda: 0.0)
+    scaler.unscale_(optimizer)
+    note(scaler.unscale_, optimizer)
+    scaler.step(optimizer)
+    note(scaler.step, optimizer)
+    note(scaler.unscale_, optimizer)
+    return contents(optimizer), told
+
+
+@like_the_twin
+@pytest.mark.parametrize("configuration", ["adam"])
+def test_no_gradient_anywhere(make):
     """As the twin's fused step: nothing to check, nothing to do."""
-
-    def flow(make):
-        params = make_params(SHAPES)
-        optimizer, scaler = make(params, fused=True), make_scaler()
-        scaler.scale(torch.ones(())).item()  # makes the scale
-        scaler.step(optimizer)
-        return contents(optimizer)
-
-    assert_alike(flow, "adam", backend)
+    params = make_params(SHAPES)
+    optimizer, scaler = make(params, fused=True), make_scaler()
+    scaler.scale(torch.ones(())).item()  # makes the scale
+    scaler.step(optimizer)
+    return contents(optimizer)
 
 
 @like_the_twin
@@ -327,42 +320,38 @@ def test_autocast(configuration, with_scaler, backend, rival) -> None:
     assert_alike(flow, configuration, backend, rival, lr=0.01)
 
 
-@every_rival
+@like_every_rival
+@pytest.mark.parametrize("configuration", ["adam"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_a_model_of_low_precision_with_the_scaler(dtype, backend, rival) -> None:
+def test_a_model_of_low_precision_with_the_scaler(make, dtype):
     """Parameters themselves in 16 bits; the fused twin computes in float32 too, the for-loop does not."""
-
-    def flow(make):
-        model = make_model(dtype)
-        optimizer, scaler = make(model.parameters(), fused=True, eps=1e-3), make_scaler(init_scale=16.0)
-        recorded = torch.Generator().manual_seed(5)
-        for _ in range(4):
-            for param in model.parameters():
-                values = torch.randn(param.shape, generator=recorded, device="cpu") * 16
-                param.grad = values.to(param.device, dtype)
-            scaler.scale(torch.ones(()))
-            scaler.step(optimizer)
-            scaler.update()
-        return contents(optimizer)
-
-    assert_alike(flow, "adam", backend, rival)
+    model = make_model(dtype)
+    optimizer, scaler = make(model.parameters(), fused=True, eps=1e-3), make_scaler(init_scale=16.0)
+    recorded = torch.Generator().manual_seed(5)
+    for _ in range(4):
+        for param in model.parameters():
+            values = torch.randn(param.shape, generator=recorded, device="cpu") * 16
+            param.grad = values.to(param.device, dtype)
+        scaler.scale(torch.ones(()))
+        scaler.step(optimizer)
+        scaler.update()
+    return contents(optimizer)
 
 
-def test_the_loss_of_a_positional_closure_comes_back(backend) -> None:
-    def flow(make):
-        model = make_model()
-        optimizer, scaler = make(model.parameters(), fused=True), make_scaler(init_scale=1.0, growth_interval=100)
+@like_the_twin
+@pytest.mark.parametrize("configuration", ["sgd-dampening"])
+def test_the_loss_of_a_positional_closure_comes_back(make):
+    model = make_model()
+    optimizer, scaler = make(model.parameters(), fused=True), make_scaler(init_scale=1.0, growth_interval=100)
 
-        def closure():
-            optimizer.zero_grad()
-            loss = loss_of(model, 1)
-            scaler.scale(loss).backward()
-            return loss
+    def closure():
+        optimizer.zero_grad()
+        loss = loss_of(model, 1)
+        scaler.scale(loss).backward()
+        return loss
 
-        closure()
-        return [scaler.step(optimizer, closure).detach(), contents(optimizer)]
-
-    assert_alike(flow, "sgd-dampening", backend)
+    closure()
+    return [scaler.step(optimizer, closure).detach(), contents(optimizer)]
 
 
 def test_sgd_keeps_its_gain_over_a_skipped_step(backend) -> None:

@@ -11,9 +11,9 @@ from twin_pairs import (
     few_configurations,
     like_every_rival,
     like_the_twin,
-    loss_of,
     make_model,
     on_default_device,
+    train,
 )
 
 pytestmark = pytest.mark.usefixtures("in_one_thread")
@@ -45,9 +45,7 @@ def test_averaged_model(make, average):
     optimizer = make(model.parameters())
     schedule = swa_utils.SWALR(optimizer, swa_lr=0.02, anneal_epochs=3)
     for i in range(6):
-        optimizer.zero_grad()
-        loss_of(model, i).backward()
-        optimizer.step()
+        train(model, optimizer, 1, seed=i)
         if i >= 2:
             averaged.update_parameters(model)
             schedule.step()
@@ -64,9 +62,7 @@ def test_update_bn(make):
     averaged = swa_utils.AveragedModel(model)
     optimizer = make(model.parameters())
     for i in range(4):
-        optimizer.zero_grad()
-        loss_of(model, i).backward()
-        optimizer.step()
+        train(model, optimizer, 1, seed=i)
         averaged.update_parameters(model)
     stale = averaged.module[1].running_mean.clone()
     swa_utils.update_bn([on_default_device((11, 5), 50 + i) for i in range(3)], averaged)
@@ -82,9 +78,7 @@ def test_training_goes_on_from_the_average(make):
     averaged = swa_utils.AveragedModel(model)
     optimizer = make(model.parameters())
     for i in range(6):
-        optimizer.zero_grad()
-        loss_of(model, i).backward()
-        optimizer.step()
+        train(model, optimizer, 1, seed=i)
         averaged.update_parameters(model)
         if i == 3:
             model.load_state_dict(averaged.module.state_dict())

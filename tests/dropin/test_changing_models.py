@@ -374,9 +374,7 @@ def test_the_default_device_is_not_the_parameters(configuration, backend, rival)
         params = make_params(((6, 3), (5,)), torch.float64)
         with torch.device(next(devices)):
             optimizer = make(params)
-            for i in range(3):
-                set_grads(params, i)
-                optimizer.step()
+            run(optimizer, params, 3)
         return contents(optimizer)
 
     assert_alike(flow, configuration, backend, rival)

@@ -224,20 +224,18 @@ def test_checkpoints_of_older_torch(make, step_type, missing):
     return contents(resumed), filled_in
 
 
+@like_the_twin
+@pytest.mark.parametrize("configuration", ["adam"])
 @pytest.mark.parametrize("amsgrad", [False, True])
-def test_groups_without_amsgrad(amsgrad, backend) -> None:
+def test_groups_without_amsgrad(make, amsgrad):
     """The oldest Adam checkpoints have no amsgrad: it is off, whatever this optimizer was made with."""
-
-    def flow(make):
-        params = make_params(dtype=torch.float64)
-        optimizer = make(params)
-        run(optimizer, params, 2)
-        resumed = make(params, amsgrad=amsgrad)
-        resumed.load_state_dict(of_an_older_torch(optimizer.state_dict(), float, {"amsgrad", *NOT_ALWAYS_THERE}))
-        run(resumed, params, 2)
-        return contents(resumed), [group["amsgrad"] for group in resumed.param_groups]
-
-    assert_alike(flow, "adam", backend)
+    params = make_params(dtype=torch.float64)
+    optimizer = make(params)
+    run(optimizer, params, 2)
+    resumed = make(params, amsgrad=amsgrad)
+    resumed.load_state_dict(of_an_older_torch(optimizer.state_dict(), float, {"amsgrad", *NOT_ALWAYS_THERE}))
+    run(resumed, params, 2)
+    return contents(resumed), [group["amsgrad"] for group in resumed.param_groups]
 
 
 @like_the_twin
@@ -313,14 +311,13 @@ def test_a_model_copied_with_its_optimizer(make, copier):
     return [contents(optimizer), contents(copied)]
 
 
+@like_the_twin
+@pytest.mark.parametrize("configuration", ["sgd-dampening"])
 @every_copier
-def test_a_copy_before_the_first_step(copier, backend) -> None:
-    def flow(make):
-        model, optimizer = COPIERS[copier]((model := make_model(), make(model.parameters())))
-        train(model, optimizer, 2)
-        return contents(optimizer)
-
-    assert_alike(flow, "sgd-dampening", backend, "twin")
+def test_a_copy_before_the_first_step(make, copier):
+    model, optimizer = COPIERS[copier]((model := make_model(), make(model.parameters())))
+    train(model, optimizer, 2)
+    return contents(optimizer)
 
 
 @every_configuration

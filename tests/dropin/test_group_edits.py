@@ -7,14 +7,13 @@ from collections import OrderedDict, defaultdict
 
 import pytest
 import torch
-from helpers import REGULARIZED, TWINS, FusedRegAdam, FusedRegAdamW, FusedRegSGD, make_params, run, set_grads
+from helpers import REGULARIZED, TWINS, FusedRegAdam, FusedRegSGD, make_params, run, set_grads
 from twin_pairs import (
     assert_alike,
     assert_close,
     contents,
     every_class,
     every_configuration,
-    every_rival,
     few_configurations,
     like_every_rival,
     like_the_twin,
@@ -78,20 +77,17 @@ def test_options_that_change_between_steps(make, configuration):
     return contents(optimizer)
 
 
-@pytest.mark.parametrize("cls", [FusedRegAdam, FusedRegAdamW])
-def test_betas_changed_in_place(cls, backend) -> None:
+@like_the_twin
+@pytest.mark.parametrize("configuration", ["adam", "adamw"])
+def test_betas_changed_in_place(make):
     """Betas out of a YAML file are a list, and a list can be written."""
-
-    def flow(make):
-        params = make_params(SHAPES, torch.float64)
-        optimizer = make(params)
-        betas = optimizer.param_groups[0]["betas"] = [0.9, 0.99]
-        run(optimizer, params, 2)
-        betas[0] = 0.1
-        run(optimizer, params, 2)
-        return contents(optimizer)
-
-    assert_alike(flow, "adam" if cls is FusedRegAdam else "adamw", backend)
+    params = make_params(SHAPES, torch.float64)
+    optimizer = make(params)
+    betas = optimizer.param_groups[0]["betas"] = [0.9, 0.99]
+    run(optimizer, params, 2)
+    betas[0] = 0.1
+    run(optimizer, params, 2)
+    return contents(optimizer)
 
 
 @pytest.mark.parametrize("which", ["lr", "betas", "weight_decay"])
@@ -110,39 +106,33 @@ def test_tensor_options_moved_in_place(which, backend) -> None:
     assert_alike(flow, "sgd-dampening" if which == "weight_decay" else "adam", backend)
 
 
-@every_rival
+@like_every_rival
+@pytest.mark.parametrize("configuration", ["sgd-dampening"])
 @pytest.mark.parametrize("dampening", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("steps_without", [1, 2])
-def test_momentum_switched_off_and_on(dampening, steps_without, backend, rival) -> None:
+def test_momentum_switched_off_and_on(make, dampening, steps_without):
     """While it is off the buffer waits, and its gain with it; then both go on from there."""
-
-    def flow(make):
-        params = make_params(SHAPES, torch.float64)
-        optimizer = make(params, dampening=dampening)
-        (group,) = optimizer.param_groups
-        run(optimizer, params, 3)
-        group["momentum"] = 0.0
-        run(optimizer, params, steps_without, first_seed=20)
-        group["momentum"] = 0.8
-        run(optimizer, params, 3, first_seed=30)
-        return contents(optimizer)
-
-    assert_alike(flow, "sgd-dampening", backend, rival)
+    params = make_params(SHAPES, torch.float64)
+    optimizer = make(params, dampening=dampening)
+    (group,) = optimizer.param_groups
+    run(optimizer, params, 3)
+    group["momentum"] = 0.0
+    run(optimizer, params, steps_without, first_seed=20)
+    group["momentum"] = 0.8
+    run(optimizer, params, 3, first_seed=30)
+    return contents(optimizer)
 
 
-@every_rival
-def test_momentum_switched_on_late(backend, rival) -> None:
+@like_every_rival
+@pytest.mark.parametrize("configuration", ["sgd"])
+def test_momentum_switched_on_late(make):
     """The first buffer is the first gradient after the switch."""
-
-    def flow(make):
-        params = make_params(SHAPES, torch.float64)
-        optimizer = make(params)
-        run(optimizer, params, 2)
-        optimizer.param_groups[0]["momentum"] = 0.9
-        run(optimizer, params, 3)
-        return contents(optimizer)
-
-    assert_alike(flow, "sgd", backend, rival)
+    params = make_params(SHAPES, torch.float64)
+    optimizer = make(params)
+    run(optimizer, params, 2)
+    optimizer.param_groups[0]["momentum"] = 0.9
+    run(optimizer, params, 3)
+    return contents(optimizer)
 
 
 @like_the_twin

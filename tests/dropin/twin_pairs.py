@@ -169,6 +169,7 @@ def assert_alike(
     (ours, *our_exact), (theirs, *their_exact) = (
         result if isinstance(result, tuple) else (result,) for result in map(flow, makers)
     )
+    assert theirs is not None, "nothing is compared"
     assert_close(ours, theirs, dtype)
     assert our_exact == their_exact
 
