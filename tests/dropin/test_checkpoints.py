@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
 import pickle
 
 import pytest
@@ -20,6 +19,7 @@ from helpers import (
     run,
     set_grads,
     snapshot,
+    through_a_file,
     variant_of,
 )
 from torch import Tensor, nn
@@ -48,13 +48,6 @@ DOUBLE = tolerance(torch.float64)
 
 def through_memory(state_dict):
     return state_dict
-
-
-def through_a_file(state_dict):
-    buffer = io.BytesIO()
-    torch.save(state_dict, buffer)
-    buffer.seek(0)
-    return torch.load(buffer, weights_only=True)
 
 
 @every_optimizer

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import io
-
 import pytest
 import torch
-from helpers import TWINS, FusedRegAdam, FusedRegSGD, known, make_params, run
+from helpers import TWINS, FusedRegAdam, FusedRegSGD, known, make_params, run, through_a_file
 from torch.optim import lr_scheduler, swa_utils
 from twin_pairs import CONFIGURATIONS, contents, few_configurations, like_every_rival, like_the_twin, tolerance
 
@@ -86,13 +84,6 @@ def test_a_tensor_lr_is_moved_in_place(make, scheduler):
     seen = go_on(optimizer, SCHEDULERS[scheduler](optimizer), params, 0, STEPS)
     assert all(group["lr"] is rate for group, rate in zip(optimizer.param_groups, rates, strict=True))
     return contents(optimizer), seen
-
-
-def through_a_file(state_dict):
-    buffer = io.BytesIO()
-    torch.save(state_dict, buffer)
-    buffer.seek(0)
-    return torch.load(buffer, weights_only=True)
 
 
 @pytest.mark.parametrize("direction", ["to-torch", "from-torch", "to-ours"])
