@@ -265,11 +265,7 @@ def test_identity_over_a_thousand_steps(configuration, backend) -> None:
         run(optimizer, params, 1000)
         return contents(optimizer)
 
-    cls, flags = CONFIGURATIONS[configuration]
-    options = {**plain(cls), **flags}
-    ours = flow(lambda params, **more: cls(params, backend=backend, **{**options, **more}))
-    theirs = flow(lambda params, **more: TWINS[cls](params, **{**options, **more}))
-    assert_close(ours, theirs, steps=1000)
+    assert_alike(flow, configuration, backend, steps=1000)
 
 
 @every_configuration

@@ -148,12 +148,13 @@ def assert_alike(
     backend: str,
     rival: str = "twin",
     dtype: torch.dtype | None = None,
+    steps: int = 20,
     **options: Any,
 ) -> None:
     """Compares what ``flow`` returns with ours and with its rival: the twin, or all regularizers on the reference.
 
     A flow that returns a tuple returns tensors, which must be close, and anything else, which must be equal. ``dtype``
-    is the coarsest one computed in, where that is not the tensors' own.
+    is the coarsest one computed in, where that is not the tensors' own; ``steps``, over how many roundings add up.
     """
     cls, flags = CONFIGURATIONS[configuration]
     if rival == "twin":
@@ -170,7 +171,7 @@ def assert_alike(
         result if isinstance(result, tuple) else (result,) for result in map(flow, makers)
     )
     assert theirs is not None, "nothing is compared"
-    assert_close(ours, theirs, dtype)
+    assert_close(ours, theirs, dtype, steps)
     assert our_exact == their_exact
 
 
