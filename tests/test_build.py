@@ -57,6 +57,12 @@ def compile_loops(isa: str, loops: str, folder: Path) -> str:
     return (folder / "loop.s").read_text()
 
 
+def assert_packed(assembly: str, register: str, *instructions: str) -> None:
+    """On registers of the full width."""
+    for instruction in instructions:
+        assert re.search(rf"v?{instruction}\s.*%{register}", assembly), f"no packed {instruction} on {register}"
+
+
 @needs_gcc
 @pytest.mark.parametrize("stages", ["kShrink", "kSelect", "kShrinkAndSelect", "kFade"])
 @each_isa
@@ -74,8 +80,7 @@ template void cpu::{isa}::update_chunk<Update<Sgd, Sgd::kMomentum, ProxStages::{
 """,
         tmp_path,
     )
-    for instruction in ("sqrtps", "divps"):
-        assert re.search(rf"v?{instruction}\s.*%{register}", assembly), f"no packed {instruction} on {register}"
+    assert_packed(assembly, register, "sqrtps", "divps")
 
 
 @needs_gcc
@@ -92,7 +97,7 @@ template void cpu::{isa}::score_tile<Adam, Adam::kPlain, true, float>(
 """,
         tmp_path,
     )
-    assert re.search(rf"v?sqrtps\s.*%{register}", assembly), f"no packed sqrtps on {register}"
+    assert_packed(assembly, register, "sqrtps")
 
 
 @needs_gcc
@@ -118,8 +123,7 @@ template void cpu::{isa}::add_up_keys<float>(const void*, std::int64_t, bool, st
 """,
         tmp_path,
     )
-    for instruction in ("paddd", "cvtps2pd", "addpd"):
-        assert re.search(rf"v?{instruction}\s.*%{register}", assembly), f"no packed {instruction} on {register}"
+    assert_packed(assembly, register, "paddd", "cvtps2pd", "addpd")
 
 
 @needs_gcc
@@ -136,7 +140,7 @@ template void cpu::{isa}::store_tile<float>(void*, DType, const float*, std::int
 """,
         tmp_path,
     )
-    assert re.search(rf"v?pslld\s.*%{register}", assembly), f"no packed shift on {register}"
+    assert_packed(assembly, register, "pslld")
     assert "visit_dtype" not in assembly
 
 

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import copy
-import io
 import math
 import pickle
 from typing import Any
 
 import pytest
 import torch
-from helpers import OPTIMIZER_VARIANTS, OPTIMIZERS, TWINS, assert_same_bits, one_thread, run, set_grads, snapshot
+from helpers import (
+    OPTIMIZER_VARIANTS,
+    OPTIMIZERS,
+    TWINS,
+    assert_same_bits,
+    one_thread,
+    run,
+    set_grads,
+    snapshot,
+    through_a_file,
+)
 from torch import Tensor, nn
 
 import fusedreg
@@ -258,8 +267,8 @@ def test_every_layout(layout, grad_layout, rounds) -> None:
 @pytest.mark.parametrize("rounds", [False, True], ids=["nearest", "stochastic"])
 @named(IN_CODES)
 def test_every_rule_follows_the_oracle(cls, variant, rounds) -> None:
-    """Where float32 is rounded otherwise, a code may be another, by one, and the weights by what that makes; and where a
-    block's scale is, some of its codes."""
+    """Where float32 is rounded otherwise, a code may be another, by one, and the weights by what that makes; and where
+    a block's scale is, some of its codes."""
     results = []
     with one_thread():
         for backend, options in [("cpp", {"state_dtype": "int8"}), ("reference", {"state_dtype": "int8"}), ("cpp", {})]:
@@ -336,13 +345,6 @@ def test_bytes_an_element() -> None:
 
 
 # -- checkpoints
-
-
-def through_a_file(state_dict: dict[str, Any]) -> dict[str, Any]:
-    buffer = io.BytesIO()
-    torch.save(state_dict, buffer)
-    buffer.seek(0)
-    return torch.load(buffer, weights_only=True)
 
 
 def trained(cls: type, variant: str = "plain", **options: Any) -> Any:

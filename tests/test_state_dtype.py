@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import copy
-import io
 import pickle
 from typing import Any
 
 import pytest
 import torch
-from helpers import OPTIMIZERS, assert_same_bits, make_params, one_thread, run, set_grads, snapshot
+from helpers import OPTIMIZERS, assert_same_bits, make_params, one_thread, run, set_grads, snapshot, through_a_file
 from torch import nn
 
 import fusedreg
@@ -85,13 +84,6 @@ def resumed(optimizer: torch.optim.Optimizer, saved: dict[str, Any], **options: 
     ours = cls(params, **options)
     ours.load_state_dict(saved)
     return ours
-
-
-def through_a_file(state_dict: dict[str, Any]) -> dict[str, Any]:
-    buffer = io.BytesIO()
-    torch.save(state_dict, buffer)
-    buffer.seek(0)
-    return torch.load(buffer, weights_only=True)
 
 
 @pytest.mark.parametrize("cls", OPTIMIZERS, ids=lambda cls: cls.__name__)

@@ -7,13 +7,12 @@ five standard deviations of the binomial distribution that is meant.
 from __future__ import annotations
 
 import copy
-import io
 import math
 from typing import Any
 
 import pytest
 import torch
-from helpers import OPTIMIZERS, assert_same_bits, make_params, one_thread, run, snapshot
+from helpers import OPTIMIZERS, assert_same_bits, make_params, one_thread, run, snapshot, through_a_file
 from torch import Tensor, nn
 
 import fusedreg
@@ -348,13 +347,6 @@ def test_target_sparsity_keeps_its_share() -> None:
 
 
 # -- the seed
-
-
-def through_a_file(state_dict: dict[str, Any]) -> dict[str, Any]:
-    buffer = io.BytesIO()
-    torch.save(state_dict, buffer)
-    buffer.seek(0)
-    return torch.load(buffer, weights_only=True)
 
 
 @pytest.mark.parametrize("cls", [FusedRegAdam, FusedRegSGD])

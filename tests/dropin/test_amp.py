@@ -19,6 +19,8 @@ from twin_pairs import (
     every_rival,
     few_configurations,
     has_option,
+    like_every_rival,
+    like_the_twin,
     loss_of,
     make_model,
     on_default_device,
@@ -46,29 +48,25 @@ def scaled_backward(scaler, params, i: int, bad=None) -> None:
     scaler.scale(sum(losses)).backward()
 
 
-@every_rival
+@like_every_rival
 @every_configuration
 @pytest.mark.parametrize("bad", [math.inf, math.nan], ids=str)
-def test_growth_backoff_and_skipped_steps(configuration, bad, backend, rival) -> None:
+def test_growth_backoff_and_skipped_steps(make, bad):
     """Steps 0, 5 and 6 overflow. The scale, and the steps between, are the twin's."""
-
-    def flow(make):
-        params = make_params(SHAPES, torch.float32)
-        optimizer, scaler = make(params), make_scaler()
-        scales = []
-        for i in range(10):
-            optimizer.zero_grad()
-            scaled_backward(scaler, params, i, bad if i in (0, 5, 6) else None)
-            before = snapshot(optimizer)
-            scaler.step(optimizer)
-            if i in (0, 5, 6):
-                assert_same_bits(before, snapshot(optimizer))
-            scaler.update()
-            scales.append(scaler.get_scale())
-        assert min(scales) < 256.0 < max(scales)
-        return contents(optimizer), scales, scaler.state_dict()
-
-    assert_alike(flow, configuration, backend, rival)
+    params = make_params(SHAPES, torch.float32)
+    optimizer, scaler = make(params), make_scaler()
+    scales = []
+    for i in range(10):
+        optimizer.zero_grad()
+        scaled_backward(scaler, params, i, bad if i in (0, 5, 6) else None)
+        before = snapshot(optimizer)
+        scaler.step(optimizer)
+        if i in (0, 5, 6):
+            assert_same_bits(before, snapshot(optimizer))
+        scaler.update()
+        scales.append(scaler.get_scale())
+    assert min(scales) < 256.0 < max(scales)
+    return contents(optimizer), scales, scaler.state_dict()
 
 
 @few_configurations
@@ -84,25 +82,21 @@ def test_the_first_step_overflows(configuration, backend) -> None:
     assert all(state["step"] == 0 for state in optimizer.state.values())  # Adagrad's is there from the beginning
 
 
-@every_rival
+@like_every_rival
 @few_configurations
-def test_unscale_before_the_step(configuration, backend, rival) -> None:
+def test_unscale_before_the_step(make):
     """unscale_, a clip by hand, then the step: nothing may be unscaled twice."""
-
-    def flow(make):
-        params = make_params(SHAPES, torch.float32)
-        optimizer, scaler = make(params), make_scaler()
-        norms = []
-        for i in range(6):
-            optimizer.zero_grad()
-            scaled_backward(scaler, params, i, math.inf if i == 2 else None)
-            scaler.unscale_(optimizer)
-            norms.append(torch.nn.utils.clip_grad_norm_(params, 1.0))
-            scaler.step(optimizer)
-            scaler.update()
-        return [contents(optimizer), norms[:2] + norms[3:]]
-
-    assert_alike(flow, configuration, backend, rival)
+    params = make_params(SHAPES, torch.float32)
+    optimizer, scaler = make(params), make_scaler()
+    norms = []
+    for i in range(6):
+        optimizer.zero_grad()
+        scaled_backward(scaler, params, i, math.inf if i == 2 else None)
+        scaler.unscale_(optimizer)
+        norms.append(torch.nn.utils.clip_grad_norm_(params, 1.0))
+        scaler.step(optimizer)
+        scaler.update()
+    return [contents(optimizer), norms[:2] + norms[3:]]
 
 
 def test_the_norm_is_that_of_the_unscaled_gradients(backend) -> None:
@@ -118,27 +112,24 @@ def test_the_norm_is_that_of_the_unscaled_gradients(backend) -> None:
         torch.testing.assert_close(optimizer.grad_norm, expected)
 
 
-@every_rival
-def test_two_optimizers_with_one_scaler(backend, rival) -> None:
+@like_every_rival
+@pytest.mark.parametrize("configuration", ["adam-amsgrad"])
+def test_two_optimizers_with_one_scaler(make):
     """Only the one whose gradients overflow skips; the scale backs off for both."""
-
-    def flow(make):
-        first, second = make_params(SHAPES, seed=1), make_params(SHAPES, seed=2)
-        optimizers, scaler = (make(first), make(second, lr=0.01)), make_scaler()
-        scales = []
-        for i in range(8):
-            for optimizer in optimizers:
-                optimizer.zero_grad()
-            scaled_backward(scaler, first, i, math.inf if i in (2, 5) else None)
-            scaled_backward(scaler, second, i, math.inf if i in (4, 5) else None)
-            for optimizer in optimizers:
-                scaler.step(optimizer)
-            scaler.update()
-            scales.append(scaler.get_scale())
-        assert optimizers[0].state[first[0]]["step"] == optimizers[1].state[second[0]]["step"] == 6
-        return list(map(contents, optimizers)), scales
-
-    assert_alike(flow, "adam-amsgrad", backend, rival)
+    first, second = make_params(SHAPES, seed=1), make_params(SHAPES, seed=2)
+    optimizers, scaler = (make(first), make(second, lr=0.01)), make_scaler()
+    scales = []
+    for i in range(8):
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        scaled_backward(scaler, first, i, math.inf if i in (2, 5) else None)
+        scaled_backward(scaler, second, i, math.inf if i in (4, 5) else None)
+        for optimizer in optimizers:
+            scaler.step(optimizer)
+        scaler.update()
+        scales.append(scaler.get_scale())
+    assert optimizers[0].state[first[0]]["step"] == optimizers[1].state[second[0]]["step"] == 6
+    return list(map(contents, optimizers)), scales
 
 
 @every_configuration
@@ -207,96 +198,87 @@ def test_the_scaler_leaves_all_to_our_step(configuration, backend) -> None:
     assert len(calls) == 2
 
 
+@like_the_twin
 @few_configurations
-def test_steps_with_and_without_the_scaler(configuration, backend) -> None:
+def test_steps_with_and_without_the_scaler(make):
     """What the scaler has set on the optimizer is gone after its step."""
-
-    def flow(make):
-        params = make_params(SHAPES, torch.float32)
-        optimizer, scaler = make(params), make_scaler()
-        for i in range(6):
-            optimizer.zero_grad()
-            if i % 2:
-                ((params[0] - i) ** 2).sum().backward()
-                optimizer.step()
-            else:
-                scaled_backward(scaler, params, i)
-                scaler.step(optimizer)
-                scaler.update()
-        return contents(optimizer)
-
-    assert_alike(flow, configuration, backend)
-
-
-def test_a_scaler_that_is_off(backend) -> None:
-    def flow(make):
-        params = make_params(SHAPES)
-        optimizer, scaler = make(params), make_scaler(enabled=False)
-        for i in range(3):
-            optimizer.zero_grad()
+    params = make_params(SHAPES, torch.float32)
+    optimizer, scaler = make(params), make_scaler()
+    for i in range(6):
+        optimizer.zero_grad()
+        if i % 2:
+            ((params[0] - i) ** 2).sum().backward()
+            optimizer.step()
+        else:
             scaled_backward(scaler, params, i)
-            scaler.unscale_(optimizer)
             scaler.step(optimizer)
             scaler.update()
-        return contents(optimizer), scaler.get_scale()
-
-    assert_alike(flow, "adam", backend)
+    return contents(optimizer)
 
 
-def test_misuse_of_the_scaler_is_told_as_with_the_twin(backend) -> None:
-    def flow(make):
-        params = make_params(SHAPES)
-        optimizer, scaler = make(params), make_scaler()
-        told = []
-
-        def note(call, *args, **kwargs):
-            with pytest.raises(RuntimeError) as caught:
-                call(*args, **kwargs)
-            told.append(str(caught.value))
-
-        scaled_backward(scaler, params, 1)
-        note(scaler.step, optimizer, closure=lambda: 0.0)
+@like_the_twin
+@pytest.mark.parametrize("configuration", ["adam"])
+def test_a_scaler_that_is_off(make):
+    params = make_params(SHAPES)
+    optimizer, scaler = make(params), make_scaler(enabled=False)
+    for i in range(3):
+        optimizer.zero_grad()
+        scaled_backward(scaler, params, i)
         scaler.unscale_(optimizer)
-        note(scaler.unscale_, optimizer)
         scaler.step(optimizer)
-        note(scaler.step, optimizer)
-        note(scaler.unscale_, optimizer)
-        return contents(optimizer), told
-
-    assert_alike(flow, "adam", backend)
+        scaler.update()
+    return contents(optimizer), scaler.get_scale()
 
 
-def test_no_gradient_anywhere(backend) -> None:
+@like_the_twin
+@pytest.mark.parametrize("configuration", ["adam"])
+def test_misuse_of_the_scaler_is_told_as_with_the_twin(make):
+    params = make_params(SHAPES)
+    optimizer, scaler = make(params), make_scaler()
+    told = []
+
+    def note(call, *args, **kwargs):
+        with pytest.raises(RuntimeError) as caught:
+            call(*args, **kwargs)
+        told.append(str(caught.value))
+
+    scaled_backward(scaler, params, 1)
+    note(scaler.step, optimizer, closure=lambda: 0.0)
+    scaler.unscale_(optimizer)
+    note(scaler.unscale_, optimizer)
+    scaler.step(optimizer)
+    note(scaler.step, optimizer)
+    note(scaler.unscale_, optimizer)
+    return contents(optimizer), told
+
+
+@like_the_twin
+@pytest.mark.parametrize("configuration", ["adam"])
+def test_no_gradient_anywhere(make):
     """As the twin's fused step: nothing to check, nothing to do."""
-
-    def flow(make):
-        params = make_params(SHAPES)
-        optimizer, scaler = make(params, fused=True), make_scaler()
-        scaler.scale(torch.ones(())).item()  # makes the scale
-        scaler.step(optimizer)
-        return contents(optimizer)
-
-    assert_alike(flow, "adam", backend)
+    params = make_params(SHAPES)
+    optimizer, scaler = make(params, fused=True), make_scaler()
+    scaler.scale(torch.ones(())).item()  # makes the scale
+    scaler.step(optimizer)
+    return contents(optimizer)
 
 
+@like_the_twin
 @few_configurations
-def test_scaler_state_resumes_with_the_optimizers(configuration, backend) -> None:
-    def flow(make):
-        params = make_params(SHAPES, torch.float32)
-        optimizer, scaler = make(params), make_scaler()
-        for i in range(8):
-            if i == 4:
-                optimizer_state, scaler_state = optimizer.state_dict(), scaler.state_dict()
-                optimizer, scaler = make(params), make_scaler(init_scale=8.0)
-                optimizer.load_state_dict(optimizer_state)
-                scaler.load_state_dict(scaler_state)
-            optimizer.zero_grad()
-            scaled_backward(scaler, params, i, math.inf if i == 2 else None)
-            scaler.step(optimizer)
-            scaler.update()
-        return contents(optimizer), scaler.get_scale()
-
-    assert_alike(flow, configuration, backend)
+def test_scaler_state_resumes_with_the_optimizers(make):
+    params = make_params(SHAPES, torch.float32)
+    optimizer, scaler = make(params), make_scaler()
+    for i in range(8):
+        if i == 4:
+            optimizer_state, scaler_state = optimizer.state_dict(), scaler.state_dict()
+            optimizer, scaler = make(params), make_scaler(init_scale=8.0)
+            optimizer.load_state_dict(optimizer_state)
+            scaler.load_state_dict(scaler_state)
+        optimizer.zero_grad()
+        scaled_backward(scaler, params, i, math.inf if i == 2 else None)
+        scaler.step(optimizer)
+        scaler.update()
+    return contents(optimizer), scaler.get_scale()
 
 
 @every_rival
@@ -338,42 +320,38 @@ def test_autocast(configuration, with_scaler, backend, rival) -> None:
     assert_alike(flow, configuration, backend, rival, lr=0.01)
 
 
-@every_rival
+@like_every_rival
+@pytest.mark.parametrize("configuration", ["adam"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_a_model_of_low_precision_with_the_scaler(dtype, backend, rival) -> None:
+def test_a_model_of_low_precision_with_the_scaler(make, dtype):
     """Parameters themselves in 16 bits; the fused twin computes in float32 too, the for-loop does not."""
-
-    def flow(make):
-        model = make_model(dtype)
-        optimizer, scaler = make(model.parameters(), fused=True, eps=1e-3), make_scaler(init_scale=16.0)
-        recorded = torch.Generator().manual_seed(5)
-        for _ in range(4):
-            for param in model.parameters():
-                values = torch.randn(param.shape, generator=recorded, device="cpu") * 16
-                param.grad = values.to(param.device, dtype)
-            scaler.scale(torch.ones(()))
-            scaler.step(optimizer)
-            scaler.update()
-        return contents(optimizer)
-
-    assert_alike(flow, "adam", backend, rival)
+    model = make_model(dtype)
+    optimizer, scaler = make(model.parameters(), fused=True, eps=1e-3), make_scaler(init_scale=16.0)
+    recorded = torch.Generator().manual_seed(5)
+    for _ in range(4):
+        for param in model.parameters():
+            values = torch.randn(param.shape, generator=recorded, device="cpu") * 16
+            param.grad = values.to(param.device, dtype)
+        scaler.scale(torch.ones(()))
+        scaler.step(optimizer)
+        scaler.update()
+    return contents(optimizer)
 
 
-def test_the_loss_of_a_positional_closure_comes_back(backend) -> None:
-    def flow(make):
-        model = make_model()
-        optimizer, scaler = make(model.parameters(), fused=True), make_scaler(init_scale=1.0, growth_interval=100)
+@like_the_twin
+@pytest.mark.parametrize("configuration", ["sgd-dampening"])
+def test_the_loss_of_a_positional_closure_comes_back(make):
+    model = make_model()
+    optimizer, scaler = make(model.parameters(), fused=True), make_scaler(init_scale=1.0, growth_interval=100)
 
-        def closure():
-            optimizer.zero_grad()
-            loss = loss_of(model, 1)
-            scaler.scale(loss).backward()
-            return loss
+    def closure():
+        optimizer.zero_grad()
+        loss = loss_of(model, 1)
+        scaler.scale(loss).backward()
+        return loss
 
-        closure()
-        return [scaler.step(optimizer, closure).detach(), contents(optimizer)]
-
-    assert_alike(flow, "sgd-dampening", backend)
+    closure()
+    return [scaler.step(optimizer, closure).detach(), contents(optimizer)]
 
 
 def test_sgd_keeps_its_gain_over_a_skipped_step(backend) -> None:

@@ -7,13 +7,13 @@ import torch
 from torch import nn
 from torch.optim import swa_utils
 from twin_pairs import (
-    assert_alike,
     contents,
-    every_rival,
     few_configurations,
-    loss_of,
+    like_every_rival,
+    like_the_twin,
     make_model,
     on_default_device,
+    train,
 )
 
 pytestmark = pytest.mark.usefixtures("in_one_thread")
@@ -36,65 +36,50 @@ def tensors_of(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: value.detach().clone() for name, value in model.state_dict().items()}
 
 
-@every_rival
+@like_every_rival
 @few_configurations
 @pytest.mark.parametrize("average", AVERAGES)
-def test_averaged_model(average, configuration, backend, rival) -> None:
-    def flow(make):
-        model = make_model_with_batch_norm()
-        averaged = swa_utils.AveragedModel(model, **AVERAGES[average])
-        optimizer = make(model.parameters())
-        schedule = swa_utils.SWALR(optimizer, swa_lr=0.02, anneal_epochs=3)
-        for i in range(6):
-            optimizer.zero_grad()
-            loss_of(model, i).backward()
-            optimizer.step()
-            if i >= 2:
-                averaged.update_parameters(model)
-                schedule.step()
-        assert averaged.n_averaged == 4
-        assert not averaged.module[0].weight.equal(model[0].weight)
-        return [contents(optimizer), tensors_of(averaged)]
-
-    assert_alike(flow, configuration, backend, rival)
+def test_averaged_model(make, average):
+    model = make_model_with_batch_norm()
+    averaged = swa_utils.AveragedModel(model, **AVERAGES[average])
+    optimizer = make(model.parameters())
+    schedule = swa_utils.SWALR(optimizer, swa_lr=0.02, anneal_epochs=3)
+    for i in range(6):
+        train(model, optimizer, 1, seed=i)
+        if i >= 2:
+            averaged.update_parameters(model)
+            schedule.step()
+    assert averaged.n_averaged == 4
+    assert not averaged.module[0].weight.equal(model[0].weight)
+    return [contents(optimizer), tensors_of(averaged)]
 
 
+@like_the_twin
 @few_configurations
-def test_update_bn(configuration, backend) -> None:
+def test_update_bn(make):
     """update_bn resets the running statistics and takes them anew, with the averaged weights."""
-
-    def flow(make):
-        model = make_model_with_batch_norm()
-        averaged = swa_utils.AveragedModel(model)
-        optimizer = make(model.parameters())
-        for i in range(4):
-            optimizer.zero_grad()
-            loss_of(model, i).backward()
-            optimizer.step()
-            averaged.update_parameters(model)
-        stale = averaged.module[1].running_mean.clone()
-        swa_utils.update_bn([on_default_device((11, 5), 50 + i) for i in range(3)], averaged)
-        assert not averaged.module[1].running_mean.equal(stale)
-        return tensors_of(averaged)
-
-    assert_alike(flow, configuration, backend)
+    model = make_model_with_batch_norm()
+    averaged = swa_utils.AveragedModel(model)
+    optimizer = make(model.parameters())
+    for i in range(4):
+        train(model, optimizer, 1, seed=i)
+        averaged.update_parameters(model)
+    stale = averaged.module[1].running_mean.clone()
+    swa_utils.update_bn([on_default_device((11, 5), 50 + i) for i in range(3)], averaged)
+    assert not averaged.module[1].running_mean.equal(stale)
+    return tensors_of(averaged)
 
 
+@like_the_twin
 @few_configurations
-def test_training_goes_on_from_the_average(configuration, backend) -> None:
+def test_training_goes_on_from_the_average(make):
     """The average is copied into the trained model: its parameters change under the optimizer's plan."""
-
-    def flow(make):
-        model = make_model()
-        averaged = swa_utils.AveragedModel(model)
-        optimizer = make(model.parameters())
-        for i in range(6):
-            optimizer.zero_grad()
-            loss_of(model, i).backward()
-            optimizer.step()
-            averaged.update_parameters(model)
-            if i == 3:
-                model.load_state_dict(averaged.module.state_dict())
-        return [contents(optimizer), tensors_of(averaged)]
-
-    assert_alike(flow, configuration, backend)
+    model = make_model()
+    averaged = swa_utils.AveragedModel(model)
+    optimizer = make(model.parameters())
+    for i in range(6):
+        train(model, optimizer, 1, seed=i)
+        averaged.update_parameters(model)
+        if i == 3:
+            model.load_state_dict(averaged.module.state_dict())
+    return [contents(optimizer), tensors_of(averaged)]

@@ -38,6 +38,8 @@ from twin_pairs import (
     every_configuration,
     every_rival,
     few_configurations,
+    like_every_rival,
+    like_the_twin,
     loss_of,
     make_model,
     on_default_device,
@@ -54,86 +56,70 @@ pytestmark = pytest.mark.usefixtures("in_one_thread")
 # -- gradients that come and go
 
 
-@every_rival
+@like_every_rival
 @every_configuration
-def test_layers_frozen_and_unfrozen(configuration, backend, rival) -> None:
+def test_layers_frozen_and_unfrozen(make):
     """A frozen layer has no gradient: it stays, its state and count too, and goes on from there."""
-
-    def flow(make):
-        model = make_model()
-        optimizer = make(model.parameters())
-        train(model, optimizer, 2)
-        model[0].requires_grad_(False)
-        frozen = model[0].weight.detach().clone()
-        train(model, optimizer, 3, seed=10)
-        assert model[0].weight.equal(frozen)
-        model[0].requires_grad_(True)
-        model[2].weight.requires_grad_(False)
-        train(model, optimizer, 2, seed=20)
-        model.requires_grad_(True)
-        train(model, optimizer, 2, seed=30)
-        return contents(optimizer)
-
-    assert_alike(flow, configuration, backend, rival)
+    model = make_model()
+    optimizer = make(model.parameters())
+    train(model, optimizer, 2)
+    model[0].requires_grad_(False)
+    frozen = model[0].weight.detach().clone()
+    train(model, optimizer, 3, seed=10)
+    assert model[0].weight.equal(frozen)
+    model[0].requires_grad_(True)
+    model[2].weight.requires_grad_(False)
+    train(model, optimizer, 2, seed=20)
+    model.requires_grad_(True)
+    train(model, optimizer, 2, seed=30)
+    return contents(optimizer)
 
 
-@every_rival
+@like_every_rival
 @every_configuration
-def test_frozen_with_a_gradient_left(configuration, backend, rival) -> None:
+def test_frozen_with_a_gradient_left(make):
     """requires_grad_(False) keeps an old gradient; what counts is the gradient, and the parameter is stepped."""
-
-    def flow(make):
-        params = make_params(SHAPES, torch.float64)
-        params[1].requires_grad_(False)
-        optimizer = make(params)
-        for i in range(4):
-            set_grads(params, i)
-            params[0].requires_grad_(i % 2 == 0)
-            optimizer.step()
-        return contents(optimizer)
-
-    assert_alike(flow, configuration, backend, rival)
+    params = make_params(SHAPES, torch.float64)
+    params[1].requires_grad_(False)
+    optimizer = make(params)
+    for i in range(4):
+        set_grads(params, i)
+        params[0].requires_grad_(i % 2 == 0)
+        optimizer.step()
+    return contents(optimizer)
 
 
-@every_rival
+@like_every_rival
 @every_configuration
-def test_gradients_that_come_and_go(configuration, backend, rival) -> None:
+def test_gradients_that_come_and_go(make):
     """Each parameter has a gradient in its own subset of ten steps, in one step none has."""
-
-    def flow(make):
-        params = make_params(SHAPES, torch.float64)
-        optimizer = make(params)
-        for i in range(10):
-            set_grads(params, i)
-            for k, param in enumerate(params):
-                if i == 6 or (i >> k) % 2:
-                    param.grad = None
-            optimizer.step()
-        return contents(optimizer)
-
-    assert_alike(flow, configuration, backend, rival)
+    params = make_params(SHAPES, torch.float64)
+    optimizer = make(params)
+    for i in range(10):
+        set_grads(params, i)
+        for k, param in enumerate(params):
+            if i == 6 or (i >> k) % 2:
+                param.grad = None
+        optimizer.step()
+    return contents(optimizer)
 
 
-@every_rival
+@like_every_rival
 @every_configuration
 @pytest.mark.parametrize("set_to_none", [True, False], ids=["none", "zeros"])
-def test_zero_grad(configuration, set_to_none, backend, rival) -> None:
+def test_zero_grad(make, set_to_none):
     """After None nothing moves; after zeros the moments decay and momentum carries on."""
-
-    def flow(make):
-        params = make_params(SHAPES, torch.float64)
-        optimizer = make(params)
-        run(optimizer, params, 2)
-        optimizer.zero_grad(set_to_none=set_to_none)
-        assert all((param.grad is None) == set_to_none for param in params)
-        before = snapshot(optimizer)
-        optimizer.step()
-        optimizer.step()
-        if set_to_none:
-            assert_same_bits(before, snapshot(optimizer))
-        return contents(optimizer)
-
-    assert_alike(flow, configuration, backend, rival)
+    params = make_params(SHAPES, torch.float64)
+    optimizer = make(params)
+    run(optimizer, params, 2)
+    optimizer.zero_grad(set_to_none=set_to_none)
+    assert all((param.grad is None) == set_to_none for param in params)
+    before = snapshot(optimizer)
+    optimizer.step()
+    optimizer.step()
+    if set_to_none:
+        assert_same_bits(before, snapshot(optimizer))
+    return contents(optimizer)
 
 
 @every_class
@@ -152,24 +138,21 @@ def test_zero_grad_by_default_and_on_a_graph(cls) -> None:
     assert not gradient.any()
 
 
+@like_the_twin
 @few_configurations
 @pytest.mark.filterwarnings("ignore:Using backward.. with create_graph=True")
-def test_gradients_with_a_graph(configuration, backend) -> None:
+def test_gradients_with_a_graph(make):
     """backward(create_graph=True) leaves gradients that require gradients themselves."""
-
-    def flow(make):
-        params = make_params(SHAPES, torch.float64)
-        optimizer = make(params)
-        for _ in range(3):
-            optimizer.zero_grad()
-            sum((param**3).sum() for param in params).backward(create_graph=True)
-            assert params[0].grad.requires_grad
-            optimizer.step()
+    params = make_params(SHAPES, torch.float64)
+    optimizer = make(params)
+    for _ in range(3):
         optimizer.zero_grad()
-        assert not any(tensor.requires_grad for state in optimizer.state.values() for tensor in state.values())
-        return contents(optimizer)
-
-    assert_alike(flow, configuration, backend)
+        sum((param**3).sum() for param in params).backward(create_graph=True)
+        assert params[0].grad.requires_grad
+        optimizer.step()
+    optimizer.zero_grad()
+    assert not any(tensor.requires_grad for state in optimizer.state.values() for tensor in state.values())
+    return contents(optimizer)
 
 
 @every_class
@@ -208,48 +191,41 @@ def test_a_model_is_let_go_with_its_optimizer(cls, is_regularized, backend) -> N
 # -- parameters' data
 
 
-@every_rival
+@like_every_rival
 @every_configuration
-def test_data_swapped(configuration, backend, rival) -> None:
+def test_data_swapped(make):
     """p.data = ...: new values, another layout, a view of something larger; and in-place writes between steps."""
-
-    def flow(make):
-        params = make_params(SHAPES, torch.float64)
-        optimizer = make(params)
-        run(optimizer, params, 2)
-        params[0].data = params[0].data * 2
-        run(optimizer, params, 1, first_seed=1)
-        params[3].data = params[3].data.transpose(0, 2).contiguous().transpose(0, 2)
-        run(optimizer, params, 1, first_seed=2)
-        wider = torch.full((6, 8), 7.0, dtype=torch.float64)
-        wider[:, 1::3].copy_(params[0].detach())
-        params[0].data = wider[:, 1::3]
-        run(optimizer, params, 2, first_seed=3)
-        assert (wider[:, ::3] == 7).all()
-        with torch.no_grad():
-            params[1].mul_(0.5)
-            params[2].fill_(0.25)
-        run(optimizer, params, 1, first_seed=5)
-        return contents(optimizer)
-
-    assert_alike(flow, configuration, backend, rival)
+    params = make_params(SHAPES, torch.float64)
+    optimizer = make(params)
+    run(optimizer, params, 2)
+    params[0].data = params[0].data * 2
+    run(optimizer, params, 1, first_seed=1)
+    params[3].data = params[3].data.transpose(0, 2).contiguous().transpose(0, 2)
+    run(optimizer, params, 1, first_seed=2)
+    wider = torch.full((6, 8), 7.0, dtype=torch.float64)
+    wider[:, 1::3].copy_(params[0].detach())
+    params[0].data = wider[:, 1::3]
+    run(optimizer, params, 2, first_seed=3)
+    assert (wider[:, ::3] == 7).all()
+    with torch.no_grad():
+        params[1].mul_(0.5)
+        params[2].fill_(0.25)
+    run(optimizer, params, 1, first_seed=5)
+    return contents(optimizer)
 
 
+@like_the_twin
 @few_configurations
 @pytest.mark.parametrize("assign", [False, True])
-def test_a_models_state_dict_loaded_in_mid_training(configuration, assign, backend) -> None:
+def test_a_models_state_dict_loaded_in_mid_training(make, assign):
     """With assign=True the model gets new parameters, and the optimizer keeps the old ones, as the twin does."""
-
-    def flow(make):
-        model = make_model()
-        optimizer = make(model.parameters())
-        saved = copy.deepcopy(model.state_dict())
-        train(model, optimizer, 2)
-        model.load_state_dict(saved, assign=assign)
-        train(model, optimizer, 2, seed=5)
-        return [contents(optimizer), list(model.state_dict().values())]
-
-    assert_alike(flow, configuration, backend)
+    model = make_model()
+    optimizer = make(model.parameters())
+    saved = copy.deepcopy(model.state_dict())
+    train(model, optimizer, 2)
+    model.load_state_dict(saved, assign=assign)
+    train(model, optimizer, 2, seed=5)
+    return [contents(optimizer), list(model.state_dict().values())]
 
 
 @pytest.mark.parametrize(
@@ -398,9 +374,7 @@ def test_the_default_device_is_not_the_parameters(configuration, backend, rival)
         params = make_params(((6, 3), (5,)), torch.float64)
         with torch.device(next(devices)):
             optimizer = make(params)
-            for i in range(3):
-                set_grads(params, i)
-                optimizer.step()
+            run(optimizer, params, 3)
         return contents(optimizer)
 
     assert_alike(flow, configuration, backend, rival)
@@ -422,22 +396,18 @@ def test_a_clipped_step_under_another_default_device(backend) -> None:
 # -- modules of other kinds
 
 
-@every_rival
+@like_every_rival
 @few_configurations
-def test_tied_weights(configuration, backend, rival) -> None:
+def test_tied_weights(make):
     """One parameter in two layers: it is listed, and stepped, once."""
-
-    def flow(make):
-        model = nn.Sequential(nn.Linear(5, 5), nn.Tanh(), nn.Linear(5, 5)).double()
-        for seed, param in enumerate(model.parameters()):
-            param.data.copy_(on_default_device(param.shape, seed))
-        model[2].weight = model[0].weight
-        optimizer = make(model.parameters())
-        assert len(optimizer.param_groups[0]["params"]) == 3
-        train(model, optimizer, 4)
-        return contents(optimizer)
-
-    assert_alike(flow, configuration, backend, rival)
+    model = nn.Sequential(nn.Linear(5, 5), nn.Tanh(), nn.Linear(5, 5)).double()
+    for seed, param in enumerate(model.parameters()):
+        param.data.copy_(on_default_device(param.shape, seed))
+    model[2].weight = model[0].weight
+    optimizer = make(model.parameters())
+    assert len(optimizer.param_groups[0]["params"]) == 3
+    train(model, optimizer, 4)
+    return contents(optimizer)
 
 
 @every_rival
@@ -468,54 +438,46 @@ PARAMETRIZATIONS = {
 }
 
 
-@every_rival
+@like_every_rival
 @few_configurations
 @pytest.mark.parametrize("name", PARAMETRIZATIONS)
-def test_parametrized_modules(name, configuration, backend, rival) -> None:
+def test_parametrized_modules(make, name):
     """And parametrized in mid-training: the old parameter goes, and the new ones come in a group of their own."""
-
-    def flow(make):
-        torch.manual_seed(3)  # spectral norm starts at random
-        model = make_model()
-        PARAMETRIZATIONS[name](model[0])
-        optimizer = make(model.parameters())
-        train(model, optimizer, 2)
-        known = set(model.parameters())
-        torch.manual_seed(4)
-        PARAMETRIZATIONS[name](model[2])
-        optimizer.add_param_group({"params": [param for param in model.parameters() if param not in known]})
-        train(model, optimizer, 2, seed=10)
-        parametrize.remove_parametrizations(model[0], "weight")
-        return [contents(optimizer), model[0].weight.detach()]
-
-    assert_alike(flow, configuration, backend, rival)
+    torch.manual_seed(3)  # spectral norm starts at random
+    model = make_model()
+    PARAMETRIZATIONS[name](model[0])
+    optimizer = make(model.parameters())
+    train(model, optimizer, 2)
+    known = set(model.parameters())
+    torch.manual_seed(4)
+    PARAMETRIZATIONS[name](model[2])
+    optimizer.add_param_group({"params": [param for param in model.parameters() if param not in known]})
+    train(model, optimizer, 2, seed=10)
+    parametrize.remove_parametrizations(model[0], "weight")
+    return [contents(optimizer), model[0].weight.detach()]
 
 
-@every_rival
+@like_every_rival
 @few_configurations
-def test_functional_calls_and_func_grad(configuration, backend, rival) -> None:
+def test_functional_calls_and_func_grad(make):
     """Gradients by torch.func over stacked models, set by hand."""
+    models = [make_model() for _ in range(3)]
+    for i, model in enumerate(models):
+        model[0].weight.data.mul_(1 + i)
+    params, buffers = torch.func.stack_module_state(models)
+    optimizer = make(params.values())
+    base = models[0]
 
-    def flow(make):
-        models = [make_model() for _ in range(3)]
-        for i, model in enumerate(models):
-            model[0].weight.data.mul_(1 + i)
-        params, buffers = torch.func.stack_module_state(models)
-        optimizer = make(params.values())
-        base = models[0]
+    def loss(params, x):
+        return (torch.func.functional_call(base, (params, buffers), (x,)) - 1).square().mean()
 
-        def loss(params, x):
-            return (torch.func.functional_call(base, (params, buffers), (x,)) - 1).square().mean()
-
-        for i in range(4):
-            x = on_default_device((3, 11, 5), i)
-            gradients = torch.func.vmap(torch.func.grad(loss))({k: v.detach() for k, v in params.items()}, x)
-            for name, param in params.items():
-                param.grad = gradients[name]
-            optimizer.step()
-        return contents(optimizer)
-
-    assert_alike(flow, configuration, backend, rival)
+    for i in range(4):
+        x = on_default_device((3, 11, 5), i)
+        gradients = torch.func.vmap(torch.func.grad(loss))({k: v.detach() for k, v in params.items()}, x)
+        for name, param in params.items():
+            param.grad = gradients[name]
+        optimizer.step()
+    return contents(optimizer)
 
 
 @every_class
@@ -536,81 +498,65 @@ def test_a_step_inside_a_transform_is_refused(cls, backend) -> None:
         assert param.equal(before)
 
 
+@like_the_twin
 @few_configurations
-def test_shared_memory(configuration, backend) -> None:
+def test_shared_memory(make):
     """share_memory() in mid-training moves the storage of every parameter; a peer's view sees the next step."""
-
-    def flow(make):
-        model = make_model()
-        optimizer = make(model.parameters())
-        train(model, optimizer, 2)
-        model.share_memory()
-        if torch.get_default_device().type == "cpu":
-            assert model[0].weight.is_shared()
-        peer = model[0].weight.detach()
-        train(model, optimizer, 2, seed=10)
-        assert peer.equal(model[0].weight)
-        return contents(optimizer)
-
-    assert_alike(flow, configuration, backend)
+    model = make_model()
+    optimizer = make(model.parameters())
+    train(model, optimizer, 2)
+    model.share_memory()
+    if torch.get_default_device().type == "cpu":
+        assert model[0].weight.is_shared()
+    peer = model[0].weight.detach()
+    train(model, optimizer, 2, seed=10)
+    assert peer.equal(model[0].weight)
+    return contents(optimizer)
 
 
-@every_rival
+@like_every_rival
 @few_configurations
-def test_lazy_modules(configuration, backend, rival) -> None:
+def test_lazy_modules(make):
     """The optimizer takes parameters that have no shape yet, steps past them, and finds them when they have one."""
-
-    def flow(make):
-        lazy = nn.Sequential(nn.LazyLinear(7, dtype=torch.float64), nn.Tanh(), nn.Linear(7, 3, dtype=torch.float64))
-        optimizer = make(lazy.parameters())
-        optimizer.step()
-        optimizer.zero_grad()
-        assert isinstance(lazy[0].weight, nn.UninitializedParameter)
-        lazy(on_default_device((2, 5), 1))
-        lazy.load_state_dict(make_model().state_dict())
-        train(lazy, optimizer, 3)
-        return contents(optimizer)
-
-    assert_alike(flow, configuration, backend, rival)
+    lazy = nn.Sequential(nn.LazyLinear(7, dtype=torch.float64), nn.Tanh(), nn.Linear(7, 3, dtype=torch.float64))
+    optimizer = make(lazy.parameters())
+    optimizer.step()
+    optimizer.zero_grad()
+    assert isinstance(lazy[0].weight, nn.UninitializedParameter)
+    lazy(on_default_device((2, 5), 1))
+    lazy.load_state_dict(make_model().state_dict())
+    train(lazy, optimizer, 3)
+    return contents(optimizer)
 
 
 class Tagged(nn.Parameter):
     """A user's own subclass, plain memory underneath."""
 
 
-@every_rival
+@like_every_rival
 @few_configurations
-def test_parameter_subclasses_and_plain_tensors(configuration, backend, rival) -> None:
+def test_parameter_subclasses_and_plain_tensors(make):
     """A subclass of Parameter, a Buffer, a plain tensor that requires grad and one that does not."""
-
-    def flow(make):
-        first, second, third, fourth = (param.detach() for param in make_params(SHAPES, torch.float64))
-        params = [Tagged(first), nn.Buffer(second), third.requires_grad_(), fourth]
-        optimizer = make(params)
-        run(optimizer, params, 3)
-        assert type(optimizer.param_groups[0]["params"][0]) is Tagged
-        return [
-            {name: tensor.as_subclass(torch.Tensor) for name, tensor in each.items()} for each in contents(optimizer)
-        ]
-
-    assert_alike(flow, configuration, backend, rival)
+    first, second, third, fourth = (param.detach() for param in make_params(SHAPES, torch.float64))
+    params = [Tagged(first), nn.Buffer(second), third.requires_grad_(), fourth]
+    optimizer = make(params)
+    run(optimizer, params, 3)
+    assert type(optimizer.param_groups[0]["params"][0]) is Tagged
+    return [{name: tensor.as_subclass(torch.Tensor) for name, tensor in each.items()} for each in contents(optimizer)]
 
 
+@like_the_twin
 @few_configurations
-def test_a_tensor_that_retains_its_gradient(configuration, backend) -> None:
+def test_a_tensor_that_retains_its_gradient(make):
     """Not a leaf, but allowed: torch takes what has retain_grad()."""
-
-    def flow(make):
-        leaf = make_params(((6, 3),), torch.float64)[0]
-        param = leaf * 2
-        param.retain_grad()
-        optimizer = make([param])
-        param.square().sum().backward()
-        optimizer.step()
-        optimizer.step()
-        return contents(optimizer)
-
-    assert_alike(flow, configuration, backend)
+    leaf = make_params(((6, 3),), torch.float64)[0]
+    param = leaf * 2
+    param.retain_grad()
+    optimizer = make([param])
+    param.square().sum().backward()
+    optimizer.step()
+    optimizer.step()
+    return contents(optimizer)
 
 
 @every_class
@@ -644,39 +590,33 @@ def test_sparse_gradients_are_refused(cls, backend) -> None:
 # -- modes around a step
 
 
-@every_rival
+@like_every_rival
 @every_configuration
 @pytest.mark.parametrize("mode", ["no_grad", "enable_grad", "inference_mode"])
-def test_modes_around_a_step(mode, configuration, backend, rival) -> None:
+def test_modes_around_a_step(make, mode):
     """The step is the same, and leaves nothing that requires a gradient."""
-
-    def flow(make):
-        params = make_params(SHAPES, torch.float64)
-        optimizer = make(params)
-        for i in range(4):
-            set_grads(params, i)
-            with getattr(torch, mode)():
-                optimizer.step()
-        assert all(param.is_leaf and param.requires_grad for param in params)
-        assert not any(tensor.requires_grad for state in optimizer.state.values() for tensor in state.values())
-        return contents(optimizer)
-
-    assert_alike(flow, configuration, backend, rival)
-
-
-@every_configuration
-def test_inference_mode_after_ordinary_steps(configuration, backend) -> None:
-    def flow(make):
-        params = make_params(SHAPES, torch.float64)
-        optimizer = make(params)
-        run(optimizer, params, 2)
-        set_grads(params, 8)
-        with torch.inference_mode():
+    params = make_params(SHAPES, torch.float64)
+    optimizer = make(params)
+    for i in range(4):
+        set_grads(params, i)
+        with getattr(torch, mode)():
             optimizer.step()
-        run(optimizer, params, 2)
-        return contents(optimizer)
+    assert all(param.is_leaf and param.requires_grad for param in params)
+    assert not any(tensor.requires_grad for state in optimizer.state.values() for tensor in state.values())
+    return contents(optimizer)
 
-    assert_alike(flow, configuration, backend)
+
+@like_the_twin
+@every_configuration
+def test_inference_mode_after_ordinary_steps(make):
+    params = make_params(SHAPES, torch.float64)
+    optimizer = make(params)
+    run(optimizer, params, 2)
+    set_grads(params, 8)
+    with torch.inference_mode():
+        optimizer.step()
+    run(optimizer, params, 2)
+    return contents(optimizer)
 
 
 @pytest.mark.parametrize("configuration", ["adam", "adamw", "sgd-dampening"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
 import pickle
 
 import pytest
@@ -20,6 +19,7 @@ from helpers import (
     run,
     set_grads,
     snapshot,
+    through_a_file,
     variant_of,
 )
 from torch import Tensor, nn
@@ -32,8 +32,9 @@ from twin_pairs import (
     every_class,
     every_configuration,
     every_configuration_of_torch,
-    every_rival,
     few_configurations,
+    like_every_rival,
+    like_the_twin,
     loss_of,
     make_model,
     plain,
@@ -47,13 +48,6 @@ DOUBLE = tolerance(torch.float64)
 
 def through_memory(state_dict):
     return state_dict
-
-
-def through_a_file(state_dict):
-    buffer = io.BytesIO()
-    torch.save(state_dict, buffer)
-    buffer.seek(0)
-    return torch.load(buffer, weights_only=True)
 
 
 @every_optimizer
@@ -208,80 +202,67 @@ def of_an_older_torch(state_dict, step_type, missing):
     return old
 
 
-@every_rival
+@like_every_rival
 @pytest.mark.parametrize("configuration", ["adam", "adamw", "sgd-dampening", "sgd"])
 @pytest.mark.parametrize("step_type", [int, float], ids=["int", "float"])
 @pytest.mark.parametrize("missing", [set(), NOT_ALWAYS_THERE], ids=["all-keys", "old-keys"])
-def test_checkpoints_of_older_torch(configuration, step_type, missing, backend, rival) -> None:
-    def flow(make):
-        params = make_params(dtype=torch.float64)
-        optimizer = make(params)
-        run(optimizer, params, 3)
-        resumed = make(params)
-        resumed.load_state_dict(through_a_file(of_an_older_torch(optimizer.state_dict(), step_type, missing)))
-        filled_in = [{key: group[key] for key in missing & set(group)} for group in resumed.param_groups]
-        run(resumed, params, 3, first_seed=50)
-        return contents(resumed), filled_in
-
-    assert_alike(flow, configuration, backend, rival)
+def test_checkpoints_of_older_torch(make, step_type, missing):
+    params = make_params(dtype=torch.float64)
+    optimizer = make(params)
+    run(optimizer, params, 3)
+    resumed = make(params)
+    resumed.load_state_dict(through_a_file(of_an_older_torch(optimizer.state_dict(), step_type, missing)))
+    filled_in = [{key: group[key] for key in missing & set(group)} for group in resumed.param_groups]
+    run(resumed, params, 3, first_seed=50)
+    return contents(resumed), filled_in
 
 
+@like_the_twin
+@pytest.mark.parametrize("configuration", ["adam"])
 @pytest.mark.parametrize("amsgrad", [False, True])
-def test_groups_without_amsgrad(amsgrad, backend) -> None:
+def test_groups_without_amsgrad(make, amsgrad):
     """The oldest Adam checkpoints have no amsgrad: it is off, whatever this optimizer was made with."""
-
-    def flow(make):
-        params = make_params(dtype=torch.float64)
-        optimizer = make(params)
-        run(optimizer, params, 2)
-        resumed = make(params, amsgrad=amsgrad)
-        resumed.load_state_dict(of_an_older_torch(optimizer.state_dict(), float, {"amsgrad", *NOT_ALWAYS_THERE}))
-        run(resumed, params, 2)
-        return contents(resumed), [group["amsgrad"] for group in resumed.param_groups]
-
-    assert_alike(flow, "adam", backend)
+    params = make_params(dtype=torch.float64)
+    optimizer = make(params)
+    run(optimizer, params, 2)
+    resumed = make(params, amsgrad=amsgrad)
+    resumed.load_state_dict(of_an_older_torch(optimizer.state_dict(), float, {"amsgrad", *NOT_ALWAYS_THERE}))
+    run(resumed, params, 2)
+    return contents(resumed), [group["amsgrad"] for group in resumed.param_groups]
 
 
+@like_the_twin
 @pytest.mark.parametrize("configuration", ["sgd-dampening"])
-def test_momentum_buffers_that_are_none(configuration, backend) -> None:
+def test_momentum_buffers_that_are_none(make):
     """torch's SGD wrote None for a parameter that had not been stepped."""
-
-    def flow(make):
-        params = make_params(dtype=torch.float64)
-        optimizer = make(params)
-        set_grads(params, 1)
-        params[1].grad = None
-        optimizer.step()
-        state_dict = optimizer.state_dict()
-        state_dict["state"][1] = {"momentum_buffer": None}
-        resumed = make(params)
-        resumed.load_state_dict(state_dict)
-        run(resumed, params, 2)
-        return contents(resumed)
-
-    assert_alike(flow, configuration, backend)
+    params = make_params(dtype=torch.float64)
+    optimizer = make(params)
+    set_grads(params, 1)
+    params[1].grad = None
+    optimizer.step()
+    state_dict = optimizer.state_dict()
+    state_dict["state"][1] = {"momentum_buffer": None}
+    resumed = make(params)
+    resumed.load_state_dict(state_dict)
+    run(resumed, params, 2)
+    return contents(resumed)
 
 
+@like_the_twin
 @every_configuration_of_torch
-def test_a_pickle_of_an_older_optimizer(configuration, backend) -> None:
+def test_a_pickle_of_an_older_optimizer(make):
     """__setstate__ fills in what the pickled groups and defaults lack, as the twin's does."""
-
-    def flow(make):
-        params = make_params(dtype=torch.float64)
-        optimizer = make(params)
-        run(optimizer, params, 2)
-        state = copy.deepcopy(optimizer.__getstate__())
-        old = of_an_older_torch(
-            {"state": state["state"], "param_groups": state["param_groups"]}, float, NOT_ALWAYS_THERE
-        )
-        fresh = type(optimizer).__new__(type(optimizer))
-        fresh.__setstate__({**state, **old})
-        own = [param for group in fresh.param_groups for param in group["params"]]
-        run(fresh, own, 2)
-        filled_in = [{key: group[key] for key in NOT_ALWAYS_THERE & set(group)} for group in fresh.param_groups]
-        return contents(fresh), filled_in
-
-    assert_alike(flow, configuration, backend)
+    params = make_params(dtype=torch.float64)
+    optimizer = make(params)
+    run(optimizer, params, 2)
+    state = copy.deepcopy(optimizer.__getstate__())
+    old = of_an_older_torch({"state": state["state"], "param_groups": state["param_groups"]}, float, NOT_ALWAYS_THERE)
+    fresh = type(optimizer).__new__(type(optimizer))
+    fresh.__setstate__({**state, **old})
+    own = [param for group in fresh.param_groups for param in group["params"]]
+    run(fresh, own, 2)
+    filled_in = [{key: group[key] for key in NOT_ALWAYS_THERE & set(group)} for group in fresh.param_groups]
+    return contents(fresh), filled_in
 
 
 # -- copies
@@ -306,35 +287,30 @@ def test_copies_go_on_alike(cls, flags, copier, backend) -> None:
     assert_same_bits(snapshot(optimizer), snapshot(copied))
 
 
-@every_rival
+@like_every_rival
 @every_configuration
 @every_copier
-def test_a_model_copied_with_its_optimizer(configuration, copier, backend, rival) -> None:
+def test_a_model_copied_with_its_optimizer(make, copier):
     """In one copy, the copied optimizer steps the copied model; the original stays where it was."""
-
-    def flow(make):
-        model = make_model()
-        optimizer = make(model.parameters())
-        train(model, optimizer, 3)
-        before = snapshot(optimizer)
-        copied_model, copied = COPIERS[copier]((model, optimizer))
-        assert copied.param_groups[0]["params"][0] is copied_model[0].weight
-        train(copied_model, copied, 3, seed=30)
-        assert_same_bits(before, snapshot(optimizer))
-        train(model, optimizer, 2, seed=60)
-        return [contents(optimizer), contents(copied)]
-
-    assert_alike(flow, configuration, backend, rival)
+    model = make_model()
+    optimizer = make(model.parameters())
+    train(model, optimizer, 3)
+    before = snapshot(optimizer)
+    copied_model, copied = COPIERS[copier]((model, optimizer))
+    assert copied.param_groups[0]["params"][0] is copied_model[0].weight
+    train(copied_model, copied, 3, seed=30)
+    assert_same_bits(before, snapshot(optimizer))
+    train(model, optimizer, 2, seed=60)
+    return [contents(optimizer), contents(copied)]
 
 
+@like_the_twin
+@pytest.mark.parametrize("configuration", ["sgd-dampening"])
 @every_copier
-def test_a_copy_before_the_first_step(copier, backend) -> None:
-    def flow(make):
-        model, optimizer = COPIERS[copier]((model := make_model(), make(model.parameters())))
-        train(model, optimizer, 2)
-        return contents(optimizer)
-
-    assert_alike(flow, "sgd-dampening", backend, "twin")
+def test_a_copy_before_the_first_step(make, copier):
+    model, optimizer = COPIERS[copier]((model := make_model(), make(model.parameters())))
+    train(model, optimizer, 2)
+    return contents(optimizer)
 
 
 @every_configuration
@@ -357,50 +333,44 @@ def test_the_tensors_of_a_state_dict_are_the_live_ones(configuration, backend) -
         assert all(a is b for a, b in zip(held, now, strict=True))
 
 
+@like_the_twin
 @every_configuration
-def test_two_optimizers_loaded_from_one_state_dict(configuration, backend) -> None:
+def test_two_optimizers_loaded_from_one_state_dict(make):
     """load_state_dict keeps tensors that fit as they are: the two then share their state, as the twin's do."""
-
-    def flow(make):
-        params, own, others = (make_params(dtype=torch.float64, seed=seed) for seed in (1, 2, 3))
-        optimizer = make(params)
-        run(optimizer, params, 2)
-        state_dict = optimizer.state_dict()
-        pair = make(own), make(others)
-        for each in pair:
-            each.load_state_dict(state_dict)
-        for i in range(3):
-            run(pair[0], own, 1, first_seed=i)
-            run(pair[1], others, 1, first_seed=20 + i)
-        return [contents(each) for each in pair]
-
-    assert_alike(flow, configuration, backend)
+    params, own, others = (make_params(dtype=torch.float64, seed=seed) for seed in (1, 2, 3))
+    optimizer = make(params)
+    run(optimizer, params, 2)
+    state_dict = optimizer.state_dict()
+    pair = make(own), make(others)
+    for each in pair:
+        each.load_state_dict(state_dict)
+    for i in range(3):
+        run(pair[0], own, 1, first_seed=i)
+        run(pair[1], others, 1, first_seed=20 + i)
+    return [contents(each) for each in pair]
 
 
 # -- by name, over other dtypes, and with extras
 
 
+@like_the_twin
 @every_configuration
-def test_named_parameters_resume(configuration, backend) -> None:
+def test_named_parameters_resume(make):
     """param_names stand in the groups and go with the state dict; a checkpoint without names keeps ours."""
-
-    def flow(make):
-        model = make_model()
-        named, plain = make(model.named_parameters()), make(model.parameters())
-        train(model, named, 2)
-        plain.load_state_dict(named.state_dict())
-        names = [plain.param_groups[0]["param_names"]]
-        train(model, plain, 2)
-        unnamed = plain.state_dict()
-        for group in unnamed["param_groups"]:
-            del group["param_names"]
-        again = make(model.named_parameters())
-        again.load_state_dict(unnamed)
-        names.append(again.param_groups[0]["param_names"])
-        train(model, again, 2)
-        return contents(again), names
-
-    assert_alike(flow, configuration, backend)
+    model = make_model()
+    named, plain = make(model.named_parameters()), make(model.parameters())
+    train(model, named, 2)
+    plain.load_state_dict(named.state_dict())
+    names = [plain.param_groups[0]["param_names"]]
+    train(model, plain, 2)
+    unnamed = plain.state_dict()
+    for group in unnamed["param_groups"]:
+        del group["param_names"]
+    again = make(model.named_parameters())
+    again.load_state_dict(unnamed)
+    names.append(again.param_groups[0]["param_names"])
+    train(model, again, 2)
+    return contents(again), names
 
 
 @every_configuration
@@ -438,23 +408,20 @@ def test_what_else_a_user_keeps_in_a_state_dict(cls, backend) -> None:
     assert kept[0] == kept[1]
 
 
+@like_the_twin
 @few_configurations
-def test_a_checkpoint_taken_while_parameters_lack_gradients(configuration, backend) -> None:
+def test_a_checkpoint_taken_while_parameters_lack_gradients(make):
     """Some parameters have no state yet; they begin at their own first step after the resume."""
-
-    def flow(make):
-        params = make_params(dtype=torch.float64)
-        optimizer = make(params)
-        for i in range(2):
-            set_grads(params, i)
-            params[0].grad = params[3].grad = None
-            optimizer.step()
-        resumed = make(params)
-        resumed.load_state_dict(through_a_file(optimizer.state_dict()))
-        run(resumed, params, 2)
-        return contents(resumed)
-
-    assert_alike(flow, configuration, backend)
+    params = make_params(dtype=torch.float64)
+    optimizer = make(params)
+    for i in range(2):
+        set_grads(params, i)
+        params[0].grad = params[3].grad = None
+        optimizer.step()
+    resumed = make(params)
+    resumed.load_state_dict(through_a_file(optimizer.state_dict()))
+    run(resumed, params, 2)
+    return contents(resumed)
 
 
 def test_the_gain_of_a_checkpoint_is_used(backend) -> None:
@@ -512,15 +479,13 @@ class Trainer(nn.Module):
         return self.body(x)
 
 
+@like_the_twin
 @few_configurations
-def test_a_module_that_holds_its_optimizer_is_copied_with_it(configuration, backend) -> None:
-    def flow(make):
-        trainer = Trainer(make)
-        train(trainer, trainer.optimizer, 2)
-        copied = copy.deepcopy(trainer)
-        assert copied.optimizer.param_groups[0]["params"][0] is copied.body[0].weight
-        loss_of(copied, 3).backward()
-        copied.optimizer.step()
-        return [contents(trainer.optimizer), contents(copied.optimizer)]
-
-    assert_alike(flow, configuration, backend)
+def test_a_module_that_holds_its_optimizer_is_copied_with_it(make):
+    trainer = Trainer(make)
+    train(trainer, trainer.optimizer, 2)
+    copied = copy.deepcopy(trainer)
+    assert copied.optimizer.param_groups[0]["params"][0] is copied.body[0].weight
+    loss_of(copied, 3).backward()
+    copied.optimizer.step()
+    return [contents(trainer.optimizer), contents(copied.optimizer)]

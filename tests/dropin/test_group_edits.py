@@ -7,15 +7,16 @@ from collections import OrderedDict, defaultdict
 
 import pytest
 import torch
-from helpers import REGULARIZED, TWINS, FusedRegAdam, FusedRegAdamW, FusedRegSGD, make_params, run, set_grads
+from helpers import REGULARIZED, TWINS, FusedRegAdam, FusedRegSGD, make_params, run, set_grads
 from twin_pairs import (
     assert_alike,
     assert_close,
     contents,
     every_class,
     every_configuration,
-    every_rival,
     few_configurations,
+    like_every_rival,
+    like_the_twin,
     make_model,
     train,
     twin_must_make_state_late,
@@ -32,71 +33,61 @@ def of_all(*params):
 # -- groups
 
 
-@every_rival
+@like_every_rival
 @every_configuration
-def test_groups_with_options_of_their_own(configuration, backend, rival) -> None:
-    def flow(make):
-        params = make_params(SHAPES, torch.float64)
-        groups = [
-            {"params": params[:1], "lr": 0.01},
-            {"params": params[1:2], "weight_decay": 0.4, "maximize": True},
-            {"params": params[2:]},
-        ]
-        optimizer = make(groups)
-        run(optimizer, params, 4)
-        return contents(optimizer)
-
-    assert_alike(flow, configuration, backend, rival)
+def test_groups_with_options_of_their_own(make):
+    params = make_params(SHAPES, torch.float64)
+    groups = [
+        {"params": params[:1], "lr": 0.01},
+        {"params": params[1:2], "weight_decay": 0.4, "maximize": True},
+        {"params": params[2:]},
+    ]
+    optimizer = make(groups)
+    run(optimizer, params, 4)
+    return contents(optimizer)
 
 
-@every_rival
+@like_every_rival
 @every_configuration
-def test_options_that_change_between_steps(configuration, backend, rival) -> None:
+def test_options_that_change_between_steps(make, configuration):
     """Each option of the rule, one after the other."""
-
-    def flow(make):
-        params = make_params(SHAPES, torch.float64)
-        optimizer = make(params)
-        (group,) = optimizer.param_groups
-        edits = [("lr", 0.02), ("weight_decay", 0.3), ("maximize", True), ("weight_decay", 0), ("lr", 0.1)]
-        if configuration.startswith("rmsprop"):  # whose twin does not learn of momentum or centering later
-            edits += [("alpha", 0.5), ("eps", 1e-3), ("maximize", False)]
-            edits += [("momentum", 0.3), ("alpha", 0.8)] if group["momentum"] else []
-        elif configuration.startswith("adagrad"):
-            edits += [("lr_decay", 0.5), ("eps", 1e-3), ("maximize", False), ("lr_decay", 0.0)]
-        elif "betas" in group:
-            edits += [("betas", (0.5, 0.9)), ("eps", 1e-3), ("maximize", False), ("betas", [0.8, 0.99])]
-        else:
-            edits += [
-                ("nesterov", False),
-                ("momentum", 0.5),
-                ("dampening", 0.2),
-                ("maximize", False),
-                ("momentum", 0.7),
-            ]
-        for i, (key, value) in enumerate(edits):
-            run(optimizer, params, 1, first_seed=i)
-            group[key] = value
-        run(optimizer, params, 2, first_seed=90)
-        return contents(optimizer)
-
-    assert_alike(flow, configuration, backend, rival)
+    params = make_params(SHAPES, torch.float64)
+    optimizer = make(params)
+    (group,) = optimizer.param_groups
+    edits = [("lr", 0.02), ("weight_decay", 0.3), ("maximize", True), ("weight_decay", 0), ("lr", 0.1)]
+    if configuration.startswith("rmsprop"):  # whose twin does not learn of momentum or centering later
+        edits += [("alpha", 0.5), ("eps", 1e-3), ("maximize", False)]
+        edits += [("momentum", 0.3), ("alpha", 0.8)] if group["momentum"] else []
+    elif configuration.startswith("adagrad"):
+        edits += [("lr_decay", 0.5), ("eps", 1e-3), ("maximize", False), ("lr_decay", 0.0)]
+    elif "betas" in group:
+        edits += [("betas", (0.5, 0.9)), ("eps", 1e-3), ("maximize", False), ("betas", [0.8, 0.99])]
+    else:
+        edits += [
+            ("nesterov", False),
+            ("momentum", 0.5),
+            ("dampening", 0.2),
+            ("maximize", False),
+            ("momentum", 0.7),
+        ]
+    for i, (key, value) in enumerate(edits):
+        run(optimizer, params, 1, first_seed=i)
+        group[key] = value
+    run(optimizer, params, 2, first_seed=90)
+    return contents(optimizer)
 
 
-@pytest.mark.parametrize("cls", [FusedRegAdam, FusedRegAdamW])
-def test_betas_changed_in_place(cls, backend) -> None:
+@like_the_twin
+@pytest.mark.parametrize("configuration", ["adam", "adamw"])
+def test_betas_changed_in_place(make):
     """Betas out of a YAML file are a list, and a list can be written."""
-
-    def flow(make):
-        params = make_params(SHAPES, torch.float64)
-        optimizer = make(params)
-        betas = optimizer.param_groups[0]["betas"] = [0.9, 0.99]
-        run(optimizer, params, 2)
-        betas[0] = 0.1
-        run(optimizer, params, 2)
-        return contents(optimizer)
-
-    assert_alike(flow, "adam" if cls is FusedRegAdam else "adamw", backend)
+    params = make_params(SHAPES, torch.float64)
+    optimizer = make(params)
+    betas = optimizer.param_groups[0]["betas"] = [0.9, 0.99]
+    run(optimizer, params, 2)
+    betas[0] = 0.1
+    run(optimizer, params, 2)
+    return contents(optimizer)
 
 
 @pytest.mark.parametrize("which", ["lr", "betas", "weight_decay"])
@@ -115,54 +106,45 @@ def test_tensor_options_moved_in_place(which, backend) -> None:
     assert_alike(flow, "sgd-dampening" if which == "weight_decay" else "adam", backend)
 
 
-@every_rival
+@like_every_rival
+@pytest.mark.parametrize("configuration", ["sgd-dampening"])
 @pytest.mark.parametrize("dampening", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("steps_without", [1, 2])
-def test_momentum_switched_off_and_on(dampening, steps_without, backend, rival) -> None:
+def test_momentum_switched_off_and_on(make, dampening, steps_without):
     """While it is off the buffer waits, and its gain with it; then both go on from there."""
-
-    def flow(make):
-        params = make_params(SHAPES, torch.float64)
-        optimizer = make(params, dampening=dampening)
-        (group,) = optimizer.param_groups
-        run(optimizer, params, 3)
-        group["momentum"] = 0.0
-        run(optimizer, params, steps_without, first_seed=20)
-        group["momentum"] = 0.8
-        run(optimizer, params, 3, first_seed=30)
-        return contents(optimizer)
-
-    assert_alike(flow, "sgd-dampening", backend, rival)
+    params = make_params(SHAPES, torch.float64)
+    optimizer = make(params, dampening=dampening)
+    (group,) = optimizer.param_groups
+    run(optimizer, params, 3)
+    group["momentum"] = 0.0
+    run(optimizer, params, steps_without, first_seed=20)
+    group["momentum"] = 0.8
+    run(optimizer, params, 3, first_seed=30)
+    return contents(optimizer)
 
 
-@every_rival
-def test_momentum_switched_on_late(backend, rival) -> None:
+@like_every_rival
+@pytest.mark.parametrize("configuration", ["sgd"])
+def test_momentum_switched_on_late(make):
     """The first buffer is the first gradient after the switch."""
-
-    def flow(make):
-        params = make_params(SHAPES, torch.float64)
-        optimizer = make(params)
-        run(optimizer, params, 2)
-        optimizer.param_groups[0]["momentum"] = 0.9
-        run(optimizer, params, 3)
-        return contents(optimizer)
-
-    assert_alike(flow, "sgd", backend, rival)
+    params = make_params(SHAPES, torch.float64)
+    optimizer = make(params)
+    run(optimizer, params, 2)
+    optimizer.param_groups[0]["momentum"] = 0.9
+    run(optimizer, params, 3)
+    return contents(optimizer)
 
 
+@like_the_twin
 @pytest.mark.parametrize("configuration", ["adam-amsgrad", "adamw"])
-def test_amsgrad_switched_off(configuration, backend) -> None:
+def test_amsgrad_switched_off(make):
     """The maximum waits in the state, as the twin's."""
-
-    def flow(make):
-        params = make_params(SHAPES, torch.float64)
-        optimizer = make(params, amsgrad=True)
-        for amsgrad in (True, False, True):
-            optimizer.param_groups[0]["amsgrad"] = amsgrad
-            run(optimizer, params, 2, first_seed=int(amsgrad))
-        return contents(optimizer)
-
-    assert_alike(flow, configuration, backend)
+    params = make_params(SHAPES, torch.float64)
+    optimizer = make(params, amsgrad=True)
+    for amsgrad in (True, False, True):
+        optimizer.param_groups[0]["amsgrad"] = amsgrad
+        run(optimizer, params, 2, first_seed=int(amsgrad))
+    return contents(optimizer)
 
 
 def test_amsgrad_switched_on_late(backend) -> None:
@@ -177,76 +159,66 @@ def test_amsgrad_switched_on_late(backend) -> None:
     assert_close(results[0], results[1])
 
 
-@every_rival
+@like_every_rival
 @every_configuration
-def test_groups_added_deleted_and_reordered(configuration, backend, rival) -> None:
+def test_groups_added_deleted_and_reordered(make, configuration, rival):
     twin_must_make_state_late(configuration, rival)
 
-    def flow(make):
-        params = make_params(SHAPES, torch.float64)
-        late, later = (make_params(((4, 4), (3,)), torch.float64, seed=seed) for seed in (8, 9))
-        everything = [*params, *late, *later]
-        optimizer = make([{"params": params[:2]}, {"params": params[2:], "lr": 0.01}])
-        run(optimizer, everything, 2)
-        optimizer.add_param_group({"params": late, "lr": 0.02})
-        run(optimizer, everything, 2, first_seed=10)
-        del optimizer.param_groups[1]
-        run(optimizer, everything, 2, first_seed=20)
-        optimizer.add_param_group({"params": later, "weight_decay": 0.5})
-        optimizer.param_groups.reverse()
-        run(optimizer, everything, 2, first_seed=30)
-        optimizer.param_groups = [optimizer.param_groups[1]]
-        run(optimizer, everything, 1, first_seed=40)
-        return of_all(*everything)
-
-    assert_alike(flow, configuration, backend, rival)
+    params = make_params(SHAPES, torch.float64)
+    late, later = (make_params(((4, 4), (3,)), torch.float64, seed=seed) for seed in (8, 9))
+    everything = [*params, *late, *later]
+    optimizer = make([{"params": params[:2]}, {"params": params[2:], "lr": 0.01}])
+    run(optimizer, everything, 2)
+    optimizer.add_param_group({"params": late, "lr": 0.02})
+    run(optimizer, everything, 2, first_seed=10)
+    del optimizer.param_groups[1]
+    run(optimizer, everything, 2, first_seed=20)
+    optimizer.add_param_group({"params": later, "weight_decay": 0.5})
+    optimizer.param_groups.reverse()
+    run(optimizer, everything, 2, first_seed=30)
+    optimizer.param_groups = [optimizer.param_groups[1]]
+    run(optimizer, everything, 1, first_seed=40)
+    return of_all(*everything)
 
 
-@every_rival
+@like_every_rival
 @every_configuration
-def test_parameters_appended_removed_and_replaced(configuration, backend, rival) -> None:
+def test_parameters_appended_removed_and_replaced(make, configuration, rival):
     """In group["params"] itself, past add_param_group."""
     twin_must_make_state_late(configuration, rival)
 
-    def flow(make):
-        params = make_params(SHAPES, torch.float64)
-        late = make_params(((4, 4), (3,)), torch.float64, seed=8)
-        everything = [*params, *late]
-        optimizer = make(params[:3])
-        (group,) = optimizer.param_groups
-        # every parameter at the same count, so that the gains do not depend on their place
-        run(optimizer, everything, 1)
-        group["params"].append(params[3])
-        run(optimizer, everything, 1, first_seed=10)
-        group["params"].remove(params[0])
-        run(optimizer, everything, 1, first_seed=20)
-        group["params"] = [*group["params"], *late]
-        run(optimizer, everything, 1, first_seed=30)
-        group["params"][0] = params[0]
-        run(optimizer, everything, 1, first_seed=40)
-        return of_all(*everything)
-
-    assert_alike(flow, configuration, backend, rival)
+    params = make_params(SHAPES, torch.float64)
+    late = make_params(((4, 4), (3,)), torch.float64, seed=8)
+    everything = [*params, *late]
+    optimizer = make(params[:3])
+    (group,) = optimizer.param_groups
+    # every parameter at the same count, so that the gains do not depend on their place
+    run(optimizer, everything, 1)
+    group["params"].append(params[3])
+    run(optimizer, everything, 1, first_seed=10)
+    group["params"].remove(params[0])
+    run(optimizer, everything, 1, first_seed=20)
+    group["params"] = [*group["params"], *late]
+    run(optimizer, everything, 1, first_seed=30)
+    group["params"][0] = params[0]
+    run(optimizer, everything, 1, first_seed=40)
+    return of_all(*everything)
 
 
-@every_rival
+@like_every_rival
 @every_configuration
-def test_parameters_reordered(configuration, backend, rival) -> None:
+def test_parameters_reordered(make):
     """One has begun later than the others: what belongs to it must go with it."""
-
-    def flow(make):
-        params = make_params(SHAPES, torch.float64)
-        optimizer = make(params)
-        for i in range(3):
-            set_grads(params, i)
-            params[0].grad = None
-            optimizer.step()
-        run(optimizer, params, 1)
-        optimizer.param_groups[0]["params"].reverse()
-        run(optimizer, params, 2)
-        return of_all(*params)
-
-    assert_alike(flow, configuration, backend, rival)
+    params = make_params(SHAPES, torch.float64)
+    optimizer = make(params)
+    for i in range(3):
+        set_grads(params, i)
+        params[0].grad = None
+        optimizer.step()
+    run(optimizer, params, 1)
+    optimizer.param_groups[0]["params"].reverse()
+    run(optimizer, params, 2)
+    return of_all(*params)
 
 
 def in_place(params, edit: str):
@@ -278,20 +250,17 @@ def test_the_gain_goes_with_its_parameter(edit, backend) -> None:
     assert_close(results[1], results[0])
 
 
+@like_the_twin
 @every_configuration
-def test_a_parameter_moved_to_another_group(configuration, backend) -> None:
+def test_a_parameter_moved_to_another_group(make):
     """It takes its state along, which is kept by parameter."""
-
-    def flow(make):
-        params = make_params(SHAPES, torch.float64)
-        optimizer = make([{"params": params[:2]}, {"params": params[2:], "lr": 0.2}])
-        run(optimizer, params, 2)
-        first, second = optimizer.param_groups
-        second["params"].insert(0, first["params"].pop())
-        run(optimizer, params, 2)
-        return contents(optimizer)
-
-    assert_alike(flow, configuration, backend)
+    params = make_params(SHAPES, torch.float64)
+    optimizer = make([{"params": params[:2]}, {"params": params[2:], "lr": 0.2}])
+    run(optimizer, params, 2)
+    first, second = optimizer.param_groups
+    second["params"].insert(0, first["params"].pop())
+    run(optimizer, params, 2)
+    return contents(optimizer)
 
 
 @every_class
@@ -335,21 +304,18 @@ def test_groups_are_read_as_they_are_typed(cls, backend) -> None:
     assert_close(*results)
 
 
+@like_the_twin
 @few_configurations
-def test_a_group_added_for_every_layer_that_thaws(configuration, backend) -> None:
+def test_a_group_added_for_every_layer_that_thaws(make):
     """Gradual unfreezing: parameters join group by group, each from its own first step."""
-
-    def flow(make):
-        model = make_model()
-        optimizer = make(model[2].parameters())
-        train(model, optimizer, 2)
-        optimizer.add_param_group({"params": model[0].bias, "lr": 0.01})
-        train(model, optimizer, 2, seed=10)
-        optimizer.add_param_group({"params": [model[0].weight], "lr": 0.001})
-        train(model, optimizer, 2, seed=20)
-        return contents(optimizer)
-
-    assert_alike(flow, configuration, backend)
+    model = make_model()
+    optimizer = make(model[2].parameters())
+    train(model, optimizer, 2)
+    optimizer.add_param_group({"params": model[0].bias, "lr": 0.01})
+    train(model, optimizer, 2, seed=10)
+    optimizer.add_param_group({"params": [model[0].weight], "lr": 0.001})
+    train(model, optimizer, 2, seed=20)
+    return contents(optimizer)
 
 
 def test_an_added_group_takes_the_optimizers_strengths(backend) -> None:
@@ -363,163 +329,142 @@ def test_an_added_group_takes_the_optimizers_strengths(backend) -> None:
 # -- state
 
 
-@every_rival
+@like_every_rival
 @every_configuration
 @pytest.mark.parametrize("held", ["nothing-held", "state-dict-held"])
-def test_state_cleared(configuration, held, backend, rival) -> None:
+def test_state_cleared(make, configuration, held, rival):
     """optimizer.state.clear() starts anew, whoever still holds the old state."""
     twin_must_make_state_late(configuration, rival)
 
-    def flow(make):
-        params = make_params(SHAPES, torch.float64)
-        optimizer = make(params)
-        run(optimizer, params, 3)
-        kept = optimizer.state_dict() if held == "state-dict-held" else None
-        before = copy.deepcopy(kept)
-        optimizer.state.clear()
-        run(optimizer, params, 2)
-        if kept is not None:
-            assert_close(kept["state"], before["state"])
-        return contents(optimizer)
-
-    assert_alike(flow, configuration, backend, rival)
+    params = make_params(SHAPES, torch.float64)
+    optimizer = make(params)
+    run(optimizer, params, 3)
+    kept = optimizer.state_dict() if held == "state-dict-held" else None
+    before = copy.deepcopy(kept)
+    optimizer.state.clear()
+    run(optimizer, params, 2)
+    if kept is not None:
+        assert_close(kept["state"], before["state"])
+    return contents(optimizer)
 
 
-@every_rival
+@like_every_rival
 @every_configuration
-def test_state_replaced(configuration, backend, rival) -> None:
+def test_state_replaced(make, configuration, rival):
     """By a new defaultdict; then one parameter's by a new dict, by a copy, and taken out."""
     twin_must_make_state_late(configuration, rival)
 
-    def flow(make):
-        params = make_params(SHAPES, torch.float64)
-        optimizer = make(params)
-        run(optimizer, params, 2)
-        optimizer.state = defaultdict(dict)
-        run(optimizer, params, 2)
-        optimizer.state[params[0]] = {}
-        run(optimizer, params, 1)
-        optimizer.state[params[1]] = {k: v.clone() for k, v in optimizer.state[params[1]].items()}
-        run(optimizer, params, 1)
-        optimizer.state.pop(params[3], None)
-        run(optimizer, params, 1)
-        return contents(optimizer)
-
-    assert_alike(flow, configuration, backend, rival)
+    params = make_params(SHAPES, torch.float64)
+    optimizer = make(params)
+    run(optimizer, params, 2)
+    optimizer.state = defaultdict(dict)
+    run(optimizer, params, 2)
+    optimizer.state[params[0]] = {}
+    run(optimizer, params, 1)
+    optimizer.state[params[1]] = {k: v.clone() for k, v in optimizer.state[params[1]].items()}
+    run(optimizer, params, 1)
+    optimizer.state.pop(params[3], None)
+    run(optimizer, params, 1)
+    return contents(optimizer)
 
 
-@every_rival
+@like_every_rival
 @every_configuration
-def test_one_parameters_state_taken_out_and_held(configuration, backend, rival) -> None:
+def test_one_parameters_state_taken_out_and_held(make, configuration, rival):
     """As when a parameter is reset, and its old state is kept to be looked at."""
     twin_must_make_state_late(configuration, rival)
 
-    def flow(make):
-        params = make_params(SHAPES, torch.float64)
-        optimizer = make(params)
-        run(optimizer, params, 3)
-        old = optimizer.state.pop(params[1], {})
-        held = {name: tensor.clone() for name, tensor in old.items()}
-        run(optimizer, params, 2)
-        assert_close(old, held)
-        return contents(optimizer)
-
-    assert_alike(flow, configuration, backend, rival)
+    params = make_params(SHAPES, torch.float64)
+    optimizer = make(params)
+    run(optimizer, params, 3)
+    old = optimizer.state.pop(params[1], {})
+    held = {name: tensor.clone() for name, tensor in old.items()}
+    run(optimizer, params, 2)
+    assert_close(old, held)
+    return contents(optimizer)
 
 
-@every_rival
+@like_every_rival
 @every_configuration
-def test_state_tensors_written_and_replaced(configuration, backend, rival) -> None:
-    def flow(make):
-        params = make_params(SHAPES, torch.float64)
-        optimizer = make(params)
-        run(optimizer, params, 2)
-        for state in optimizer.state.values():
-            for name in state:
-                if name != "step":
-                    state[name] = state[name] * 0.5
-        run(optimizer, params, 1)
-        for state in optimizer.state.values():
-            for name in state:
-                if name != "step":
-                    state[name].mul_(0.5)
-                else:
-                    state[name].fill_(1)
-        run(optimizer, params, 1)
-        for state in optimizer.state.values():
-            if "step" in state:
-                state["step"] = torch.tensor(4.0, device=state["step"].device)
-        run(optimizer, params, 1)
-        return contents(optimizer)
-
-    assert_alike(flow, configuration, backend, rival)
+def test_state_tensors_written_and_replaced(make):
+    params = make_params(SHAPES, torch.float64)
+    optimizer = make(params)
+    run(optimizer, params, 2)
+    for state in optimizer.state.values():
+        for name in state:
+            if name != "step":
+                state[name] = state[name] * 0.5
+    run(optimizer, params, 1)
+    for state in optimizer.state.values():
+        for name in state:
+            if name != "step":
+                state[name].mul_(0.5)
+            else:
+                state[name].fill_(1)
+    run(optimizer, params, 1)
+    for state in optimizer.state.values():
+        if "step" in state:
+            state["step"] = torch.tensor(4.0, device=state["step"].device)
+    run(optimizer, params, 1)
+    return contents(optimizer)
 
 
+@like_the_twin
 @every_configuration
-def test_state_tensors_swapped_under_their_data(configuration, backend) -> None:
+def test_state_tensors_swapped_under_their_data(make):
     """state["exp_avg"].data = ...: the same tensor over new memory, as offloading does it."""
-
-    def flow(make):
-        params = make_params(SHAPES, torch.float64)
-        optimizer = make(params)
-        run(optimizer, params, 2)
-        for state in optimizer.state.values():
-            for tensor in state.values():
-                tensor.data = tensor.data.clone()
-        run(optimizer, params, 2)
-        return contents(optimizer)
-
-    assert_alike(flow, configuration, backend)
+    params = make_params(SHAPES, torch.float64)
+    optimizer = make(params)
+    run(optimizer, params, 2)
+    for state in optimizer.state.values():
+        for tensor in state.values():
+            tensor.data = tensor.data.clone()
+    run(optimizer, params, 2)
+    return contents(optimizer)
 
 
+@like_the_twin
 @few_configurations
-def test_keys_of_a_users_own(configuration, backend) -> None:
+def test_keys_of_a_users_own(make):
     """In a group and in a parameter's state they are left alone, and disturb nothing."""
-
-    def flow(make):
-        params = make_params(SHAPES, torch.float64)
-        optimizer = make([{"params": params, "name": "body", "initial": {"lr": 1}}])
-        run(optimizer, params, 1)
-        for param in params:
-            optimizer.state[param]["mask"] = torch.ones(2, dtype=torch.bool)
-            optimizer.state[param]["note"] = "seen"
-        run(optimizer, params, 2)
-        group = optimizer.param_groups[0]
-        return contents(optimizer), group["name"], group["initial"], [optimizer.state[p]["note"] for p in params]
-
-    assert_alike(flow, configuration, backend)
+    params = make_params(SHAPES, torch.float64)
+    optimizer = make([{"params": params, "name": "body", "initial": {"lr": 1}}])
+    run(optimizer, params, 1)
+    for param in params:
+        optimizer.state[param]["mask"] = torch.ones(2, dtype=torch.bool)
+        optimizer.state[param]["note"] = "seen"
+    run(optimizer, params, 2)
+    group = optimizer.param_groups[0]
+    return contents(optimizer), group["name"], group["initial"], [optimizer.state[p]["note"] for p in params]
 
 
-@every_rival
+@like_every_rival
 @every_configuration
-def test_all_in_one_run(configuration, backend, rival) -> None:
+def test_all_in_one_run(make, configuration, rival):
     """The edits of this suite one after the other, on one optimizer: a plan must survive them all."""
     twin_must_make_state_late(configuration, rival)
 
-    def flow(make):
-        params = make_params(SHAPES, torch.float64)
-        late = make_params(((4, 4),), torch.float64, seed=8)
-        optimizer = make(params)
-        run(optimizer, params, 2)
-        params[0].data = params[0].data * 2
-        run(optimizer, params, 1)
-        params[3].data = params[3].data.transpose(0, 2).contiguous().transpose(0, 2)
-        run(optimizer, params, 1)
-        optimizer.add_param_group({"params": late, "lr": 0.01})
-        run(optimizer, [*params, *late], 2)
-        set_grads(params, 77)
-        params[1].grad = None
-        optimizer.step()
-        set_grads(params, 78)
-        optimizer.step()
-        for name in list(optimizer.state.get(params[0], {})):
-            if name != "step":
-                optimizer.state[params[0]][name] = optimizer.state[params[0]][name] * 0.5
-        run(optimizer, params, 1)
-        optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
-        run(optimizer, params, 1)
-        optimizer.param_groups[0]["params"].pop()
-        run(optimizer, params, 1)
-        return of_all(*params, *late)
-
-    assert_alike(flow, configuration, backend, rival)
+    params = make_params(SHAPES, torch.float64)
+    late = make_params(((4, 4),), torch.float64, seed=8)
+    optimizer = make(params)
+    run(optimizer, params, 2)
+    params[0].data = params[0].data * 2
+    run(optimizer, params, 1)
+    params[3].data = params[3].data.transpose(0, 2).contiguous().transpose(0, 2)
+    run(optimizer, params, 1)
+    optimizer.add_param_group({"params": late, "lr": 0.01})
+    run(optimizer, [*params, *late], 2)
+    set_grads(params, 77)
+    params[1].grad = None
+    optimizer.step()
+    set_grads(params, 78)
+    optimizer.step()
+    for name in list(optimizer.state.get(params[0], {})):
+        if name != "step":
+            optimizer.state[params[0]][name] = optimizer.state[params[0]][name] * 0.5
+    run(optimizer, params, 1)
+    optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    run(optimizer, params, 1)
+    optimizer.param_groups[0]["params"].pop()
+    run(optimizer, params, 1)
+    return of_all(*params, *late)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import io
-
 import pytest
 import torch
-from helpers import TWINS, FusedRegAdam, FusedRegSGD, known, make_params, run
+from helpers import TWINS, FusedRegAdam, FusedRegSGD, known, make_params, run, through_a_file
 from torch.optim import lr_scheduler, swa_utils
-from twin_pairs import CONFIGURATIONS, assert_alike, contents, every_rival, few_configurations, tolerance
+from twin_pairs import CONFIGURATIONS, contents, few_configurations, like_every_rival, like_the_twin, tolerance
 
 STEPS = 12
 SHAPES = ((4, 3), (5,), ())
@@ -65,39 +63,27 @@ def go_on(optimizer, scheduler, params, first: int, last: int) -> list:
     return seen
 
 
-@every_rival
+@like_every_rival
 @few_configurations
 @every_scheduler
-def test_every_scheduler(scheduler, configuration, backend, rival) -> None:
-    def flow(make):
-        params, groups = make_groups()
-        optimizer = make(groups)
-        seen = go_on(optimizer, SCHEDULERS[scheduler](optimizer), params, 0, STEPS)
-        assert len({str(each) for each in seen}) > 1, "a scheduler that moves nothing proves nothing"
-        return contents(optimizer), seen
-
-    assert_alike(flow, configuration, backend, rival)
+def test_every_scheduler(make, scheduler):
+    params, groups = make_groups()
+    optimizer = make(groups)
+    seen = go_on(optimizer, SCHEDULERS[scheduler](optimizer), params, 0, STEPS)
+    assert len({str(each) for each in seen}) > 1, "a scheduler that moves nothing proves nothing"
+    return contents(optimizer), seen
 
 
+@like_the_twin
 @few_configurations
 @every_scheduler
-def test_a_tensor_lr_is_moved_in_place(scheduler, configuration, backend) -> None:
-    def flow(make):
-        params = make_params(SHAPES, torch.float64)
-        rates = [torch.tensor(0.05, dtype=torch.float64), torch.tensor(0.02, dtype=torch.float64)]
-        optimizer = make([{"params": params[:2], "lr": rates[0]}, {"params": params[2:], "lr": rates[1]}])
-        seen = go_on(optimizer, SCHEDULERS[scheduler](optimizer), params, 0, STEPS)
-        assert all(group["lr"] is rate for group, rate in zip(optimizer.param_groups, rates, strict=True))
-        return contents(optimizer), seen
-
-    assert_alike(flow, configuration, backend)
-
-
-def through_a_file(state_dict):
-    buffer = io.BytesIO()
-    torch.save(state_dict, buffer)
-    buffer.seek(0)
-    return torch.load(buffer, weights_only=True)
+def test_a_tensor_lr_is_moved_in_place(make, scheduler):
+    params = make_params(SHAPES, torch.float64)
+    rates = [torch.tensor(0.05, dtype=torch.float64), torch.tensor(0.02, dtype=torch.float64)]
+    optimizer = make([{"params": params[:2], "lr": rates[0]}, {"params": params[2:], "lr": rates[1]}])
+    seen = go_on(optimizer, SCHEDULERS[scheduler](optimizer), params, 0, STEPS)
+    assert all(group["lr"] is rate for group, rate in zip(optimizer.param_groups, rates, strict=True))
+    return contents(optimizer), seen
 
 
 @pytest.mark.parametrize("direction", ["to-torch", "from-torch", "to-ours"])

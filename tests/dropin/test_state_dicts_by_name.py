@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 
 import pytest
 import torch
-from helpers import FusedRegAdam, assert_same_bits
+from helpers import FusedRegAdam, assert_same_bits, through_a_file
 from twin_pairs import (
     CONFIGURATIONS,
     TWINS,
@@ -64,12 +63,9 @@ def test_state_dicts_by_name(configuration, direction, form, backend) -> None:
     optimizer = first(model.parameters())
     train(model, optimizer, 3)
     optimizer.zero_grad()
-    buffer = io.BytesIO()
-    torch.save(checkpointing.get_optimizer_state_dict(model, optimizer, options=options), buffer)
-    buffer.seek(0)
+    saved = through_a_file(checkpointing.get_optimizer_state_dict(model, optimizer, options=options))
     resumed = second(model.parameters())
-    loaded = torch.load(buffer, weights_only=True)
-    checkpointing.set_optimizer_state_dict(model, resumed, loaded, options=options)
+    checkpointing.set_optimizer_state_dict(model, resumed, saved, options=options)
     train(model, resumed, 3, seed=20)
 
     whole = make_model()

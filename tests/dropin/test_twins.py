@@ -28,6 +28,7 @@ from twin_pairs import (
     every_class,
     every_class_of_torch,
     every_configuration,
+    like_the_twin,
     make_model,
     plain,
     train,
@@ -264,11 +265,7 @@ def test_identity_over_a_thousand_steps(configuration, backend) -> None:
         run(optimizer, params, 1000)
         return contents(optimizer)
 
-    cls, flags = CONFIGURATIONS[configuration]
-    options = {**plain(cls), **flags}
-    ours = flow(lambda params, **more: cls(params, backend=backend, **{**options, **more}))
-    theirs = flow(lambda params, **more: TWINS[cls](params, **{**options, **more}))
-    assert_close(ours, theirs, steps=1000)
+    assert_alike(flow, configuration, backend, steps=1000)
 
 
 @every_configuration
@@ -284,17 +281,14 @@ def test_extreme_rates(configuration, lr, backend) -> None:
     assert_alike(flow, configuration, backend, **known(CONFIGURATIONS[configuration][0], weight_decay=0.0))
 
 
+@like_the_twin
 @pytest.mark.parametrize("configuration", ["adam", "adam-amsgrad", "adamw"])
-def test_zero_betas_and_eps(configuration, backend) -> None:
+def test_zero_betas_and_eps(make):
     """Without memory, and without a floor: the sign of the gradient."""
-
-    def flow(make):
-        params = make_params(((7, 3), (5,)), torch.float64)
-        optimizer = make(params, betas=(0.0, 0.0), eps=0.0)
-        run(optimizer, params, 3)
-        return contents(optimizer)
-
-    assert_alike(flow, configuration, backend)
+    params = make_params(((7, 3), (5,)), torch.float64)
+    optimizer = make(params, betas=(0.0, 0.0), eps=0.0)
+    run(optimizer, params, 3)
+    return contents(optimizer)
 
 
 @every_configuration

@@ -1,6 +1,7 @@
 """A fusedreg optimizer and the one it must equal, put through the same flow: what the suites here share.
 
 A flow is a function of ``make``, which builds an optimizer: ``make(params, **options)``. What it returns is compared.
+A test is most often a flow itself, under ``like_every_rival`` or ``like_the_twin``, with one of the configurations.
 """
 
 from __future__ import annotations
@@ -147,12 +148,13 @@ def assert_alike(
     backend: str,
     rival: str = "twin",
     dtype: torch.dtype | None = None,
+    steps: int = 20,
     **options: Any,
 ) -> None:
     """Compares what ``flow`` returns with ours and with its rival: the twin, or all regularizers on the reference.
 
     A flow that returns a tuple returns tensors, which must be close, and anything else, which must be equal. ``dtype``
-    is the coarsest one computed in, where that is not the tensors' own.
+    is the coarsest one computed in, where that is not the tensors' own; ``steps``, over how many roundings add up.
     """
     cls, flags = CONFIGURATIONS[configuration]
     if rival == "twin":
@@ -168,8 +170,34 @@ def assert_alike(
     (ours, *our_exact), (theirs, *their_exact) = (
         result if isinstance(result, tuple) else (result,) for result in map(flow, makers)
     )
-    assert_close(ours, theirs, dtype)
+    assert theirs is not None, "nothing is compared"
+    assert_close(ours, theirs, dtype, steps)
     assert our_exact == their_exact
+
+
+def _test_of(flow: Callable[..., Any], *compared: str) -> Callable[..., None]:
+    """The test that compares ``flow``, which gets ``make`` and whatever else it names: fixtures and parameters."""
+    own = list(inspect.signature(flow).parameters)[1:]
+
+    @functools.wraps(flow)
+    def test(**given: Any) -> None:
+        mine = {name: given[name] for name in own}
+        assert_alike(functools.partial(flow, **mine), **{name: given[name] for name in compared})
+
+    # Pytest reads here what to hand over.
+    asked = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in dict.fromkeys([*compared, *own])]
+    test.__signature__ = inspect.Signature(asked)
+    return test
+
+
+def like_the_twin(flow: Callable[..., Any]) -> Callable[..., None]:
+    """A test, of a flow: what it returns must be the twin's, on each backend."""
+    return _test_of(flow, "configuration", "backend")
+
+
+def like_every_rival(flow: Callable[..., Any]) -> Callable[..., None]:
+    """A test, of a flow: plain, what it returns must be the twin's; regularized, what the reference returns."""
+    return every_rival(_test_of(flow, "configuration", "backend", "rival"))
 
 
 def as_resumed(optimizer: torch.optim.Optimizer, cls: type, make: Callable[[list[Tensor]], Any]) -> Any:

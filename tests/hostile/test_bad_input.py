@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 import re
 
@@ -23,6 +22,7 @@ from helpers import (
     run,
     set_grads,
     snapshot,
+    through_a_file,
 )
 
 from fusedreg.parity import STAGES
@@ -122,10 +122,7 @@ def test_numbers_of_other_kinds(kind, backend, recwarn) -> None:
     assert not recwarn.list
     if kind != "requires grad":
         optimizer.param_groups[0]["l2"] = 0.5
-        file = io.BytesIO()
-        torch.save(optimizer.state_dict(), file)
-        file.seek(0)
-        optimizer.load_state_dict(torch.load(file, weights_only=True))
+        optimizer.load_state_dict(through_a_file(optimizer.state_dict()))
 
 
 @bad_values

@@ -125,11 +125,8 @@ def test_an_error_in_the_closure(rule, steps, error, backend) -> None:
 def test_an_error_in_a_pre_hook(rule, steps, whose, backend) -> None:
     optimizer, params = make(rule, backend, steps)
     register = optimizer.register_step_pre_hook if whose == "optimizer" else register_optimizer_step_pre_hook
-    handle = register(fail)
-    try:
+    with register(fail):
         assert_refused(optimizer, params, Stop)
-    finally:
-        handle.remove()
     assert_same(finish(optimizer, params, steps), undisturbed(rule, backend))
 
 
@@ -139,12 +136,8 @@ def test_an_error_in_a_pre_hook(rule, steps, whose, backend) -> None:
 def test_an_error_in_a_post_hook_comes_after_a_whole_step(rule, steps, whose, backend) -> None:
     optimizer, params = make(rule, backend, steps)
     register = optimizer.register_step_post_hook if whose == "optimizer" else register_optimizer_step_post_hook
-    handle = register(fail)
-    try:
-        with pytest.raises(Stop):
-            optimizer.step()
-    finally:
-        handle.remove()
+    with register(fail), pytest.raises(Stop):
+        optimizer.step()
     assert_same(finish(optimizer, params, steps + 1), undisturbed(rule, backend))
 
 
@@ -153,10 +146,8 @@ def test_an_error_in_a_state_dict_hook(rule, backend) -> None:
     optimizer, params = make(rule, backend, 2)
     before = everything(optimizer, params)
     for register in (optimizer.register_state_dict_pre_hook, optimizer.register_state_dict_post_hook):
-        handle = register(fail)
-        with pytest.raises(Stop):
+        with register(fail), pytest.raises(Stop):
             optimizer.state_dict()
-        handle.remove()
     assert_same(before, everything(optimizer, params))
     assert_same(finish(optimizer, params, 2), undisturbed(rule, backend))
 
@@ -169,10 +160,9 @@ def test_an_error_in_a_load_state_dict_hook(rule, when, backend) -> None:
     optimizer, params = make(rule, backend, 2)
     before = everything(optimizer, params)
     pre, post = optimizer.register_load_state_dict_pre_hook, optimizer.register_load_state_dict_post_hook
-    handle = (pre if when == "before" else post)(fail)
-    with pytest.raises(Stop):
+    register = pre if when == "before" else post
+    with register(fail), pytest.raises(Stop):
         optimizer.load_state_dict(copy.deepcopy(saved))  # it keeps tensors that fit as they are
-    handle.remove()
     if when == "before":
         assert_same(before, everything(optimizer, params))
         assert_same(finish(optimizer, params, 2), undisturbed(rule, backend))

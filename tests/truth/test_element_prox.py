@@ -21,8 +21,11 @@ from test_prox_step import (
     SGD_FLAVOURS,
     Array,
     decades,
+    draw_gradients,
     every_dtype,
+    gain_of_sgd,
     load_state,
+    step_of_sgd,
     values,
 )
 
@@ -162,7 +165,6 @@ def test_rules_with_a_metric(flavour, what, dtype, backend) -> None:
 def test_sgd(flavour, what, dtype, backend) -> None:
     """lr, the inverse of SGD's metric, goes over 12 decades; gradients and penalties go with it. Three steps."""
     options = SGD_FLAVOURS[flavour]
-    momentum, dampening = options.get("momentum", 0.0), options.get("dampening", 0.0)
     rng = np.random.default_rng(4)
     lr = decades(rng, -6, 6, N_GROUPS)
     own = draw(what, rng, 1 / lr[:, None])
@@ -175,20 +177,10 @@ def test_sgd(flavour, what, dtype, backend) -> None:
     lr = lr[:, None]
     for t in range(1, 4):
         w_old = values(params)
-        for param, row in zip(params, 3 * rng.standard_normal(SHAPE) / lr, strict=True):
-            param.grad = torch.tensor(row, dtype=dtype, device=param.device)
-        g = values([param.grad for param in params])
+        g = draw_gradients(params, rng, lr)
         optimizer.step()
-        stationary = (1 - dampening) / (1 - momentum)
-        gain = momentum ** (t - 1) + stationary * (1 - momentum ** (t - 1))
-        direction, tau = g, lr
-        if momentum:
-            buffer = values([optimizer.state[param]["momentum_buffer"] for param in params])
-            direction, tau = buffer, lr * gain
-            if options.get("nesterov"):
-                direction, tau = g + momentum * buffer, lr * (1 + momentum * gain)
-        x, z = values(params), w_old - lr * direction
-        size = np.abs(w_old) + lr * np.abs(direction) + (lr * np.abs(g) if options.get("nesterov") else 0)
+        gain = gain_of_sgd(t, **options)
+        x, (z, tau, size) = values(params), step_of_sgd(optimizer, params, w_old, g, lr, gain, **options)
         assert_nothing_is_lower(x, z, np.broadcast_to(tau, SHAPE), own, size, dtype)
     if what in ("mcp", "all"):  # the penalty was more concave than the quadratic is convex, and was not
         assert 0.2 < (tau / (1 + tau * own.l2) >= own.mcp_gamma).mean() < 0.8

@@ -217,6 +217,32 @@ SGD_FLAVOURS = {
 }
 
 
+def gain_of_sgd(t: float, momentum: float = 0.0, dampening: float = 0.0, nesterov: bool = False) -> float:
+    """In closed form: the first buffer is the gradient itself, and each step keeps momentum of the rest. At infinity:
+    the stationary one."""
+    stationary = (1 - dampening) / (1 - momentum)
+    return momentum ** (t - 1) + stationary * (1 - momentum ** (t - 1))
+
+
+def step_of_sgd(optimizer, params, w_old, g, lr, gain, momentum=0.0, dampening=0.0, nesterov=False):
+    """After a step: where it would have ended without a prox, its tau, and the size of what was added up."""
+    direction, tau = g, lr
+    if momentum:
+        buffer = values([optimizer.state[param]["momentum_buffer"] for param in params])
+        direction, tau = buffer, lr * gain
+        if nesterov:
+            direction, tau = g + momentum * buffer, lr * (1 + momentum * gain)
+    size = np.abs(w_old) + lr * np.abs(direction) + (lr * np.abs(g) if nesterov else 0)
+    return w_old - lr * direction, tau, size
+
+
+def draw_gradients(params: list[torch.nn.Parameter], rng: np.random.Generator, lr: Array) -> Array:
+    """Of SGD: they go with the inverse of lr."""
+    for param, row in zip(params, 3 * rng.standard_normal((N_GROUPS, N_WEIGHTS)) / lr, strict=True):
+        param.grad = torch.tensor(row, dtype=param.dtype, device=param.device)
+    return values([param.grad for param in params])
+
+
 @every_dtype
 @pytest.mark.parametrize("start", ["first-steps", "from-torch"])
 @pytest.mark.parametrize("flavour", SGD_FLAVOURS)
@@ -227,7 +253,6 @@ def test_sgd(flavour, start, dtype, backend) -> None:
     as the stationary one.
     """
     options = SGD_FLAVOURS[flavour]
-    momentum, dampening = options.get("momentum", 0.0), options.get("dampening", 0.0)
     rng = np.random.default_rng(2)
     lr = decades(rng, -6, 6, N_GROUPS)
     l1, l2 = (strength**0.25 / lr for strength in penalties(rng))  # tau * l1 from 0.1 to 10
@@ -238,35 +263,19 @@ def test_sgd(flavour, start, dtype, backend) -> None:
     groups = [{"params": [p], "lr": a, "l1": b, "l2": c} for p, a, b, c in zip(params, lr, l1, l2, strict=True)]
     optimizer = FusedRegSGD(groups, backend=backend, **options)
     l1, l2, lr = l1[:, None], l2[:, None], lr[:, None]
-
-    def draw_gradients() -> np.ndarray:
-        for param, row in zip(params, 3 * rng.standard_normal((N_GROUPS, N_WEIGHTS)) / lr, strict=True):
-            param.grad = torch.tensor(row, dtype=dtype, device=param.device)
-        return values([param.grad for param in params])
-
     if start == "from-torch":
         twin = TWINS[FusedRegSGD]([{"params": [p], "lr": a.item()} for p, a in zip(params, lr, strict=True)], **options)
         for _ in range(2):
-            draw_gradients()
+            draw_gradients(params, rng, lr)
             twin.step()
         optimizer.load_state_dict(twin.state_dict())
     n_zeros = 0
     for t in range(1, 4):
         w_old = values(params)
-        g = draw_gradients()
+        g = draw_gradients(params, rng, lr)
         optimizer.step()
-        # The gain in closed form: the first buffer is the gradient itself, and each step keeps momentum of the rest.
-        stationary = (1 - dampening) / (1 - momentum)
-        gain = momentum ** (t - 1) + stationary * (1 - momentum ** (t - 1)) if start == "first-steps" else stationary
-        if not momentum:
-            direction, tau = g, lr
-        else:
-            buffer = values([optimizer.state[param]["momentum_buffer"] for param in params])
-            direction, tau = buffer, lr * gain
-            if options.get("nesterov"):
-                direction, tau = g + momentum * buffer, lr * (1 + momentum * gain)
-        x, z = values(params), w_old - lr * direction
-        size = np.abs(w_old) + lr * np.abs(direction) + (lr * np.abs(g) if options.get("nesterov") else 0)
+        gain = gain_of_sgd(t if start == "first-steps" else np.inf, **options)
+        x, (z, tau, size) = values(params), step_of_sgd(optimizer, params, w_old, g, lr, gain, **options)
         assert_minimises(x, z, 1 / tau, l1, l2, size, torch.finfo(dtype).eps)
         if dtype == torch.float64:
             assert_scipy_finds_nothing_better(x, z, 1 / tau, l1, l2, size)
