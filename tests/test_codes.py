@@ -258,8 +258,8 @@ def test_every_layout(layout, grad_layout, rounds) -> None:
 @pytest.mark.parametrize("rounds", [False, True], ids=["nearest", "stochastic"])
 @named(IN_CODES)
 def test_every_rule_follows_the_oracle(cls, variant, rounds) -> None:
-    """Where float32 is rounded otherwise, a code may be another, by one, and the weights by what that makes; and where a
-    block's scale is, some of its codes."""
+    """Where float32 is rounded otherwise, a code may be another, by one, and the weights by what that makes; and where
+    a block's scale is, some of its codes."""
     results = []
     with one_thread():
         for backend, options in [("cpp", {"state_dtype": "int8"}), ("reference", {"state_dtype": "int8"}), ("cpp", {})]:
