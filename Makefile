@@ -30,7 +30,7 @@ test: $(VENV)/.test ## the tests that have no target of their own; PYTEST="-k pa
 TRITON_HOSTILE := tests/test_edges.py tests/hostile -k "triton or fuzz or rounding or extremes or prox_follows"
 test-triton: $(VENV)/.triton ## the Triton backend without a GPU, compiled and interpreted; HOSTILE=1: hostile input too
 	$(BIN)/python -m pytest $(AT_A_TIME) tests/backends/test_triton_*.py tests/test_registry.py $(PYTEST)
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest $(AT_A_TIME) tests/backends/test_triton.py tests/test_edges.py tests/test_constraints.py tests/truth/test_unit_penalties.py tests/distributed -k "triton or several-meshes" $(PYTEST)
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest $(AT_A_TIME) tests/backends/test_triton.py tests/backends/test_without_gpu.py tests/test_edges.py tests/test_constraints.py tests/truth/test_unit_penalties.py tests/distributed -k "triton or several-meshes" $(PYTEST)
 	$(if $(HOSTILE),TRITON_INTERPRET=1 $(BIN)/python -m pytest $(TRITON_HOSTILE) $(PYTEST))
 
 test-cuda: $(VENV)/.test ## the CUDA kernels without a GPU: on threads, sought for races; where nvcc is, compiled and read

@@ -21,6 +21,7 @@ from helpers import one_thread
 
 from fusedreg import backends
 from fusedreg.backends.cpp import load_extension
+from fusedreg.backends.tables import CompiledTables, PythonTables
 from fusedreg.backends.triton import is_interpreting, why_not_triton
 
 # For the programs in experiments/. Behind all else: what is tested is the fusedreg that is installed.
@@ -114,6 +115,24 @@ def backend(request, monkeypatch):
         pytest.skip(f"backend {name!r}: {reason}")
     with torch.device(device) if device != "cpu" else contextlib.nullcontext():
         yield name
+
+
+@pytest.fixture
+def everything_on_device(backend, monkeypatch):
+    """As far as the question goes where a tensor is: what the host then reads of one is a fault."""
+    if torch.get_default_device().type != "cpu":
+        return  # it is
+    for module in ("optimizer", "hyperparameters", "penalties", "penalties.spec", "rules.spec"):
+        monkeypatch.setattr(f"fusedreg.{module}.on_gpu", lambda value: isinstance(value, torch.Tensor))
+
+
+TABLES = [pytest.param(CompiledTables, marks=needs_cpp), PythonTables]
+
+
+@pytest.fixture(params=TABLES, ids=lambda made_by: made_by.__name__)
+def both_tables(request, monkeypatch):
+    """The tables' numbers from C++, and from Python."""
+    monkeypatch.setattr("fusedreg.backends.device_plan.make_tables", request.param)
 
 
 @pytest.fixture

@@ -1,7 +1,8 @@
 """The Triton backend without a GPU: tables, scalar sets, launches, index arithmetic and maths, in Triton's interpreter.
 
-``make test-triton`` runs it, and suites that take the fixture ``backend``. What it does not show is what only a device
-has: layouts, reductions over warps, streams and graphs. test_triton_compile.py compiles the kernels for devices.
+``make test-triton`` runs it, test_without_gpu.py, which has the tests that the CUDA backend passes too, and suites that
+take the fixture ``backend``. What they do not show is what only a device has: layouts, reductions over warps, streams
+and graphs. test_triton_compile.py compiles the kernels for devices.
 """
 
 from __future__ import annotations
@@ -14,14 +15,11 @@ from conftest import INTERPRETING, needs_cpp
 from helpers import (
     IDS,
     OPTIMIZER_VARIANTS,
-    OPTIMIZERS,
     REGULARIZED,
     FusedRegAdam,
     FusedRegRMSprop,
     FusedRegSGD,
-    assert_a_norm_has_the_whole_range,
     assert_same_bits,
-    known,
     make_params,
     regularized,
     run,
@@ -31,7 +29,7 @@ from helpers import (
 )
 
 from fusedreg import backends
-from fusedreg.backends import device_plan, tables
+from fusedreg.backends import tables
 from fusedreg.backends.tables import CompiledTables, PythonTables
 from fusedreg.backends.triton import why_not_triton
 from fusedreg.parity import TOLERANCE_IN_EPS, Case, cases, error_in_eps
@@ -42,7 +40,6 @@ if not INTERPRETING:
 if (REASON := why_not_triton()) is not None:
     pytest.skip(REASON, allow_module_level=True)
 
-from fusedreg.backends.triton.launch import TritonKernels
 from fusedreg.backends.triton.rules import RULES
 
 
@@ -56,25 +53,9 @@ def scalars_on_device(monkeypatch):
     monkeypatch.setitem(backends.BACKENDS, "triton", backends.TritonBackend(scalars_on_host=False))
 
 
-@pytest.fixture
-def everything_on_device(monkeypatch):
-    """As far as the question goes where a tensor is: what the host then reads of one is a fault."""
-    for module in ("optimizer", "hyperparameters", "penalties", "penalties.spec", "rules.spec"):
-        monkeypatch.setattr(f"fusedreg.{module}.on_gpu", lambda value: isinstance(value, torch.Tensor))
-
-
 @pytest.fixture(params=["scalars_on_host", "scalars_on_device"])
 def interpreted(request):
     request.getfixturevalue(request.param)
-
-
-TABLES = [pytest.param(CompiledTables, marks=needs_cpp), PythonTables]
-
-
-@pytest.fixture(params=TABLES, ids=lambda made_by: made_by.__name__)
-def both_tables(request, monkeypatch):
-    """The tables' numbers from C++, and from Python."""
-    monkeypatch.setattr("fusedreg.backends.device_plan.make_tables", request.param)
 
 
 def steps_before(case: Case) -> int:
@@ -125,48 +106,6 @@ def test_with_one_regularizer_off(cls, variant, mode, off, scalars_on_host) -> N
         torch.testing.assert_close(ours, truth, rtol=1e-12, atol=1e-13)
 
 
-@pytest.mark.parametrize("numel", [16383, 16384, 16385, 2 * 16384 + 5])
-@pytest.mark.parametrize("offset", [0, 1, 3, 4])
-@pytest.mark.parametrize("dtype", TOLERANCE_IN_EPS, ids=str)
-def test_chunks_tails_and_misalignment(numel, offset, dtype, scalars_on_host) -> None:
-    """Against the reference, with sentinels around the views."""
-    results = []
-    for backend in ("triton", "reference"):
-        torch.manual_seed(numel)
-        buffer = torch.full((numel + 40,), 123.0, dtype=dtype)
-        param = buffer[offset : offset + numel].normal_().requires_grad_()
-        # No norm clip: gradients so small that a decay cancels them make a first step of Adam a matter of rounding.
-        optimizer = FusedRegAdam([param], backend=backend, **{**REGULARIZED, "max_grad_norm": math.inf})
-        gradient = torch.rand(numel + 8, dtype=torch.float64) + 0.5
-        param.grad = gradient.mul(torch.randn(numel + 8).sign()).to(dtype)[8 - offset :][:numel]
-        optimizer.step()
-        assert (buffer.detach()[:offset] == 123.0).all()
-        assert (buffer.detach()[offset + numel :] == 123.0).all()
-        results.append(param.detach().double())
-    unit = torch.finfo(dtype).eps * results[1].abs().max()
-    # Two results of half precision, each rounded once, may be neighbours.
-    assert (results[0] - results[1]).abs().max() <= max(TOLERANCE_IN_EPS[dtype], 1.0) * unit
-
-
-def test_many_scalar_sets(interpreted, both_tables) -> None:
-    """A group for every parameter, and parameters at their own steps."""
-    results = []
-    for backend in ("triton", "reference"):
-        params = make_params([(5, 3)] * 40, torch.float64)
-        groups = [{"params": [p], "lr": 0.01 + 0.001 * i, "l1": 0.002 * (i % 3)} for i, p in enumerate(params)]
-        optimizer = FusedRegAdam(groups, backend=backend, l2=0.1, weight_decay=0.1, max_grad_norm=3.0)
-        for step in range(4):
-            set_grads(params, step)
-            for i, param in enumerate(params):
-                if i % 4 == step:
-                    param.grad = None
-            optimizer.step()
-        results.append(([p.detach() for p in params], [optimizer.state[p]["step"] for p in params]))
-    for ours, truth in zip(results[0][0], results[1][0], strict=True):
-        torch.testing.assert_close(ours, truth, rtol=1e-12, atol=1e-13)
-    assert results[0][1] == results[1][1]
-
-
 def test_the_momentums_gain(interpreted, both_tables) -> None:
     """It is moved by the host or by the kernel, to the same number; NaN is a buffer that nobody counted."""
     for cls, dampening in ((FusedRegSGD, 0.3), (FusedRegRMSprop, 0.0)):
@@ -188,21 +127,6 @@ def test_the_momentums_gain(interpreted, both_tables) -> None:
         assert gains() == pytest.approx([(1 - dampening) / 0.2] * 2, rel=1e-15)
 
 
-def test_dtypes_and_variants_side_by_side(interpreted, both_tables) -> None:
-    """Launches of their own, one norm."""
-    results = []
-    for backend in ("triton", "reference"):
-        params = [p for i, dtype in enumerate(TOLERANCE_IN_EPS) for p in make_params(((19, 3), (5,)), dtype, i)]
-        groups = [{"params": params[::2]}, {"params": params[1::2], "amsgrad": True}]
-        optimizer = FusedRegAdam(groups, backend=backend, **REGULARIZED)
-        run(optimizer, params, 3)
-        results.append(([p.detach() for p in params], optimizer.grad_norm))
-    for ours, truth in zip(*(result[0] for result in results), strict=True):
-        eps = torch.finfo(ours.dtype).eps
-        torch.testing.assert_close(ours, truth, rtol=4 * max(eps, 1e-7), atol=4 * max(eps, 1e-7))
-    torch.testing.assert_close(results[0][1], results[1][1])
-
-
 @pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128], ids=str)
 def test_complex_parameters_are_two_reals(dtype, scalars_on_host, both_tables) -> None:
     results = []
@@ -218,64 +142,6 @@ def test_complex_parameters_are_two_reals(dtype, scalars_on_host, both_tables) -
     torch.testing.assert_close(*results)
 
 
-@pytest.mark.parametrize(("cls", "variant"), OPTIMIZER_VARIANTS, ids=IDS)
-@pytest.mark.parametrize("found_inf", [0.0, 1.0, 2.0, math.nan])
-def test_amp_on_the_device(cls, variant, found_inf, scalars_on_device, everything_on_device) -> None:
-    """Scale and found_inf are read by the kernels, and a skipped step moves no scalar state."""
-    results = []
-    for backend in ("triton", "cpp"):
-        if backends.BACKENDS[backend].unavailable_reason():
-            backend = "reference"
-        params = make_params(((7, 13), ()), torch.float64)
-        optimizer = cls(params, backend=backend, **{**regularized(cls, variant)})
-        run(optimizer, params, 2)
-        before = snapshot(optimizer)
-        set_grads(params, 50)
-        optimizer.grad_scale, optimizer.found_inf = torch.tensor(4.0), torch.tensor(found_inf)
-        optimizer.step()
-        if found_inf != 0:
-            assert_same_bits(before, snapshot(optimizer))
-        del optimizer.grad_scale, optimizer.found_inf
-        run(optimizer, params, 1)
-        results.append(snapshot(optimizer))
-    for ours, truth in zip(*results, strict=True):
-        torch.testing.assert_close(ours, truth, rtol=1e-12, atol=1e-13)
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-@pytest.mark.parametrize("cls", OPTIMIZERS)
-def test_hyperparameters_on_the_device(cls, dtype, scalars_on_device, everything_on_device) -> None:
-    """As a CUDA graph needs it: moved in place between steps, read by the kernels."""
-    values = {"lr": 0.05, "l1": 0.03, "l2": 0.2, "weight_decay": 0.1, "clip_value": 0.8, "max_grad_norm": 2.0}
-    values |= {"mcp_gamma": 9.0, "lower": -1.6, "upper": 1.3, "l0": 1e-3}
-    tensors = {key: torch.tensor(value, dtype=dtype) for key, value in known(cls, **values).items()}
-    values = {key: tensor.item() for key, tensor in tensors.items()}
-    params, own = make_params(dtype=torch.float64), make_params(dtype=torch.float64)
-    ours = cls([{"params": params[:2]}, {"params": params[2:], "l2": 0.0}], backend="triton", **tensors)
-    theirs = cls([{"params": own[:2]}, {"params": own[2:], "l2": 0.0}], backend="reference", **values)
-    for i in range(5):
-        run(ours, params, 1, first_seed=i)
-        run(theirs, own, 1, first_seed=i)
-        for key, tensor in tensors.items():
-            tensor.mul_(0.7)
-            for group in theirs.param_groups:
-                if key in group and not (key == "l2" and group is theirs.param_groups[1]):
-                    group[key] = tensor.item()
-        torch.testing.assert_close(ours.grad_norm, theirs.grad_norm, rtol=1e-12, atol=0)
-    for a, b in zip(params, own, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-13)
-
-
-def test_empty_parameters_alone_move_their_scalar_states(interpreted, both_tables) -> None:
-    param = torch.nn.Parameter(torch.empty(0, 3))
-    param.grad = torch.empty(0, 3)
-    optimizer = FusedRegAdam([param], backend="triton", max_grad_norm=1.0)
-    optimizer.step()
-    optimizer.step()
-    assert optimizer.state[param]["step"] == 2
-    assert optimizer.grad_norm == 0
-
-
 def test_the_norm_has_the_same_bits_in_every_run(scalars_on_host) -> None:
     norms = set()
     for _ in range(3):
@@ -284,27 +150,6 @@ def test_the_norm_has_the_same_bits_in_every_run(scalars_on_host) -> None:
         run(optimizer, params, 1)
         norms.add(optimizer._measured["grad_norm"].item())
     assert len(norms) == 1
-
-
-@pytest.mark.parametrize("offset", [0, 1])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_a_norm_has_the_whole_range(dtype, offset, scalars_on_host) -> None:
-    assert_a_norm_has_the_whole_range("triton", dtype, device_plan.CHUNK + 777, offset)
-
-
-def test_squares_are_added_up_without_loss(scalars_on_host, monkeypatch) -> None:
-    """In float32: a pack's of these numbers are exact, and what the sum of packs loses by rounding is kept."""
-    sums = []
-
-    def record(kernels, launch, tables, partial_sums, squares=TritonKernels.squares) -> None:
-        squares(kernels, launch, tables, partial_sums)
-        sums.append(partial_sums.sum())
-
-    monkeypatch.setattr(TritonKernels, "squares", record)
-    param = torch.nn.Parameter(torch.zeros(3 * device_plan.CHUNK))
-    param.grad = torch.randint(1024, 2048, param.shape).float()
-    FusedRegSGD([param], lr=1e-3, backend="triton", max_grad_norm=math.inf).step()
-    assert sums == [param.grad.double().square().sum()]
 
 
 @pytest.fixture

@@ -387,15 +387,6 @@ def test_nothing_beside_a_view_is_written(in_parts, backend, monkeypatch) -> Non
         assert (buffer[offset + 54 :] == 123.0).all()
 
 
-@pytest.fixture
-def everything_on_device(backend, monkeypatch):
-    """As far as the question goes where a tensor is: what the host then reads of one is a fault."""
-    if torch.get_default_device().type != "cpu":
-        return  # it is
-    for module in ("optimizer", "hyperparameters", "penalties", "penalties.spec", "rules.spec"):
-        monkeypatch.setattr(f"fusedreg.{module}.on_gpu", lambda value: isinstance(value, torch.Tensor))
-
-
 on_devices = pytest.mark.parametrize(
     "backend", [target for target in ALL if target.values[0][0] in ("cuda", "triton")], indirect=True
 )
