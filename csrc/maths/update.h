@@ -143,8 +143,8 @@ struct UpdateChoice {
   bool penalized;
 };
 
-// Whether eps, which no metric is below, is so small that products of two metrics and a weight may vanish. The one division
-// of a step and its prox takes them where the floor acts: for weights above 2 eps / l2, or 2 tau.
+// Whether eps, which no metric is below, is so small that products of two metrics and a weight may vanish. The one
+// division of a step and its prox takes them where the floor acts: for weights above 2 eps / l2, or 2 tau.
 template <class Hyperparameters>
 FUSEDREG_HD auto has_tiny_metric(const Hyperparameters& h, int) -> decltype(h.eps, bool()) {
   return h.eps < 1e-12;
@@ -155,11 +155,16 @@ FUSEDREG_HD bool has_tiny_metric(const Hyperparameters&, long) {
   return false;
 }
 
+// Whether tau * l1 may be infinite, in float32: such a threshold is not below an infinite weight, and its zero would
+// hide that the step was an infinity over another.
+FUSEDREG_HD bool has_huge_threshold(double lr, double l1) { return lr > 1e30 || l1 > 1e30 || lr * l1 > 1e30; }
+
 template <class Rule>
 FUSEDREG_HD UpdateChoice choose_update(const Group<Rule>& group) {
   ProxKind kind = prox_kind(group.common, group.penalties, Rule::kHasMetric);
   // Its kernel does what the others do, and divides twice.
-  if (kind.in_metric && has_tiny_metric(group.rule, 0)) kind.stages = ProxStages::kFade;
+  const bool leaves_range = has_tiny_metric(group.rule, 0) || has_huge_threshold(group.common.lr, group.penalties.l1);
+  if (kind.in_metric && leaves_range) kind.stages = ProxStages::kFade;
   // A penalty in the gradient that is zero adds nothing, so that with the further stages one kernel does for both.
   return {kind, kind.stages > ProxStages::kShrink || penalizes_gradient(group.common, group.penalties)};
 }

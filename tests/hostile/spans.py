@@ -681,7 +681,10 @@ def prox_in_metric(stages: Stages, w_old: Span) -> Span:
         slope = slope.not_negative()
     d = stages.d
     if stages.has_floor:
-        d = floored(d, stages.safeguard, stages.of_arithmetic(0.5) * (slope + strength2 * size)).not_negative()
+        pull = strength2 * size
+        if stages.l2 == 0:  # the code may leave it out, of an infinite weight too
+            pull = either(pull, exactly(torch.zeros_like(size.lo), size.arithmetic))
+        d = floored(d, stages.safeguard, stages.of_arithmetic(0.5) * (slope + pull)).not_negative()
     else:  # one that never acts may be computed: a strength that only a double holds, times 0
         d = Span(d.lo, d.hi, d.nan | (strength2 * size).nan, d.arithmetic)
     if stages.gamma != INF:

@@ -15,6 +15,8 @@ from fusedreg.penalties import PENALTY_MODES
 
 LOST = [math.inf, -math.inf, math.nan]
 
+HAVE_EPS = [cls for cls in OPTIMIZERS if any(h.name == "eps" for h in cls.spec.hyperparameters)]
+
 
 def weights_and_gradients(*, weights=(), gradients=(), dtype=torch.float32):
     """Eight ordinary elements, some of which are replaced."""
@@ -194,7 +196,7 @@ def test_dampening_above_1_is_the_same_on_every_backend(nesterov) -> None:
 
 @pytest.mark.skipif(EXTENSION is None, reason="no compiled extension")
 @pytest.mark.parametrize("strength", ["l1", "l2"])
-@pytest.mark.parametrize("cls", [cls for cls in OPTIMIZERS if any(h.name == "eps" for h in cls.spec.hyperparameters)])
+@pytest.mark.parametrize("cls", HAVE_EPS)
 def test_a_metric_of_nothing_is_the_same_on_every_backend(cls, strength) -> None:
     """eps = 0 and a gradient whose square is nothing: the step is infinite, and the floor is all that the prox has."""
     results = []
@@ -226,7 +228,7 @@ def test_a_value_counts_weights_whose_square_underflows() -> None:
 
 
 @pytest.mark.parametrize("strength", ["l1", "l2", "l0"])
-@pytest.mark.parametrize("cls", [cls for cls in OPTIMIZERS if any(h.name == "eps" for h in cls.spec.hyperparameters)])
+@pytest.mark.parametrize("cls", HAVE_EPS)
 def test_a_metric_that_is_subnormal_makes_no_nan(cls, strength, backend) -> None:
     """Where everything is below the smallest normal number, products of two of them vanish."""
     param = weights_and_gradients(weights=[1.5e-5])
@@ -248,3 +250,13 @@ def test_a_box_far_from_zero_holds_its_weights(cls, side, bound, strengths, back
         options = known(cls, lr=0.1, weight_decay=0.01) | {side: bound, **strengths, "penalty_mode": mode}
         cls([param], max_grad_norm=1.0, backend=backend, **options).step()
         assert (param == torch.tensor(bound)).all()
+
+
+@pytest.mark.parametrize(("lr", "l1"), [(1e39, 1e-4), (1e-3, 1e39), (1e20, 1e20)])
+@pytest.mark.parametrize("cls", [cls for cls in HAVE_EPS if cls.spec.name != "radam"])  # whose first step has no metric
+def test_an_infinite_threshold_hides_no_infinite_gradient(cls, lr, l1, backend) -> None:
+    """The step is an infinity over another."""
+    param = torch.tensor([-0.3, 0.3, -1e-3]).requires_grad_()
+    param.grad = torch.tensor([math.inf, -math.inf, math.inf])
+    cls([param], lr=lr, l1=l1, l2=1e-4, **known(cls, weight_decay=0.0), backend=backend).step()
+    assert param.isnan().all()
