@@ -155,15 +155,16 @@ FUSEDREG_HD bool has_tiny_metric(const Hyperparameters&, long) {
   return false;
 }
 
-// Whether tau * l1 may be infinite, in float32: such a threshold is not below an infinite weight, and its zero would
-// hide that the step was an infinity over another.
-FUSEDREG_HD bool has_huge_threshold(double lr, double l1) { return lr > 1e30 || l1 > 1e30 || lr * l1 > 1e30; }
+// Whether these products may overflow, or tau * l1: an infinite threshold is not below an infinite weight, and its zero
+// would hide that the step was an infinity over another.
+FUSEDREG_HD bool has_huge_strength(double lr, double l1, double l2) { return lr > 1e6 || l1 > 1e6 || l2 > 1e6; }
 
 template <class Rule>
 FUSEDREG_HD UpdateChoice choose_update(const Group<Rule>& group) {
   ProxKind kind = prox_kind(group.common, group.penalties, Rule::kHasMetric);
   // Its kernel does what the others do, and divides twice.
-  const bool leaves_range = has_tiny_metric(group.rule, 0) || has_huge_threshold(group.common.lr, group.penalties.l1);
+  const bool leaves_range =
+      has_tiny_metric(group.rule, 0) || has_huge_strength(group.common.lr, group.penalties.l1, group.penalties.l2);
   if (kind.in_metric && leaves_range) kind.stages = ProxStages::kFade;
   // A penalty in the gradient that is zero adds nothing, so that with the further stages one kernel does for both.
   return {kind, kind.stages > ProxStages::kShrink || penalizes_gradient(group.common, group.penalties)};
