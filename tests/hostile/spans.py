@@ -87,11 +87,10 @@ class Span:
             real.isnan(), self.nan | self.must_be_nan, ~self.must_be_nan & (lo <= real.double()) & (real.double() <= hi)
         )
 
-    def multiplied(self, least: float, most: float) -> Span:
-        """The same, before operations whose results the code has multiplied by a number between these."""
-        a = self.arithmetic
-        a = dataclasses.replace(a, tiny=a.tiny / least, limit=a.limit / most)
-        return Span(self.lo, self.hi, self.nan, a)
+    def coarser(self, times: float) -> Span:
+        """The same, before operations whose results are up to so many times smaller than they would be here."""
+        arithmetic = dataclasses.replace(self.arithmetic, tiny=times * self.arithmetic.tiny)
+        return Span(self.lo, self.hi, self.nan, arithmetic)
 
     # -- operations
 
@@ -305,7 +304,7 @@ class Bounds:
     has_floor: bool = True
     other_tau: float | None = None
     """What tau is where a scalar state is kept in float32."""
-    least_d: float | None = None  # where the code multiplies the step out as well
+    is_multiplied_out: bool = False
     finish: Callable[[Span], dict[str, Span]] = lambda w: {}
     """States that go by the weight after stage 6."""
 
@@ -633,7 +632,7 @@ class Stages:
     lower: float
     upper: float
     has_floor: bool
-    least_d: float | None
+    is_multiplied_out: bool
 
     @classmethod
     def of(cls, bounds: Bounds, group: dict[str, Any]) -> Stages:
@@ -643,7 +642,7 @@ class Stages:
         lower, upper = float(group["lower"]), float(group["upper"])
         tau = float(group["lr"]) if mode == "decoupled" else bounds.tau
         d = bounds.d if mode == "proximal" else None
-        told = (bounds.has_floor, bounds.least_d)
+        told = (bounds.has_floor, bounds.is_multiplied_out)
         return cls(bounds.z, d, bounds.safeguard, tau, l1, l2, l0, gamma, lower, upper, *told)
 
     @property
@@ -702,13 +701,11 @@ def minimisers(stages: Stages, d: Span | None) -> Span:
     # multiplied out
     metric, step_size = one, tau
     if d is not None:
-        metric = d
-        if stages.least_d is not None:  # where the floor acts, the code multiplies once more, by d without its floor
-            most = max([1.0, *d.hi[d.hi < INF].tolist()])
-            metric, step_size = (span.multiplied(stages.least_d, most) for span in (d, tau))
+        # Products are allowed to be smaller than they are here by this much, and no more: see choose_update.
+        metric, step_size = (span.coarser(32) for span in (d, tau))
     scaled, threshold = (z if d is None else metric * z), (step_size * strength1).not_negative()
     ridge = metric + (step_size * strength2).not_negative()
-    if stages.least_d is not None:
+    if stages.is_multiplied_out:  # both once more by d, where the floor acts
         threshold, ridge = threshold.rounded().not_negative(), ridge.rounded().not_negative()
     curvature = (ridge - stages.of_arithmetic(stages.tau / stages.gamma)).not_negative()
     pulled = soft(scaled, threshold)
@@ -777,14 +774,13 @@ def minimisers(stages: Stages, d: Span | None) -> Span:
     return select(x.must_be_nan, x, decided(is_zero & ~x.nan, is_kept, zero, x))
 
 
-def least_d_multiplied_by(rule: str, group: dict[str, Any]) -> float | None:
-    """Where the code divides once for the step and its prox, the weight is multiplied by the metric before the step is
-    taken off it, and that product rounds: the least that it is multiplied by. None where it divides twice."""
+def multiplies_out(rule: str, group: dict[str, Any]) -> bool:
+    """Whether the code divides once for the step and its prox: then the weight is multiplied by the metric before the
+    step is taken off it, and that product rounds."""
     if rule not in ("adam", "nadam", "radam", "adamax", "adagrad", "rmsprop") or group.get("momentum"):
-        return None
+        return False
     shrinks = any(group[name] != 0 for name in ("l1", "l2", "l0"))
-    divides_once = shrinks and group["penalty_mode"] == "proximal" and (group["l1"] == 0 or group["mcp_gamma"] == INF)
-    return min(1.0, max(1e-12, group["eps"])) if divides_once else None
+    return shrinks and group["penalty_mode"] == "proximal" and (group["l1"] == 0 or group["mcp_gamma"] == INF)
 
 
 def step_bounds(
@@ -804,12 +800,12 @@ def step_bounds(
     moving = w_old
     if group.get("decoupled_weight_decay"):
         moving = w_old * scalar(1 - float(group["lr"]) * float(group["weight_decay"]), a)
-    least_d = least_d_multiplied_by(rule, group)
-    if least_d is not None:
-        moving = moving.multiplied(least_d, 1.0).rounded()
+    is_multiplied_out = multiplies_out(rule, group)
+    if is_multiplied_out:
+        moving = moving.coarser(16).rounded()
     spans = {name: exactly(tensor, a) for name, tensor in state.items()}
     bounds = RULES[rule](moving, g, spans, scalars, group)
-    bounds.least_d = least_d
+    bounds.is_multiplied_out = is_multiplied_out
     weight = prox_bounds(bounds, w_old, group)
     bounds.state |= bounds.finish(weight)
     return weight, bounds
