@@ -260,3 +260,16 @@ def test_an_infinite_threshold_hides_no_infinite_gradient(cls, lr, l1, backend) 
     param.grad = torch.tensor([math.inf, -math.inf, math.inf])
     cls([param], lr=lr, l1=l1, l2=1e-4, **known(cls, weight_decay=0.0), backend=backend).step()
     assert param.isnan().all()
+
+
+@pytest.mark.parametrize(("dtype", "l2", "size"), [(torch.float64, 1e300, 1.5), (torch.float32, 1e20, 1e5)], ids=str)
+@pytest.mark.parametrize("cls", [cls for cls in HAVE_EPS if cls.spec.name not in ("radam", "adadelta")])
+def test_a_huge_strength_makes_no_nan(cls, dtype, l2, size, backend) -> None:
+    """Where the floor acts, a product of both metrics and the weight would be infinite."""
+    results = []
+    for each, its_dtype in ((backend, dtype), ("reference", torch.float64)):
+        param = torch.tensor([size, -size], dtype=its_dtype).requires_grad_()
+        param.grad = torch.full_like(param, 1e10)
+        cls([param], lr=1e-3, l2=l2, **known(cls, weight_decay=0.0), backend=each).step()
+        results.append(param.detach().double())
+    torch.testing.assert_close(*results, rtol=16 * torch.finfo(dtype).eps, atol=0)
