@@ -14,22 +14,32 @@ inline bool rounds_to_bfloat16() {
   return is_supported;
 }
 
-// The same bits as store(). The instruction takes a denormal for zero and keeps the bits of a NaN, so what has one of
-// them among 32 numbers goes without it.
-__attribute__((target("arch=x86-64-v4,avx512bf16"))) inline void store_all(BFloat16* to, const float* from,
-                                                                           std::int64_t count) {
+// 16 numbers.
+__attribute__((target("arch=x86-64-v4"), always_inline)) inline __m512 load_bfloat16(const BFloat16* at) {
+  const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at));
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+}
+
+// With the bits that store() gives. The instruction takes a denormal for zero and keeps the bits of a NaN, so what has
+// one of them among 32 numbers goes without it. In assembly, as a function that is compiled for AVX512-BF16 is inlined
+// into none that is not.
+__attribute__((target("arch=x86-64-v4"), always_inline)) inline void store_bfloat16(BFloat16* to, const float* from) {
   constexpr int kDenormalOrNaN = 0x20 | 0x01 | 0x80;
-  std::int64_t i = 0;
-  for (; i + 32 <= count; i += 32) {
-    const __m512 first = _mm512_loadu_ps(from + i), second = _mm512_loadu_ps(from + i + 16);
-    const __mmask16 others =
-        _kor_mask16(_mm512_fpclass_ps_mask(first, kDenormalOrNaN), _mm512_fpclass_ps_mask(second, kDenormalOrNaN));
-    if (__builtin_expect(others == 0, 1)) {
-      _mm512_storeu_si512(to + i, (__m512i)_mm512_cvtne2ps_pbh(second, first));
-    } else {
-      for (std::int64_t k = i; k < i + 32; ++k) store(to[k], from[k]);
-    }
+  const __m512 first = _mm512_loadu_ps(from), second = _mm512_loadu_ps(from + 16);
+  const __mmask16 others =
+      _kor_mask16(_mm512_fpclass_ps_mask(first, kDenormalOrNaN), _mm512_fpclass_ps_mask(second, kDenormalOrNaN));
+  if (__builtin_expect(others != 0, 0)) {
+    for (std::int64_t i = 0; i < 32; ++i) store(to[i], from[i]);
+    return;
   }
+  __m512i both;
+  asm("vcvtne2ps2bf16 %1, %2, %0" : "=v"(both) : "v"(first), "v"(second));
+  _mm512_storeu_si512(to, both);
+}
+
+__attribute__((target("arch=x86-64-v4"))) inline void store_all(BFloat16* to, const float* from, std::int64_t count) {
+  std::int64_t i = 0;
+  for (; i + 32 <= count; i += 32) store_bfloat16(to + i, from + i);
   for (; i < count; ++i) store(to[i], from[i]);
 }
 

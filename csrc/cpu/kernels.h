@@ -17,11 +17,13 @@ namespace fusedreg::cpu {
 
 enum Isa { kBaseline, kX8664V3, kX8664V4 };
 
-// The dtypes of a parameter's streams. Elements of its arithmetic type are worked on where they are; others are
-// converted, a tile at a time.
+// What of a parameter's streams is converted. Elements of its arithmetic type are worked on where they are.
+enum class Converted : std::uint8_t { kNone, kBFloat16, kOthers };
+
+// The dtypes of a parameter's streams.
 struct DTypes {
   DType w = DType::kFloat32, g = DType::kFloat32, state[kMaxStates] = {};
-  bool converted = false;                   // one of them at least
+  Converted converted = Converted::kNone;
   const Rounding* rounding = nullptr;       // of those in bfloat16 or codes, where it is not to the nearest
   const CodeLoops* codes[kMaxStates] = {};  // of states in 8 bits
 };

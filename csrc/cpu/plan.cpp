@@ -41,12 +41,19 @@ void Plan::take_dtypes(std::size_t i) {
   const DType arithmetic = arithmetic_of(entry.dtype);
   dtypes.w = entry.dtype;
   dtypes.g = entry.grad_dtype;
-  dtypes.converted = dtypes.w != arithmetic || dtypes.g != arithmetic;
+  dtypes.converted = Converted::kNone;
+  const auto note = [&](DType dtype) {
+    if (dtype == arithmetic) return;
+    dtypes.converted =
+        std::max(dtypes.converted, dtype == DType::kBFloat16 ? Converted::kBFloat16 : Converted::kOthers);
+  };
+  note(dtypes.w);
+  note(dtypes.g);
   const InstructionSet& set = instruction_set();
   for_each_state(entry.needed, [&](std::size_t k) {
     dtypes.state[k] = entry.state_dtypes[k];
     dtypes.codes[k] = set.codes(dtypes.state[k], arithmetic);
-    dtypes.converted |= dtypes.state[k] != arithmetic;
+    note(dtypes.state[k]);
   });
 }
 

@@ -74,7 +74,8 @@ class Panel {
   // Whether stages 1 to 6 leave the ridges of a piece behind, for the first pass, in the place of the first piece: what
   // is written again and again stays in the nearest cache.
   bool leaves_ridges() const {
-    return work_.update != nullptr && in_metric() && shrinks() && is_in_place() && !work_.dtypes.converted;
+    return work_.update != nullptr && in_metric() && shrinks() && is_in_place() &&
+           work_.dtypes.converted == Converted::kNone;
   }
 
   // The first pass whose ridges stay, or are read at all. Most units are done before, where it looks at norms alone or

@@ -1,6 +1,12 @@
 // The update's loop over a chunk. Included once per instruction set, by each_isa.h.
 namespace fusedreg::cpu::FUSEDREG_ISA {
 
+// Where a block's loops leave something for the next one.
+template <class A>
+struct Scratch {
+  A *clipped, *left, *d, *floor_ratio;
+};
+
 // The stages 1 to 3. Most steps have neither a scale nor a value clip, and many no norm clip: a block's gradients are
 // then where they are, and else in `clipped`.
 template <class A>
@@ -69,15 +75,14 @@ FUSEDREG_HD void with_acting([[maybe_unused]] const Acting& acting, const Body& 
   with_further(std::true_type());
 }
 
-// The same for at most kBlockBytes of w. The chain through a root, a metric, a division and what selects is long; the
+// The same for a block. The chain through a root, a metric, a division and what selects is long; the
 // instructions that wait for it leave a processor no room to work on the elements behind. In two loops, there is.
 template <class U, class A, std::size_t... kI>
 FUSEDREG_HD void update_in_two_loops(A* w, const A* g, A* const (&state)[kMaxStates], std::int64_t count,
-                                     const StepConstants<typename U::Rule, A>& c, const Acting& acting, A* d,
-                                     A* floor_ratio, std::index_sequence<kI...>) {
+                                     const StepConstants<typename U::Rule, A>& c, const Acting& acting,
+                                     const Scratch<A>& scratch, std::index_sequence<kI...>) {
   [[maybe_unused]] A* s[kMaxStates] = {};
   ((s[kI] = state[kI]), ...);
-  A left[kBlockBytes / sizeof(A)];
 #pragma GCC ivdep
   for (std::int64_t i = 0; i < count; ++i) {
     A weight = w[i], values[kMaxStates] = {};
@@ -85,16 +90,61 @@ FUSEDREG_HD void update_in_two_loops(A* w, const A* g, A* const (&state)[kMaxSta
     [[maybe_unused]] const auto step = U::step(weight, g[i], values, c);
     ((s[kI][i] = values[kI]), ...);
     if constexpr (U::template kIsQuotient<A>) {
-      left[i] = step.numerator;
-      d[i] = step.metric.d;
-      if constexpr (has_floor_ratio<typename U::Rule, U::kStates>(0)) floor_ratio[i] = step.metric.floor_ratio;
+      scratch.left[i] = step.numerator;
+      scratch.d[i] = step.metric.d;
+      if constexpr (has_floor_ratio<typename U::Rule, U::kStates>(0)) scratch.floor_ratio[i] = step.metric.floor_ratio;
     } else {
-      left[i] = weight;
+      scratch.left[i] = weight;
     }
   }
   with_acting<U>(acting, [&](auto further, auto l2) __attribute__((always_inline)) {
-    finish_elements<U, decltype(further)::value, decltype(l2)::value>(w, left, d, floor_ratio, count, c);
+    finish_elements<U, decltype(further)::value, decltype(l2)::value>(w, scratch.left, scratch.d, scratch.floor_ratio,
+                                                                      count, c);
   });
+}
+
+template <class U, class A, std::size_t... kI>
+FUSEDREG_HD void update_block(A* w, const A* g, A* const (&state)[kMaxStates], std::int64_t count,
+                              const StepConstants<typename U::Rule, A>& c, [[maybe_unused]] const Acting& acting,
+                              const Scratch<A>& scratch, std::index_sequence<kI...> states) {
+  g = clip_block(g, scratch.clipped, count, c.gradient);
+  if constexpr (U::template kIsLong<A>) {
+    update_in_two_loops<U>(w, g, state, count, c, acting, scratch, states);
+  } else {
+    update_elements<U>(w, g, state, count, c, states);
+  }
+}
+
+// Elements of the arithmetic type, where they are. With kLeaves, the metric that a long update has is left in `d` and
+// `floor_ratio`. Without, a block's stays in registers: 0.92 of the time of AdamW with L1 and L2.
+template <class U, bool kLeaves, class A, std::size_t... kI>
+FUSEDREG_TARGET void update_in_place(A* w, const A* g, A* const (&its_state)[kMaxStates], std::int64_t count,
+                                     const StepConstants<typename U::Rule, A>& constants, [[maybe_unused]] A* d,
+                                     [[maybe_unused]] A* floor_ratio, std::index_sequence<kI...> states) {
+  constexpr std::int64_t kBlock = kBlockBytes / sizeof(A);
+  const auto c = constants;  // a copy, which no store can be to
+  const Acting acting = acting_in(c.prox);
+  const bool prefetches = !looks_ahead_by_itself();
+  A* state[kMaxStates] = {};
+  ((state[kI] = its_state[kI]), ...);
+  A clipped[kBlock], left[kBlock], own_d[kBlock], own_floor_ratio[kBlock];
+  Scratch<A> scratch = {clipped, left, kLeaves ? d : own_d, kLeaves ? floor_ratio : own_floor_ratio};
+  for (; count >= kBlock; count -= kBlock) {
+    if (prefetches) {
+      prefetch(w, kAheadBytes, kBlockBytes);
+      prefetch(g, kAheadBytes, kBlockBytes);
+      (prefetch(state[kI], kAheadBytes, kBlockBytes), ...);
+    }
+    update_block<U>(w, g, state, kBlock, c, acting, scratch, states);
+    w += kBlock;
+    g += kBlock;
+    ((state[kI] += kBlock), ...);
+    if constexpr (kLeaves) {
+      scratch.d += kBlock;
+      if (floor_ratio != nullptr) scratch.floor_ratio += kBlock;
+    }
+  }
+  update_block<U>(w, g, state, count, c, acting, scratch, states);
 }
 
 // Of weights that have made their step.
@@ -114,53 +164,24 @@ FUSEDREG_HD void metric_of_elements(const A* const (&state)[kMaxStates], std::in
   }
 }
 
-// Where `d` is not nullptr, the metric is left there.
+// The same, with the metric left.
 template <class U, class A, std::size_t... kI>
-FUSEDREG_HD void update_block(A* w, const A* g, A* const (&state)[kMaxStates], std::int64_t count,
-                              const StepConstants<typename U::Rule, A>& c, [[maybe_unused]] const Acting& acting, A* d,
-                              A* floor_ratio, std::index_sequence<kI...> states) {
+FUSEDREG_HD void update_and_leave(A* w, const A* g, A* const (&state)[kMaxStates], std::int64_t count,
+                                  const StepConstants<typename U::Rule, A>& c, A* d, A* floor_ratio,
+                                  std::index_sequence<kI...> states) {
   if constexpr (U::template kIsLong<A>) {
-    A own_d[kBlockBytes / sizeof(A)], own_floor_ratio[kBlockBytes / sizeof(A)];
-    const bool leaves = d != nullptr;
-    update_in_two_loops<U>(w, g, state, count, c, acting, leaves ? d : own_d, leaves ? floor_ratio : own_floor_ratio,
-                           states);
+    update_in_place<U, true>(w, g, state, count, c, d, floor_ratio, states);
   } else {
-    update_elements<U>(w, g, state, count, c, states);
-    if constexpr (U::Rule::kHasMetric) {
-      if (d != nullptr) {
-        const A* const moved[kMaxStates] = {state[0], state[1], state[2]};
-        metric_of_elements<typename U::Rule, U::kStates>(moved, count, c.rule, d, floor_ratio, states);
-      }
+    for (std::int64_t begin = 0; begin < count; begin += kTileElements) {
+      const std::int64_t tile_count = std::min(count - begin, kTileElements);
+      A* at[kMaxStates] = {};
+      ((at[kI] = state[kI] + begin), ...);
+      update_in_place<U, false, A>(w + begin, g + begin, at, tile_count, c, nullptr, nullptr, states);
+      const A* const moved[kMaxStates] = {at[0], at[1], at[2]};
+      A* const its_floor_ratio = floor_ratio != nullptr ? floor_ratio + begin : nullptr;
+      metric_of_elements<typename U::Rule, U::kStates>(moved, tile_count, c.rule, d + begin, its_floor_ratio, states);
     }
   }
-}
-
-// Elements of the arithmetic type, where they are.
-template <class U, class A, std::size_t... kI>
-FUSEDREG_TARGET void update_in_place(A* w, const A* g, A* const (&its_state)[kMaxStates], std::int64_t count,
-                                     const StepConstants<typename U::Rule, A>& constants, A* d, A* floor_ratio,
-                                     std::index_sequence<kI...> states) {
-  constexpr std::int64_t kBlock = kBlockBytes / sizeof(A);
-  const auto c = constants;  // a copy, which no store can be to
-  const Acting acting = acting_in(c.prox);
-  const bool prefetches = !looks_ahead_by_itself();
-  A* state[kMaxStates] = {};
-  ((state[kI] = its_state[kI]), ...);
-  A clipped[kBlock];
-  for (; count >= kBlock; count -= kBlock) {
-    if (prefetches) {
-      prefetch(w, kAheadBytes, kBlockBytes);
-      prefetch(g, kAheadBytes, kBlockBytes);
-      (prefetch(state[kI], kAheadBytes, kBlockBytes), ...);
-    }
-    update_block<U>(w, clip_block(g, clipped, kBlock, c.gradient), state, kBlock, c, acting, d, floor_ratio, states);
-    w += kBlock;
-    g += kBlock;
-    ((state[kI] += kBlock), ...);
-    if (d != nullptr) d += kBlock;
-    if (floor_ratio != nullptr) floor_ratio += kBlock;
-  }
-  update_block<U>(w, clip_block(g, clipped, count, c.gradient), state, count, c, acting, d, floor_ratio, states);
 }
 
 template <class A>
@@ -227,7 +248,7 @@ FUSEDREG_TARGET void update_converted(const Pointers& at, const DTypes& dtypes, 
     ((state[kI] = open_state(at, dtypes, kI, tiles[2 + kI], begin, tile_count)), ...);
     A* const w = open(at.w, dtypes.w, tiles[0]);
     const A* const g = open(const_cast<void*>(at.g), dtypes.g, tiles[1]);
-    update_in_place<U, A>(w, g, state, tile_count, c, nullptr, nullptr, states);
+    update_in_place<U, false, A>(w, g, state, tile_count, c, nullptr, nullptr, states);
     [[maybe_unused]] const auto set_scales_of_state = [&](std::size_t k) {
       if (dtypes.codes[k] != nullptr) set_scales(*dtypes.codes[k], at.scales[k], state[k], begin, tile_count);
     };
@@ -242,15 +263,97 @@ FUSEDREG_TARGET void update_converted(const Pointers& at, const DTypes& dtypes, 
   }
 }
 
+#if FUSEDREG_VECTOR_BYTES > 16
+// kCount elements of a stream where they are, or as numbers.
+template <std::int64_t kCount>
+FUSEDREG_TARGET FUSEDREG_HD float* open_block(void* stream, bool is_bfloat16, float* numbers, std::int64_t begin) {
+  if (!is_bfloat16) return static_cast<float*>(stream) + begin;
+  const BFloat16* const from = static_cast<const BFloat16*>(stream) + begin;
+#if FUSEDREG_VECTOR_BYTES == 64
+#pragma GCC unroll 8
+  for (std::int64_t i = 0; i < kCount; i += 16) _mm512_store_ps(numbers + i, load_bfloat16(from + i));
+#else
+#pragma GCC ivdep
+  for (std::int64_t i = 0; i < kCount; ++i) numbers[i] = load(from[i]);
+#endif
+  return numbers;
+}
+
+template <std::int64_t kCount>
+FUSEDREG_TARGET FUSEDREG_HD void close_block(void* stream, bool is_bfloat16, const float* numbers, std::int64_t begin,
+                                             [[maybe_unused]] bool has_instruction) {
+  if (!is_bfloat16) return;
+  BFloat16* const to = static_cast<BFloat16*>(stream) + begin;
+#if FUSEDREG_VECTOR_BYTES == 64
+  if (has_instruction) {
+#pragma GCC unroll 4
+    for (std::int64_t i = 0; i < kCount; i += 32) store_bfloat16(to + i, numbers + i);
+    return;
+  }
+#endif
+#pragma GCC ivdep
+  for (std::int64_t i = 0; i < kCount; ++i) store(to[i], numbers[i]);
+}
+
+// The same where some streams are in bfloat16 and no other is converted: so few elements at a time that a processor
+// converts some while the divisions of others last. AdamW with states in bfloat16 takes 0.73 of the time that it takes
+// by tiles.
+template <class U, std::size_t... kI>
+FUSEDREG_TARGET void update_bfloat16(const Pointers& at, const DTypes& dtypes, std::int64_t begin, std::int64_t count,
+                                     const StepConstants<typename U::Rule, float>& constants,
+                                     std::index_sequence<kI...> states) {
+  // As measured, of 32, 64, 128 and 256.
+  constexpr std::int64_t kBlock = FUSEDREG_VECTOR_BYTES == 64 && sizeof...(kI) > 1 ? 64 : 128;
+  const auto c = constants;
+  const Acting acting = acting_in(c.prox);
+  const bool prefetches = !looks_ahead_by_itself(), has_instruction = rounds_to_bfloat16();
+  const bool w_is_bfloat16 = dtypes.w == DType::kBFloat16, g_is_bfloat16 = dtypes.g == DType::kBFloat16;
+  [[maybe_unused]] bool state_is_bfloat16[kMaxStates] = {};
+  ((state_is_bfloat16[kI] = dtypes.state[kI] == DType::kBFloat16), ...);
+  const Pointers p = at;
+  alignas(64) float numbers[2 + kMaxStates][kBlock];
+  float clipped[kBlock], left[kBlock], d[kBlock], floor_ratio[kBlock];
+  const Scratch<float> scratch = {clipped, left, d, floor_ratio};
+  for (; count >= kBlock; begin += kBlock, count -= kBlock) {
+    const auto open = [&](void* stream, bool is_bfloat16, float* tile) __attribute__((always_inline)) FUSEDREG_TARGET {
+      if (prefetches) {
+        const std::int64_t width = is_bfloat16 ? sizeof(BFloat16) : sizeof(float);
+        prefetch(static_cast<const char*>(stream) + begin * width, kAheadBytes, kBlock * width);
+      }
+      return open_block<kBlock>(stream, is_bfloat16, tile, begin);
+    };
+    float* state[kMaxStates] = {};
+    ((state[kI] = open(p.state[kI], state_is_bfloat16[kI], numbers[2 + kI])), ...);
+    float* const w = open(p.w, w_is_bfloat16, numbers[0]);
+    const float* const g = open(const_cast<void*>(p.g), g_is_bfloat16, numbers[1]);
+    update_block<U, float>(w, g, state, kBlock, c, acting, scratch, states);
+    close_block<kBlock>(p.w, w_is_bfloat16, w, begin, has_instruction);
+    (close_block<kBlock>(p.state[kI], state_is_bfloat16[kI], state[kI], begin, has_instruction), ...);
+  }
+  update_converted<U, float>(at, dtypes, begin, count, c, states);
+}
+#endif
+
 template <class U, class A, std::size_t... kI>
 FUSEDREG_HD void update_streams(const Pointers& at, const DTypes& dtypes, std::int64_t begin, std::int64_t count,
                                 const StepConstants<typename U::Rule, A>& c, A* d, A* floor_ratio,
                                 std::index_sequence<kI...> states) {
-  if (dtypes.converted) return update_converted<U>(at, dtypes, begin, count, c, states);
+#if FUSEDREG_VECTOR_BYTES > 16
+  if constexpr (std::is_same_v<A, float>) {
+    if (dtypes.converted == Converted::kBFloat16 && dtypes.rounding == nullptr) {
+      return update_bfloat16<U>(at, dtypes, begin, count, c, states);
+    }
+  }
+#endif
+  if (dtypes.converted != Converted::kNone) return update_converted<U>(at, dtypes, begin, count, c, states);
+  A* const w = static_cast<A*>(at.w) + begin;
+  const A* const g = static_cast<const A*>(at.g) + begin;
   A* state[kMaxStates] = {};
   ((state[kI] = static_cast<A*>(at.state[kI]) + begin), ...);
-  update_in_place<U>(static_cast<A*>(at.w) + begin, static_cast<const A*>(at.g) + begin, state, count, c, d,
-                     floor_ratio, states);
+  if constexpr (U::Rule::kHasMetric) {
+    if (d != nullptr) return update_and_leave<U>(w, g, state, count, c, d, floor_ratio, states);
+  }
+  update_in_place<U, false, A>(w, g, state, count, c, nullptr, nullptr, states);
 }
 
 template <class U, class A>
