@@ -316,7 +316,7 @@ FUSEDREG_TARGET void update_bfloat16(const Pointers& at, const DTypes& dtypes, s
   const Scratch<float> scratch = {clipped, left, d, floor_ratio};
   for (; count >= kBlock; begin += kBlock, count -= kBlock) {
     const auto open = [&](void* stream, bool is_bfloat16, float* tile) __attribute__((always_inline)) FUSEDREG_TARGET {
-      if (prefetches) {
+      if (prefetches || !is_bfloat16) {
         const std::int64_t width = is_bfloat16 ? sizeof(BFloat16) : sizeof(float);
         prefetch(static_cast<const char*>(stream) + begin * width, kAheadBytes, kBlock * width);
       }
