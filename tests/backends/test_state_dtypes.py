@@ -34,8 +34,8 @@ def in_place(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
     return [each.requires_grad_() for each in (*aligned, buffer[1:].copy_(last))]
 
 
-def trained(cls, options: dict, param_dtype: torch.dtype, state_dtype: torch.dtype):
-    """Parameters, gradients and a state dict after some steps, with states in a dtype of their own."""
+def trained(cls, options: dict, param_dtype: torch.dtype):
+    """Parameters, gradients and an optimizer after some steps."""
     params = make_params(param_dtype, 0)
     optimizer = cls(params, backend="reference", **options)
     for seed in range(1, 8):
@@ -45,11 +45,11 @@ def trained(cls, options: dict, param_dtype: torch.dtype, state_dtype: torch.dty
     return params, make_params(param_dtype, 9), optimizer
 
 
-def convert_states(optimizer, dtype: torch.dtype) -> None:
+def convert_states(optimizer, *dtypes: torch.dtype) -> None:
+    """In turn, in the order in which the rule needs them."""
     for state in optimizer.state.values():
-        for name, value in state.items():
-            if value.ndim or name in optimizer.spec.needed_states(optimizer.param_groups[0]):
-                state[name] = value.to(dtype)
+        for i, name in enumerate(optimizer.spec.needed_states(optimizer.param_groups[0])):
+            state[name] = state[name].to(dtypes[i % len(dtypes)])
 
 
 @pytest.mark.parametrize("group_l1", [False, True], ids=["elements", "units"])
@@ -61,14 +61,25 @@ def test_follows_the_reference(cls, param_dtype, state_dtype, group_l1) -> None:
         if cls.spec.why_no_units:
             pytest.skip(cls.spec.why_no_units)
         options |= dict(group_l1=0.05, unit="rows")
-    params, grads, warm = trained(cls, options, param_dtype, state_dtype)
+    follow_the_reference(cls, options, param_dtype, state_dtype)
+
+
+@pytest.mark.parametrize("param_dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("cls", WITH_STATES, ids=lambda cls: cls.__name__)
+def test_follows_the_reference_with_states_of_several_dtypes(cls, param_dtype) -> None:
+    follow_the_reference(cls, regularized(cls), param_dtype, torch.bfloat16, torch.float32)
+    follow_the_reference(cls, regularized(cls), param_dtype, torch.float32, torch.bfloat16, torch.float16)
+
+
+def follow_the_reference(cls, options: dict, param_dtype: torch.dtype, *state_dtypes: torch.dtype) -> None:
+    params, grads, warm = trained(cls, options, param_dtype)
     results = []
     for backend in ("cpp", "reference"):
         own = in_place(params)
         assert own[-1].data_ptr() % 64 != 0
         optimizer = cls(own, backend=backend, **options)
         optimizer.load_state_dict(copy.deepcopy(warm.state_dict()))
-        convert_states(optimizer, state_dtype)
+        convert_states(optimizer, *state_dtypes)
         for param, grad in zip(own, grads, strict=True):
             param.grad = grad.detach().clone()
         optimizer.step()
@@ -89,7 +100,8 @@ def test_follows_the_reference(cls, param_dtype, state_dtype, group_l1) -> None:
             error = float((result.double() - expected.double()).abs().max()) / (finfo.eps * largest)
             assert error <= allowed
     for param in ours:
-        assert all(optimizer.state[param][name].dtype == state_dtype for name in names)
+        for i, name in enumerate(names):
+            assert optimizer.state[param][name].dtype == state_dtypes[i % len(state_dtypes)]
 
 
 def test_wider_states_are_left_to_the_reference() -> None:
