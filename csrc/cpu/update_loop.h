@@ -75,8 +75,8 @@ FUSEDREG_HD void with_acting([[maybe_unused]] const Acting& acting, const Body& 
   with_further(std::true_type());
 }
 
-// The same for a block. The chain through a root, a metric, a division and what selects is long; the
-// instructions that wait for it leave a processor no room to work on the elements behind. In two loops, there is.
+// The same for a block. The chain through a root, a metric, a division and what selects is long; the instructions that
+// wait for it leave a processor no room to work on the elements behind. In two loops, there is.
 template <class U, class A, std::size_t... kI>
 FUSEDREG_HD void update_in_two_loops(A* w, const A* g, A* const (&state)[kMaxStates], std::int64_t count,
                                      const StepConstants<typename U::Rule, A>& c, const Acting& acting,
@@ -316,6 +316,8 @@ FUSEDREG_TARGET void update_bfloat16(const Pointers& at, const DTypes& dtypes, s
   const Scratch<float> scratch = {clipped, left, d, floor_ratio};
   for (; count >= kBlock; begin += kBlock, count -= kBlock) {
     const auto open = [&](void* stream, bool is_bfloat16, float* tile) __attribute__((always_inline)) FUSEDREG_TARGET {
+      // AMD's processors, which look ahead by themselves, fall behind with float32 streams beside bfloat16 ones: asked
+      // for, 50M parameters under AdamW with states in bfloat16 take 0.84 of torch's step and not 0.96.
       if (prefetches || !is_bfloat16) {
         const std::int64_t width = is_bfloat16 ? sizeof(BFloat16) : sizeof(float);
         prefetch(static_cast<const char*>(stream) + begin * width, kAheadBytes, kBlock * width);
