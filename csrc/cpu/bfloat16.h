@@ -6,14 +6,20 @@
 
 #if defined(FUSEDREG_X86_64_LEVELS)
 #include <immintrin.h>
+#endif
 
 namespace fusedreg::cpu {
 
 inline bool rounds_to_bfloat16() {
+#if defined(FUSEDREG_X86_64_LEVELS)
   static const bool is_supported = __builtin_cpu_supports("avx512bf16");
   return is_supported;
+#else
+  return false;
+#endif
 }
 
+#if defined(FUSEDREG_X86_64_LEVELS)
 // 16 numbers.
 __attribute__((target("arch=x86-64-v4"), always_inline)) inline __m512 load_bfloat16(const BFloat16* at) {
   const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at));
@@ -43,5 +49,6 @@ __attribute__((target("arch=x86-64-v4"))) inline void store_all(BFloat16* to, co
   for (; i < count; ++i) store(to[i], from[i]);
 }
 
-}  // namespace fusedreg::cpu
 #endif
+
+}  // namespace fusedreg::cpu

@@ -263,7 +263,6 @@ FUSEDREG_TARGET void update_converted(const Pointers& at, const DTypes& dtypes, 
   }
 }
 
-#if FUSEDREG_VECTOR_BYTES > 16
 // kCount elements of a stream where they are, or as numbers.
 template <std::int64_t kCount>
 FUSEDREG_TARGET FUSEDREG_HD float* open_block(void* stream, bool is_bfloat16, float* numbers, std::int64_t begin) {
@@ -334,19 +333,16 @@ FUSEDREG_TARGET void update_bfloat16(const Pointers& at, const DTypes& dtypes, s
   }
   update_converted<U, float>(at, dtypes, begin, count, c, states);
 }
-#endif
 
 template <class U, class A, std::size_t... kI>
 FUSEDREG_HD void update_streams(const Pointers& at, const DTypes& dtypes, std::int64_t begin, std::int64_t count,
                                 const StepConstants<typename U::Rule, A>& c, A* d, A* floor_ratio,
                                 std::index_sequence<kI...> states) {
-#if FUSEDREG_VECTOR_BYTES > 16
   if constexpr (std::is_same_v<A, float>) {
     if (dtypes.converted == Converted::kBFloat16 && dtypes.rounding == nullptr) {
       return update_bfloat16<U>(at, dtypes, begin, count, c, states);
     }
   }
-#endif
   if (dtypes.converted != Converted::kNone) return update_converted<U>(at, dtypes, begin, count, c, states);
   A* const w = static_cast<A*>(at.w) + begin;
   const A* const g = static_cast<const A*>(at.g) + begin;
