@@ -29,6 +29,7 @@ def run(*command: str, cwd: Path | None = None, **environment: str) -> subproces
 X86_64_GCC = platform.machine() == "x86_64" and shutil.which("g++") is not None
 
 
+VECTOR_BYTES = {"x86_64_v4": 64, "x86_64_v3": 32, "baseline": 16}
 each_isa = pytest.mark.parametrize(
     ("isa", "register"), [("x86_64_v4", "zmm"), ("x86_64_v3", "ymm"), ("baseline", "xmm")]
 )
@@ -40,12 +41,17 @@ def compile_loops(isa: str, loops: str, folder: Path) -> str:
     source = folder / "loop.cpp"
     target = "" if isa == "baseline" else f'__attribute__((target("arch={isa.replace("86_64_", "86-64-")}")))'
     source.write_text(f"""
+#include <algorithm>
+#include <limits>
+#include <numeric>
+#include "cpu/bfloat16.h"
 #include "cpu/kernels.h"
 #include "cpu/prefetch.h"
 #include "rules/adam.h"
 #include "rules/sgd.h"
 #define FUSEDREG_ISA {isa}
 #define FUSEDREG_TARGET {target}
+#define FUSEDREG_VECTOR_BYTES {VECTOR_BYTES[isa]}
 {loops}
 """)
     flags = re.search(r"FLAGS = \[([^\]]*)\]", (ROOT / "setup.py").read_text())[1].replace('"', "").split(", ")
@@ -104,15 +110,9 @@ template void cpu::{isa}::score_tile<Adam, Adam::kPlain, true, float>(
 @each_isa
 def test_the_loops_over_keys_are_vectorised(isa, register, tmp_path) -> None:
     """The search subtracts 1 from each key, and sums are in double."""
-    width = {"zmm": 64, "ymm": 32, "xmm": 16}[register]
     assembly = compile_loops(
         isa,
         f"""
-#include <algorithm>
-#include <limits>
-#include <numeric>
-#include "cpu/bfloat16.h"
-#define FUSEDREG_VECTOR_BYTES {width}
 #include "cpu/update_loop.h"
 #include "cpu/unit_loop.h"
 #include "cpu/key_loop.h"
