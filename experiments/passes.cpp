@@ -1,14 +1,17 @@
 // The CPU kernels without torch around them, for variants.py, which builds this file once for each variant of csrc/.
+#include <algorithm>
 #include <atomic>
 #include <thread>
 #include <vector>
 
+#include "cpu/bfloat16.h"
 #include "cpu/kernels.h"
 #include "cpu/prefetch.h"
 #include "rules/adam.h"
 
 #define FUSEDREG_ISA level
 #define FUSEDREG_TARGET __attribute__((target(LEVEL)))
+#define FUSEDREG_VECTOR_BYTES VECTOR_BYTES
 #include "cpu/squares_loop.h"
 #include "cpu/update_loop.h"
 
@@ -30,7 +33,7 @@ void share_out(std::int64_t n, std::int64_t chunk, int threads, const Body& body
   for (std::thread& other : others) other.join();
 }
 
-constexpr double kStepsBefore[] = {10};
+constexpr double kStepsBefore[] = {10}, kStepsAfter[] = {11};
 
 std::vector<double> adamw_fields() {
   Group<Adam> group;
@@ -48,13 +51,14 @@ std::vector<double> adamw_fields() {
 extern "C" void adamw(float* w, const float* g, float* m, float* v, std::int64_t n, std::int64_t chunk, int threads) {
   const std::vector<double> fields = adamw_fields();
   StepConstants<Adam, float> constants;
-  fill_constants(constants, make_group<Adam>(fields.data()), kStepsBefore, 1, 0.5);
+  fill_constants(constants, make_group<Adam>(fields.data()), kStepsBefore, kStepsAfter, 1, 0.5);
   const auto kernel = cpu::level::update_kernel<Adam, float>(fields.data(), Adam::kPlain);
   Pointers at;
   at.w = w, at.g = g, at.state[0] = m, at.state[1] = v;
   const cpu::DTypes float32;
-  share_out(n, chunk, threads,
-            [&](std::int64_t begin, std::int64_t count) { kernel(at, float32, begin, count, &constants); });
+  share_out(n, chunk, threads, [&](std::int64_t begin, std::int64_t count) {
+    kernel(at, float32, begin, count, &constants, nullptr, nullptr);
+  });
 }
 
 extern "C" double squares(const float* g, std::int64_t n, std::int64_t chunk, int threads) {
@@ -91,9 +95,9 @@ extern "C" double fillings(std::int64_t times) {
   const std::vector<double> fields = adamw_fields();
   double sum = 0;
   for (std::int64_t i = 0; i < times; ++i) {
-    const double steps = static_cast<double>(i);
+    const double before = static_cast<double>(i), after = before + 1;
     StepConstants<Adam, float> constants;
-    fill_constants(constants, make_group<Adam>(fields.data()), &steps, 1, 0.5);
+    fill_constants(constants, make_group<Adam>(fields.data()), &before, &after, 1, 0.5);
     sum += constants.rule.step_size;
   }
   return sum;

@@ -69,16 +69,16 @@ STEP_VARIANTS = {
 
 
 def norm_ahead(step: int) -> tuple[tuple[str, str, str], ...]:
-    return (*PREFETCH, ("cpu/prefetch.h", "kNormAheadBytes = 4096", f"kNormAheadBytes = {step}"))
+    return (*PREFETCH, ("cpu/prefetch.h", "kNormAheadBytes = 1024", f"kNormAheadBytes = {step}"))
 
 
 NORM_VARIANTS = {
     "as shipped": Variant(),
     "no prefetch": Variant(NO_PREFETCH),
-    "prefetch 4 KiB ahead": Variant(PREFETCH),
+    "prefetch 1 KiB ahead": Variant(PREFETCH),
     "chunks of 256 Ki": Variant(chunk=256 * 1024),
-    "prefetch 1 KiB ahead": Variant(norm_ahead(1024)),
     "prefetch 2 KiB ahead": Variant(norm_ahead(2048)),
+    "prefetch 4 KiB ahead": Variant(norm_ahead(4096)),
     "prefetch 8 KiB ahead": Variant(norm_ahead(8192)),
 }
 
@@ -99,7 +99,7 @@ class Passes:
         library = tree / "passes.so"
         command = [
             "c++",
-            "-std=c++17",
+            "-std=c++20",
             "-O3",
             "-fno-math-errno",
             "-fno-trapping-math",
@@ -109,6 +109,7 @@ class Passes:
             "-pthread",
         ]
         command += [f'-DLEVEL="{target}"', f"-DVECTOR_BYTES={width}", f"-I{tree / 'csrc'}", str(HERE / "passes.cpp")]
+        command += [str(tree / "csrc" / "cpu" / name) for name in ("codes.cpp", "rounding.cpp")]
         subprocess.run([*command, "-o", str(library)], check=True)
         self.library = ctypes.CDLL(str(library))
         for function in (self.library.squares, self.library.fillings):
