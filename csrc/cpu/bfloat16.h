@@ -1,4 +1,4 @@
-// Rounding to bfloat16 with the instruction that AVX512-BF16 has for it.
+// bfloat16 to and from float32 in AVX-512, with the instruction that AVX512-BF16 has for rounding.
 #pragma once
 
 #include "../maths/storage.h"

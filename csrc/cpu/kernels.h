@@ -17,7 +17,8 @@ namespace fusedreg::cpu {
 
 enum Isa { kBaseline, kX8664V3, kX8664V4 };
 
-// What of a parameter's streams is converted. Elements of its arithmetic type are worked on where they are.
+// Which of a parameter's streams are converted: none, those in bfloat16 and no other, or others too. Elements of the
+// arithmetic type are worked on where they are.
 enum class Converted : std::uint8_t { kNone, kBFloat16, kOthers };
 
 // The dtypes of a parameter's streams.
